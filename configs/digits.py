@@ -1,0 +1,33 @@
+"""Jet on scikit-learn's 8x8 digits: a whole run in two or three minutes on a laptop, nothing to download.
+
+  python -m jet_jax.train --config=configs/digits.py --workdir=runs/digits
+"""
+
+from jet_jax.config import default_config, with_argument
+
+
+def get_config(argument=""):
+  """`argument` is a list of key=value pairs."""
+  config = default_config()
+  config.data.source = "digits"
+  config.levels = 17
+
+  config.model.couplings = 16
+  config.model.block_depth = 2
+  config.model.width = 64
+  config.model.heads = 4
+  config.model.patch_size = 2
+  config.model.kinds = ("channels", "channels", "spatial")
+
+  config.total_steps = 800
+  config.batch_size = 128
+  config.lr = 2e-3
+  config.wd = 2e-5
+  config.warmup_percent = 10
+
+  config.log_steps = 50
+  config.eval_steps = 200
+  config.sample_steps = 200
+  config.sample_temperature = 0.9
+  config.checkpoint_steps = 200
+  return with_argument(config, argument)

@@ -1,0 +1,114 @@
+"""Checkpoints: the state of a run on disk, through orbax and only here.
+
+DIR/checkpoints/STEP/model holds what evaluation and sampling need (parameters, their average, permutations),
+DIR/checkpoints/STEP/training what training needs besides. A step counts from the moment its commit file is there.
+"""
+
+import pathlib
+import shutil
+
+import jax
+import orbax.checkpoint as ocp
+
+from jet_jax import config as config_lib
+from jet_jax import sharding
+from jet_jax.jet import Jet
+from jet_jax.steps import TrainState
+
+COMMIT_FILE = "commit_success.txt"  # orbax's mark of a complete step
+
+
+class Checkpoints:
+  """The checkpoints of one work directory. Saving is asynchronous; leaving the context waits for it.
+
+  Args:
+    workdir: of the run.
+    keep: how many of the newest checkpoints stay; None opens the directory to read only.
+  """
+
+  def __init__(self, workdir: str | pathlib.Path, keep: int | None = None):
+    self.directory = pathlib.Path(workdir).absolute() / "checkpoints"
+    if keep is not None:
+      self._remove_unfinished()
+    self._manager = ocp.CheckpointManager(
+      self.directory,
+      options=ocp.CheckpointManagerOptions(
+        max_to_keep=keep,
+        read_only=keep is None,
+        create=keep is not None,
+        atomicity_options=ocp.options.AtomicityOptions(mode=ocp.options.AtomicityMode.COMMIT_FILE),
+      ),
+    )
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *error):
+    self._manager.close()
+
+  def _remove_unfinished(self) -> None:
+    """Removes what a save that was killed has left; orbax would stumble over it at the same step."""
+    for step in self.directory.glob("*"):
+      if step.is_dir() and not (step / COMMIT_FILE).exists():
+        shutil.rmtree(step)
+
+  def latest_step(self) -> int | None:
+    """The newest complete checkpoint, by step; None if there is none."""
+    return max(self._manager.all_steps(), default=None)
+
+  def save(self, state: TrainState) -> None:
+    """Starts to save the state under its step."""
+    model = {"params": state.params, "permutations": state.permutations, "ema": state.ema}
+    training = {"step": state.step, "opt_state": state.opt_state}
+    args = ocp.args.Composite(model=ocp.args.StandardSave(model), training=ocp.args.StandardSave(training))
+    self._manager.save(int(state.step), args=args)
+
+  def restore(self, step: int, like: TrainState) -> TrainState:
+    """The state saved at `step`, with the shapes, dtypes and shardings of `like` (arrays or ShapeDtypeStructs)."""
+    model = {"params": like.params, "permutations": like.permutations, "ema": like.ema}
+    training = {"step": like.step, "opt_state": like.opt_state}
+    args = ocp.args.Composite(model=ocp.args.StandardRestore(model), training=ocp.args.StandardRestore(training))
+    restored = self._manager.restore(step, args=args)
+    return TrainState(**restored.model, **restored.training)
+
+  def restore_variables(self, step: int, like: dict) -> dict:
+    """`params` and `permutations` to evaluate or sample with; `like` is a tree {"params", "permutations", "ema"}."""
+    args = ocp.args.Composite(model=ocp.args.StandardRestore(like))
+    model = self._manager.restore(step, args=args).model
+    params = model["params"] if model["ema"] is None else model["ema"]
+    return {"params": params, "permutations": model["permutations"]}
+
+  def check_step(self, step: int | None) -> int:
+    """`step` if it is saved, or the newest if it is None; ValueError otherwise."""
+    steps = sorted(self._manager.all_steps())
+    if not steps:
+      raise ValueError(f"no complete checkpoint in {self.directory}; train until the first one is saved")
+    if step is not None and step not in steps:
+      raise ValueError(f"step {step} is not in {self.directory}; it has {', '.join(map(str, steps))}")
+    return steps[-1] if step is None else step
+
+
+def load_run(workdir: str | pathlib.Path, mesh, step: int | None = None):
+  """All that evaluation and sampling need of a trained run.
+
+  Args:
+    workdir: of the run.
+    mesh: devices, every one of which receives a copy.
+    step: which checkpoint; None is the newest.
+
+  Returns:
+    `(config, model, variables, step)`.
+
+  Raises:
+    ValueError: no such work directory or step.
+  """
+  config = config_lib.load(workdir)
+  model = Jet(**config.model)
+  if not (pathlib.Path(workdir) / "checkpoints").is_dir():
+    raise ValueError(f"no checkpoint in {workdir}; train until the first one is saved")
+  with Checkpoints(workdir) as checkpoints:
+    step = checkpoints.check_step(step)
+    images = jax.ShapeDtypeStruct((1, *config.image_shape), "float32")
+    like = jax.eval_shape(model.init, jax.random.key(0), images)
+    like["ema"] = like["params"] if config.ema_decay else None
+    return config, model, checkpoints.restore_variables(step, sharding.place_like(like, mesh)), step

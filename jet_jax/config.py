@@ -1,0 +1,242 @@
+"""Every field of a run's configuration: its meaning, its default, its checks, its durations.
+
+A file in `configs/` starts from `default_config()` and sets what its run is about. Because every field exists from the
+start, `--config.some.field=value` works for all of them, a misspelled name is refused, and no code below asks twice.
+"""
+
+import ast
+import difflib
+import json
+import pathlib
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+# Each duration has one field a unit, of which at most one is set: config.eval_steps, config.eval_epochs, ...
+DURATIONS = ("total", "warmup", "log", "eval", "checkpoint", "sample")
+UNITS = {"steps": int, "examples": int, "epochs": float, "percent": float}  # percent of the total steps
+
+
+def default_config() -> ConfigDict:
+  """All fields with their defaults; the optimizer's are those of Jet's released ImageNet-64 recipe."""
+  config = ConfigDict()
+  config.seed = 0  # of the parameters, permutations, data order and noise
+  config.levels = 256  # values a pixel can take: 256 for 8 bits, 32 for 5 bits, 17 for the digits
+
+  config.data = ConfigDict()
+  config.data.source = "digits"  # digits, photos, npz:PATH or folder:PATH; see data.py
+  config.data.size = placeholder(int)  # side in pixels that images are brought to; None keeps theirs
+  config.image_shape = placeholder(tuple)  # (H, W, C), filled in from the data
+
+  config.model = ConfigDict()  # the arguments of jet.Jet
+  config.model.couplings = 32
+  config.model.block_depth = 2
+  config.model.width = 512
+  config.model.heads = 8
+  config.model.patch_size = 4
+  config.model.kinds = ("channels", "channels", "channels", "channels", "spatial")
+  config.model.spatial = (
+    "checkerboard", "checkerboard-inv", "vstripes", "vstripes-inv", "hstripes", "hstripes-inv",
+  )  # fmt: skip
+  config.model.scale_bound = 2.0
+  config.model.dtype = "float32"
+  config.model.remat = "full"
+
+  for duration in DURATIONS:
+    for unit, kind in UNITS.items():
+      config[f"{duration}_{unit}"] = placeholder(kind)
+  config.batch_size = 1024  # images a step, over all devices
+
+  config.lr = 3e-4  # peak
+  config.wd = 1e-5  # weight decay a step at the peak of the schedule, not multiplied by lr
+  config.adam_b1 = 0.9
+  config.adam_b2 = 0.95
+  config.adam_mu_dtype = "bfloat16"  # of the first moment
+  config.clip_norm = 1.0  # global norm of the gradient
+  config.ema_decay = 0.0  # of the averaged weights that evaluation and sampling then use; 0 is off
+
+  config.eval_noise_samples = 1  # draws of the dequantization noise an image, during training
+  config.sample_num = 64
+  config.sample_temperature = 1.0
+  config.checkpoint_keep = 2  # newest checkpoints that stay
+  config.wandb_project = ""  # Weights & Biases project; empty is off
+  return config
+
+
+def override(config: ConfigDict, values: dict) -> ConfigDict:
+  """Sets fields by name, in place; a duration set in one unit loses its other units.
+
+  Args:
+    config: from `default_config`.
+    values: dotted field name -> value. A field of `model` or `data` may go without its prefix.
+
+  Raises:
+    ValueError: a name that no field has, or a value of the wrong type.
+  """
+  for name, value in values.items():
+    _set(config, name, value)
+    _drop_other_units(config, name)
+  return config
+
+
+def with_argument(config: ConfigDict, argument: str, variants: dict[str, dict] | None = None) -> ConfigDict:
+  """Applies what follows the colon in `--config=configs/name.py:variant,key=value,...`.
+
+  Args:
+    config: the config of the file, before the argument.
+    argument: variant names and key=value pairs, separated by commas, applied from left to right.
+    variants: name -> fields it sets, as for `override`.
+
+  Raises:
+    ValueError: an unknown variant or field.
+  """
+  variants = variants or {}
+  for part in filter(None, (argument or "").split(",")):
+    name, is_pair, text = part.partition("=")
+    if is_pair:
+      override(config, {name: _parse(text)})
+    elif name in variants:
+      override(config, variants[name])
+    else:
+      raise ValueError(f"unknown variant {name!r}{_did_you_mean(name, variants)}; known: {', '.join(variants) or 'none'}")
+  return config
+
+
+def resolve(config: ConfigDict, flag_overrides=()) -> ConfigDict:
+  """The config that a run goes by: checked, complete, with one unit a duration.
+
+  Args:
+    config: of a config file or of a `config.json`; plain values for some or all fields.
+    flag_overrides: names of the fields that were given on the command line.
+
+  Raises:
+    ValueError: an unknown field or a value outside its range.
+  """
+  resolved = default_config()
+  for name, value in _leaves(config):
+    _set(resolved, name, value)
+  for name in flag_overrides:
+    _drop_other_units(resolved, name)
+  _check(resolved)
+  return resolved
+
+
+def steps(config: ConfigDict, duration: str, num_examples: int) -> int:
+  """A duration in steps, at least 1, or 0 if none is set.
+
+  Args:
+    config: resolved config.
+    duration: one of `DURATIONS`.
+    num_examples: size of the training set.
+  """
+  for unit in UNITS:
+    value = config[f"{duration}_{unit}"]
+    if value:
+      if unit == "percent":
+        scale = steps(config, "total", num_examples) / 100
+      else:
+        scale = {"steps": 1, "examples": 1 / config.batch_size, "epochs": num_examples / config.batch_size}[unit]
+      return max(1, round(value * scale))
+  return 0
+
+
+def save(config: ConfigDict, path: pathlib.Path) -> None:
+  """Writes the config as JSON, all at once: a run killed here leaves the old file or the new one."""
+  temporary = path.with_suffix(".tmp")
+  temporary.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+  temporary.replace(path)
+
+
+def load(workdir: str | pathlib.Path) -> ConfigDict:
+  """The config of a work directory.
+
+  Raises:
+    ValueError: no readable `config.json` there.
+  """
+  path = pathlib.Path(workdir) / "config.json"
+  if not path.is_file():
+    raise ValueError(f"{workdir} is no work directory of jet_jax: it has no config.json; give the --workdir of a training run")
+  try:
+    return resolve(ConfigDict(json.loads(path.read_text())))
+  except json.JSONDecodeError as error:
+    raise ValueError(f"{path} is not JSON ({error}); restore it, or train again with the same --config") from error
+
+
+def _leaves(config, prefix=""):
+  """Yields (dotted name, value) of every field; lists, which is how JSON stores tuples, become tuples."""
+  for key, value in config.items():
+    if isinstance(value, (ConfigDict, dict)):
+      yield from _leaves(value, f"{prefix}{key}.")
+    elif value is not None:
+      yield f"{prefix}{key}", tuple(value) if isinstance(value, list) else value
+
+
+def _find(config, name) -> tuple[str, ...]:
+  """The path of a field, given its dotted name or that name without `model.` or `data.`."""
+  known = dict.fromkeys(_names(config))
+  for candidate in (name, f"model.{name}", f"data.{name}"):
+    if candidate in known:
+      return tuple(candidate.split("."))
+  raise ValueError(f"unknown config field {name!r}{_did_you_mean(name, known)}; jet_jax/config.py lists all fields")
+
+
+def _names(config, prefix=""):
+  for key in config:
+    field = config[key]
+    yield from _names(field, f"{prefix}{key}.") if isinstance(field, ConfigDict) else [prefix + key]
+
+
+def _did_you_mean(name, known) -> str:
+  matches = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+  return f": did you mean {matches[0]!r}?" if matches else ""
+
+
+def _parse(text: str):
+  try:
+    return ast.literal_eval(text)
+  except (ValueError, SyntaxError):
+    return text
+
+
+def _set(config, name, value) -> None:
+  *parents, leaf = _find(config, name)
+  for parent in parents:
+    config = config[parent]
+  try:
+    config[leaf] = value
+  except TypeError as error:
+    raise ValueError(f"{name}={value!r} has the wrong type; give a value of type {config.get_type(leaf).__name__}") from error
+
+
+def _drop_other_units(config, name) -> None:
+  """If `name` is a duration that is set, clears the fields that give it in other units."""
+  duration, _, unit = name.rpartition("_")
+  if duration in DURATIONS and unit in UNITS and config[name] is not None:
+    for other in UNITS.keys() - {unit}:
+      config[f"{duration}_{other}"] = None
+
+
+def _check(config) -> None:
+  """Raises ValueError for a value that no run could use; what depends on the data or the model is checked there."""
+  for duration in DURATIONS:
+    given = {f"{duration}_{unit}": config[f"{duration}_{unit}"] for unit in UNITS}
+    given = {name: value for name, value in given.items() if value is not None}
+    if len(given) > 1:
+      raise ValueError(f"{' and '.join(given)} are both set; keep one, set the others to None")
+    for name, value in given.items():
+      if value < 0:
+        raise ValueError(f"{name}={value} must not be negative; 0 turns it off")
+  if not (config.total_steps or config.total_epochs or config.total_examples):
+    raise ValueError("the run has no length; set total_steps, total_epochs or total_examples to a positive number")
+  if config.total_percent is not None:
+    raise ValueError("total_percent is a share of itself; set total_steps, total_epochs or total_examples")
+  ranges = {
+    "batch_size": (1, None), "levels": (2, 256), "seed": (0, 2**31 - 1), "lr": (0, None), "wd": (0, None),
+    "adam_b1": (0, 1), "adam_b2": (0, 1), "ema_decay": (0, 1), "eval_noise_samples": (1, None),
+    "sample_num": (1, None), "sample_temperature": (0, None), "checkpoint_keep": (1, None),
+  }  # fmt: skip
+  for name, (low, high) in ranges.items():
+    if config[name] < low or (high is not None and config[name] > high):
+      raise ValueError(f"{name}={config[name]} must be at least {low}" + (f" and at most {high}" if high else ""))
+  if config.clip_norm <= 0:
+    raise ValueError(f"clip_norm={config.clip_norm} must be positive; a huge value turns clipping off")

@@ -1,0 +1,62 @@
+"""One affine coupling of the flow (Jet, equation 1), both ways."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+
+from jet_jax.permutations import permute
+from jet_jax.vit import ViT
+
+
+class Coupling(nn.Module):
+  """Transforms one half of the image by a scale and a bias that a ViT reads off the other half.
+
+  With `x1, x2` the two halves, `bias, raw = ViT(x1)`, `m = scale_bound` and `scale = m * sigmoid(raw)`:
+
+    forward:  y1 = x1,  y2 = (x2 + bias) * scale     logdet =  sum(log_sigmoid(raw) + log m)
+    inverse:  x1 = y1,  x2 = y2 / scale - bias       logdet = -sum(log_sigmoid(raw) + log m)
+
+  Both ways share the one call of the ViT. The affine maths and logdet are in the dtype of `x`, never in the predictor's.
+
+  Attributes:
+    tokens: tokens of each half, `dims / 2 / tokens` numbers wide.
+    scale_bound: m, the largest scale; at 2 a new coupling is the identity.
+    inverse: which way to go.
+    block_depth, width, heads, dtype: of the predictor, see `ViT`.
+  """
+
+  tokens: int
+  scale_bound: float
+  inverse: bool
+  block_depth: int
+  width: int
+  heads: int
+  dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(self, x, route):
+    """One step of the scan over couplings.
+
+    Args:
+      x: (B, dims). Forward: the image in this coupling's order. Inverse: in the next coupling's order.
+      route: gathers `(there, back)`, int32 (dims,) each, from this coupling's order to the next one's and back.
+
+    Returns:
+      The same image on the other side of this coupling and its permutation, and logdet of this step in nats, (B,).
+    """
+    there, back = route
+    if self.inverse:
+      x = permute(x, back, there)
+    x1, x2 = rearrange(x, "b (half n d) -> half b n d", half=2, n=self.tokens)
+    bias, raw_scale = ViT(self.block_depth, self.width, self.heads, self.dtype, name="vit")(x1)
+    scale = self.scale_bound * jax.nn.sigmoid(raw_scale)
+    logdet = jnp.sum(jax.nn.log_sigmoid(raw_scale) + jnp.log(self.scale_bound), axis=(1, 2))
+    if self.inverse:
+      x2, logdet = x2 / scale - bias, -logdet
+    else:
+      x2 = (x2 + bias) * scale
+    x = rearrange([x1, x2], "half b n d -> b (half n d)")
+    if not self.inverse:
+      x = permute(x, there, back)
+    return x, logdet

@@ -1,0 +1,90 @@
+"""From uint8 pixels to bits per dimension and back. Scale, bin width and the constant of bits/dim are fixed here, once.
+
+A pixel value u in {0 .. levels - 1} stands for the bin [u, u + 1) * bin_width - 1 of the real line, so that an image lies
+in [-1, 1 + bin_width). Uniform noise inside the bin makes it continuous; the density of the flow integrated over a bin is
+the probability of its pixel value, and E[-log density] - log(bin volume) bounds -log probability from above.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+LEVELS = 256  # of 8-bit images
+# Noise keeps this far from the edges of its bin, in bins. It is more than four float32 roundings of a number below 2 at
+# 256 levels (4 * 2**-24 * 255 / 2), so quantize undoes dequantize for every draw; it moves one draw in 8192.
+EDGE = 2.0**-14
+
+
+def bin_width(levels: int = LEVELS) -> float:
+  """Distance between two neighbouring pixel values, 2 / (levels - 1); 1 / 127.5 for 8-bit images."""
+  return 2.0 / (levels - 1)
+
+
+def example_keys(key, index) -> jax.Array:
+  """One PRNG key an example, so that its draws do not depend on the batch it comes in.
+
+  Args:
+    key: a PRNG key.
+    index: int (B,), which example it is.
+
+  Returns:
+    PRNG keys (B,).
+  """
+  return jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
+
+
+def dequantize(images, noise_keys, levels: int = LEVELS) -> jax.Array:
+  """Pixels to the real line: `u * bin_width - 1 + noise`, noise uniform in [0, bin_width) (JET.md: paper, section 3).
+
+  Args:
+    images: integers (B, H, W, C) in {0 .. levels - 1}.
+    noise_keys: PRNG keys (B,), one an image.
+    levels: number of pixel values.
+
+  Returns:
+    float32 (B, H, W, C) in [-1, 1 + bin_width).
+  """
+  noise = jax.vmap(lambda key: jax.random.uniform(key, images.shape[1:]))(noise_keys)
+  noise = jnp.clip(noise, EDGE, 1 - EDGE)
+  return images.astype(jnp.float32) * bin_width(levels) - 1 + noise * bin_width(levels)
+
+
+def quantize(x, levels: int = LEVELS) -> jax.Array:
+  """The real line to pixels: the inverse of `dequantize`; what lies outside the range takes the nearest value.
+
+  Args:
+    x: float (B, H, W, C).
+    levels: number of pixel values.
+
+  Returns:
+    uint8 (B, H, W, C) in {0 .. levels - 1}.
+  """
+  return jnp.clip(jnp.floor((x + 1) / bin_width(levels)), 0, levels - 1).astype(jnp.uint8)
+
+
+def log_prior(z) -> jax.Array:
+  """log N(z; 0, I) in nats, one number an image: (B, H, W, C) -> (B,)."""
+  return jnp.sum(-0.5 * (z**2 + math.log(2 * math.pi)), axis=(1, 2, 3))
+
+
+def sample_prior(keys, image_shape) -> jax.Array:
+  """z ~ N(0, I): PRNG keys (B,), one an image, and (H, W, C) -> float32 (B, H, W, C)."""
+  return jax.vmap(lambda key: jax.random.normal(key, image_shape))(keys)
+
+
+def bits_per_dim(z, logdet, levels: int = LEVELS) -> jax.Array:
+  """Upper bound on -log2 of the probability of the quantized images, per dimension; its mean is the loss.
+
+    bits_per_dim = (-log N(z; 0, I) - logdet - D ln bin_width) / (D ln 2),    D = H W C
+
+  Args:
+    z: latents of dequantized images, float32 (B, H, W, C).
+    logdet: of the forward call, nats, (B,).
+    levels: number of pixel values.
+
+  Returns:
+    float32 (B,).
+  """
+  dims = math.prod(z.shape[1:])
+  return (-log_prior(z) - logdet) / (dims * math.log(2)) - math.log2(bin_width(levels))

@@ -1,0 +1,128 @@
+"""Metrics of a run: to the terminal, `metrics.jsonl`, TensorBoard and, if asked for, Weights & Biases."""
+
+import datetime
+import json
+import pathlib
+import sys
+import time
+
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+
+class MetricLog:
+  """Writes metrics of steps after `start`; what an interrupted run had logged beyond it is dropped, to come again.
+
+  Args:
+    workdir: of the run.
+    config: resolved config; `batch_size` and `wandb_project` are read.
+    start: step that training starts from.
+    total: step that training ends at.
+  """
+
+  def __init__(self, workdir: pathlib.Path, config, start: int, total: int):
+    self.total, self.batch_size = total, config.batch_size
+    path = workdir / "metrics.jsonl"
+    _drop_steps_after(start, path)
+    self._jsonl = path.open("a")
+    self._tensorboard = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1)
+    self._wandb = _start_wandb(workdir, config) if config.wandb_project else None
+    self._bar = tqdm(
+      initial=start, total=total, unit="step", leave=False, dynamic_ncols=True, disable=not sys.stderr.isatty()
+    )
+    self._clock = _Clock(start)
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *error):
+    self._jsonl.close()
+    self._tensorboard.close()
+    self._bar.close()
+    if self._wandb:
+      self._wandb.finish()
+
+  def step_done(self) -> None:
+    """Moves the progress bar by a step."""
+    self._bar.update(1)
+
+  def pause(self):
+    """Context in which time does not count as training."""
+    return self._clock
+
+  def train(self, step: int, metrics: dict[str, float]) -> None:
+    """Logs training metrics, given without their prefix, with the speed since the last call."""
+    seconds_a_step = self._clock.seconds_a_step(step)
+    metrics["images_per_second"] = self.batch_size / seconds_a_step
+    self._write(step, {f"train/{name}": value for name, value in metrics.items()})
+    left = datetime.timedelta(seconds=round((self.total - step) * seconds_a_step))
+    self._print(step, f"train {metrics['bits_per_dim']:.4f} bits/dim", f"{metrics['images_per_second']:,.0f} images/s", f"ETA {left}")
+
+  def validation(self, step: int, metrics: dict[str, float]) -> None:
+    """Logs what `evaluate` returned."""
+    self._write(step, {f"val/{name}": value for name, value in metrics.items()})
+    bits = f"validation {metrics['bits_per_dim']:.4f} ± {metrics['bits_per_dim_stderr']:.4f} bits/dim"
+    self._print(step, bits, f"{metrics['num_images']:,} images")
+
+  def samples(self, step: int, image) -> None:
+    """Shows a grid of samples, uint8 (H, W, 3), in TensorBoard."""
+    self._tensorboard.add_image("samples", image, step, dataformats="HWC")
+
+  def _write(self, step, metrics) -> None:
+    self._jsonl.write(json.dumps({"step": step, **metrics}) + "\n")
+    self._jsonl.flush()
+    for name, value in metrics.items():
+      self._tensorboard.add_scalar(name, value, step)
+    self._tensorboard.flush()
+    if self._wandb:
+      self._wandb.log(metrics, step=step)
+
+  def _print(self, step, *parts) -> None:
+    digits = len(str(self.total))
+    tqdm.write("  ".join([f"step {step:>{digits}}/{self.total}", *parts]))
+    sys.stdout.flush()
+
+
+class _Clock:
+  """Training time between two looks at it; time inside its context does not count."""
+
+  def __init__(self, step: int):
+    self.step, self.start, self.paused = step, time.perf_counter(), 0.0
+
+  def __enter__(self):
+    self.pause_start = time.perf_counter()
+
+  def __exit__(self, *error):
+    self.paused += time.perf_counter() - self.pause_start
+
+  def seconds_a_step(self, step: int) -> float:
+    now = time.perf_counter()
+    seconds = (now - self.start - self.paused) / (step - self.step)
+    self.step, self.start, self.paused = step, now, 0.0
+    return seconds
+
+
+def _drop_steps_after(start: int, path: pathlib.Path) -> None:
+  """Keeps the lines of `metrics.jsonl` up to step `start`; a last line that was torn by a kill goes too."""
+  if not path.exists():
+    return
+  kept = []
+  for line in path.read_text().splitlines():
+    try:
+      if json.loads(line)["step"] <= start:
+        kept.append(line + "\n")
+    except json.JSONDecodeError:
+      continue
+  temporary = path.with_suffix(".tmp")
+  temporary.write_text("".join(kept))
+  temporary.replace(path)
+
+
+def _start_wandb(workdir, config):
+  try:
+    import wandb  # noqa: PLC0415  optional
+  except ModuleNotFoundError as error:
+    raise ValueError("config.wandb_project is set but wandb is not installed; pip install 'jet_jax[wandb]' or clear it") from error
+  # The id lies in the name of the work directory, so that a resumed run continues its page.
+  run_id = f"{workdir.name}-{config.seed}"
+  return wandb.init(project=config.wandb_project, name=workdir.name, id=run_id, resume="allow", config=config.to_dict())

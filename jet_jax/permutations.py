@@ -1,0 +1,155 @@
+"""How each coupling splits an image in two halves: one index table for every kind of split.
+
+The patchified image is `tokens` tokens of `token_dim` numbers, `dims = tokens * token_dim` in all. A coupling reads
+these numbers in the order of its row of an int32 table `(couplings, dims)`: the first half of the row is the half that
+conditions, the second half the one that is transformed, and either is again `tokens` tokens, now `token_dim / 2` wide.
+
+Channel splits and spatial splits (Jet, section 2) are both such rows, so that nothing after this file asks which is which.
+"""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.custom_derivatives import linear_call
+
+KINDS = ("channels", "spatial")
+# Which tokens condition, from the row and column of a token in the grid of patches.
+SPATIAL_PATTERNS = {
+  "checkerboard": lambda row, column: (row + column) % 2 == 0,
+  "vstripes": lambda row, column: column % 2 == 0,
+  "hstripes": lambda row, column: row % 2 == 0,
+}
+INVERTED = "-inv"  # suffix of a pattern: the other half of the tokens conditions
+
+
+def spatial_row(pattern: str, grid: tuple[int, int], token_dim: int) -> np.ndarray:
+  """The table row of a spatial split: half of the tokens condition, the other half is transformed.
+
+  A half keeps its tokens in row-major order, and each of them is cut into two adjacent tokens of half the width.
+
+  Args:
+    pattern: a key of `SPATIAL_PATTERNS`, with or without the suffix "-inv".
+    grid: rows and columns of patches.
+    token_dim: numbers in a token, even.
+
+  Returns:
+    int32 (rows * columns * token_dim,).
+
+  Raises:
+    ValueError: unknown pattern, or a grid that the pattern does not cut in equal halves.
+  """
+  name = pattern.removesuffix(INVERTED)
+  if name not in SPATIAL_PATTERNS:
+    known = [p + suffix for p in SPATIAL_PATTERNS for suffix in ("", INVERTED)]
+    raise ValueError(f"unknown spatial pattern {pattern!r}; use one of {', '.join(known)}")
+  rows, columns = np.indices(grid)
+  conditions = SPATIAL_PATTERNS[name](rows, columns).ravel()
+  if 2 * conditions.sum() != conditions.size:
+    raise ValueError(
+      f"spatial pattern {pattern!r} must cut the tokens in equal halves, and a grid of {grid[0]}x{grid[1]} patches gives "
+      f"{conditions.sum()} and {conditions.size - conditions.sum()}; use another patch_size, image size or pattern"
+    )
+  if pattern.endswith(INVERTED):
+    conditions = ~conditions
+  # A stable sort on "does not condition" puts the conditioning tokens first and keeps row-major order within a half.
+  # The cut `n (s c) -> (n s) c` leaves numbers where they lie in memory, so it needs no further reordering.
+  order = np.argsort(~conditions, kind="stable")
+  return (order[:, None] * token_dim + np.arange(token_dim)).astype(np.int32).ravel()
+
+
+def channel_row(order: jax.Array, tokens: int) -> jax.Array:
+  """The table row of a channel split: in every token the first half of the channels in `order` conditions.
+
+  Args:
+    order: int (token_dim,), a permutation of the channels of a token.
+    tokens: number of tokens.
+
+  Returns:
+    int32 (tokens * token_dim,).
+  """
+  token_dim = order.shape[0]
+  halves = order.reshape(2, 1, token_dim // 2)
+  starts = jnp.arange(tokens, dtype=jnp.int32)[None, :, None] * token_dim
+  return (starts + halves).astype(jnp.int32).ravel()
+
+
+def coupling_table(key, couplings, kinds, spatial, grid, token_dim) -> jax.Array:
+  """Draws the table of a whole flow: `kinds` repeats over the couplings, `spatial` over the spatial ones.
+
+  Args:
+    key: PRNG key; every channel split permutes its channels anew (Jet, section 2).
+    couplings: number of couplings.
+    kinds: sequence of "channels" and "spatial".
+    spatial: sequence of patterns, see `spatial_row`.
+    grid: rows and columns of patches.
+    token_dim: numbers in a token, even.
+
+  Returns:
+    int32 (couplings, rows * columns * token_dim); every row is a permutation.
+  """
+  patterns = itertools.cycle(spatial)
+  table = []
+  for i, kind in zip(range(couplings), itertools.cycle(kinds)):
+    if kind == "spatial":
+      table.append(jnp.asarray(spatial_row(next(patterns), grid, token_dim)))
+    else:
+      order = jax.random.permutation(jax.random.fold_in(key, i), token_dim)
+      table.append(channel_row(order, grid[0] * grid[1]))
+  return jnp.stack(table)
+
+
+def check_splits(kinds, spatial, grid, token_dim) -> None:
+  """Raises ValueError if some coupling could not cut the image in two equal halves; arguments as `coupling_table`."""
+  unknown = [kind for kind in kinds if kind not in KINDS]
+  if unknown or not kinds:
+    raise ValueError(f"kinds={tuple(kinds)!r} must be a sequence of 'channels' and 'spatial', at least one long")
+  if token_dim % 2:
+    raise ValueError(
+      f"a token must hold an even count of numbers to be halved, and holds patch_size**2 * channels = {token_dim}; "
+      "use an even patch_size or an even number of channels"
+    )
+  if "spatial" in kinds:
+    if not spatial:
+      raise ValueError("spatial=() must name at least one pattern when kinds contain 'spatial'; or use kinds=('channels',)")
+    for pattern in spatial:
+      spatial_row(pattern, grid, token_dim)
+
+
+def routes(table: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Gathers that walk from the patchified image through every coupling's order and back.
+
+  Leaving one coupling's order and entering the next is one permutation; composing the two here halves the gathers.
+
+  Args:
+    table: int32 (couplings, dims).
+
+  Returns:
+    `(there, back)`, int32 (couplings + 1, dims) each: row i of `there` leads into coupling i, its last row back to the
+    patchified image; row i of `back` undoes row i of `there`.
+  """
+
+  @jax.vmap
+  def inverse(order):
+    return jnp.zeros_like(order).at[order].set(jnp.arange(order.size, dtype=order.dtype), unique_indices=True)
+
+  leave = inverse(table)
+  between = jnp.take_along_axis(leave[:-1], table[1:], axis=1)
+  there = jnp.concatenate([table[:1], between, leave[-1:]])
+  return there, inverse(there)
+
+
+def permute(x: jax.Array, there: jax.Array, back: jax.Array) -> jax.Array:
+  """`x[:, there]`, whose transpose is the gather by `back`: the scatter that autodiff would choose is several times slower.
+
+  Args:
+    x: (B, dims).
+    there: int32 (dims,), a permutation.
+    back: int32 (dims,), its inverse.
+  """
+
+  def gather(x, indices):
+    return x.at[:, indices].get(mode="promise_in_bounds", unique_indices=True)
+
+  return linear_call(lambda r, x: gather(x, r[0]), lambda r, g: gather(g, r[1]), (there, back), x)

@@ -1,0 +1,117 @@
+"""Images from a trained flow, inside training or alone:
+
+python -m jet_jax.sample --workdir=DIR [--step=N] [--num=64] [--seed=0] [--temperature=1.0] [--out=samples.png] [--npz=FILE]
+"""
+
+import argparse
+import functools
+import json
+import math
+import pathlib
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from einops import rearrange
+from PIL import Image
+
+from jet_jax import checkpoint, likelihood, sharding, steps
+
+CHUNK = 256  # images in one pass through the flow
+SHORTEST_SIDE = 32  # of an image in a grid, in pixels; smaller ones are enlarged
+
+
+class Sampler:
+  """Draws images; compiled once, used as often as needed.
+
+  Args:
+    model: the flow.
+    image_shape: (H, W, C).
+    levels: number of pixel values.
+    num: images a call.
+    mesh: devices that share the work.
+  """
+
+  def __init__(self, model, image_shape, levels: int, num: int, mesh):
+    self.num, self.mesh = num, mesh
+    self.chunk = -(-min(num, CHUNK) // mesh.size) * mesh.size
+    self._step = jax.jit(functools.partial(steps.sample_step, model=model, image_shape=tuple(image_shape), levels=levels))
+
+  def __call__(self, variables, seed: int = 0, temperature: float = 1.0) -> np.ndarray:
+    """Image i depends on `seed` and i alone, not on how many are drawn.
+
+    Args:
+      variables: `params` and `permutations`.
+      seed: of the latents.
+      temperature: factor on the latents.
+
+    Returns:
+      uint8 (num, H, W, C) in {0 .. levels - 1}.
+    """
+    chunks = []
+    for start in range(0, self.num, self.chunk):
+      keys = likelihood.example_keys(jax.random.key(seed), jnp.arange(start, start + self.chunk))
+      chunks.append(np.asarray(self._step(variables, jax.device_put(keys, sharding.batched(self.mesh)), temperature)))
+    return np.concatenate(chunks)[: self.num]
+
+
+def make_grid(images: np.ndarray, levels: int) -> np.ndarray:
+  """Images side by side, as near to a square as their number allows, small ones enlarged, black where none is left.
+
+  Args:
+    images: uint8 (N, H, W, C) in {0 .. levels - 1}; one channel is gray, the first three of others red, green, blue.
+    levels: number of pixel values.
+
+  Returns:
+    uint8 (rows * H', columns * W', 3) in {0 .. 255}.
+  """
+  num, height, width, channels = images.shape
+  images = np.round(images * (255 / (levels - 1))).astype(np.uint8)
+  images = images[..., [0, 1, 2] if channels >= 3 else [0, 0, 0]]
+  enlarge = max(1, math.ceil(SHORTEST_SIDE / min(height, width)))
+  images = images.repeat(enlarge, axis=1).repeat(enlarge, axis=2)
+  columns = math.ceil(math.sqrt(num))
+  rows = math.ceil(num / columns)
+  images = np.pad(images, ((0, rows * columns - num), (0, 0), (0, 0), (0, 0)))
+  return rearrange(images, "(r c) h w rgb -> (r h) (c w) rgb", r=rows)
+
+
+def save_png(grid: np.ndarray, path: str | pathlib.Path) -> None:
+  """Writes a grid, uint8 (H, W, 3), as PNG, all at once."""
+  path = pathlib.Path(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  temporary = path.with_name(path.name + ".tmp")
+  Image.fromarray(grid).save(temporary, format="PNG")
+  temporary.replace(path)
+
+
+def main(argv=None) -> None:
+  """Samples a work directory, writes the pictures and prints one JSON object."""
+  parser = argparse.ArgumentParser(prog="python -m jet_jax.sample", description="Images from a trained run.")
+  parser.add_argument("--workdir", required=True, help="work directory of a training run")
+  parser.add_argument("--step", type=int, help="checkpoint to sample; the newest by default")
+  parser.add_argument("--num", type=int, default=64, help="number of images")
+  parser.add_argument("--seed", type=int, default=0)
+  parser.add_argument("--temperature", type=float, default=1.0, help="factor on the latents; below 1 smoother, less varied")
+  parser.add_argument("--out", default="samples.png", help="PNG file of all images in a grid")
+  parser.add_argument("--npz", help="file for the images as an array `images`, uint8 (N, H, W, C)")
+  args = parser.parse_args(argv)
+  try:
+    if args.num < 1 or args.temperature < 0:
+      raise ValueError(f"--num={args.num} must be at least 1 and --temperature={args.temperature} at least 0")
+    mesh = sharding.make_mesh()
+    config, model, variables, step = checkpoint.load_run(args.workdir, mesh, args.step)
+  except ValueError as error:
+    sys.exit(f"error: {error}")
+  images = Sampler(model, config.image_shape, config.levels, args.num, mesh)(variables, args.seed, args.temperature)
+  save_png(make_grid(images, config.levels), args.out)
+  if args.npz:
+    np.savez(args.npz, images=images)
+  print(json.dumps({"step": step, "num": args.num, "out": args.out, "npz": args.npz}))
+
+
+if __name__ == "__main__":
+  logging.set_verbosity(logging.ERROR)  # orbax warns of what is intended here
+  main()

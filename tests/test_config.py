@@ -1,0 +1,91 @@
+"""Fields, units, arguments after the colon, and what is refused."""
+
+import pytest
+from ml_collections import ConfigDict
+
+from configs import digits, imagenet64
+from jet_jax import config as config_lib
+from jet_jax.config import default_config, override, resolve, with_argument
+
+
+def test_the_argument_sets_variants_and_fields():
+  config = imagenet64.get_config("runlocal,batch_size=8,model.width=32,heads=4,data.source=digits")
+  assert (config.batch_size, config.model.width, config.model.heads, config.model.couplings) == (8, 32, 4, 4)
+  assert config.data.source == "digits"
+  assert imagenet64.get_config("large").model.couplings == 64
+
+
+def test_a_duration_given_last_replaces_its_other_units():
+  config = imagenet64.get_config("total_steps=7")
+  assert (config.total_steps, config.total_epochs) == (7, None)
+  config = imagenet64.get_config()
+  config.total_steps = 9  # as --config.total_steps=9 does
+  resolved = resolve(config, flag_overrides=["total_steps"])
+  assert (resolved.total_steps, resolved.total_epochs) == (9, None)
+
+
+@pytest.mark.parametrize(
+  ("unit", "value", "expected"), [("steps", 30, 30), ("examples", 200, 20), ("epochs", 0.5, 50), ("percent", 10, 40)]
+)
+def test_durations_are_the_same_in_every_unit(unit, value, expected):
+  config = override(default_config(), {"batch_size": 10, "total_steps": 400, f"eval_{unit}": value})
+  assert config_lib.steps(config, "eval", num_examples=1000) == expected
+  assert config_lib.steps(config, "log", num_examples=1000) == 0
+
+
+def test_a_config_survives_its_json_file(tmp_path):
+  config = resolve(digits.get_config("ema_decay=0.99,data.size=8"))
+  config.image_shape = (8, 8, 1)
+  config_lib.save(config, tmp_path / "config.json")
+  assert config_lib.load(tmp_path) == config
+
+
+def test_plain_configs_with_some_fields_are_completed():
+  config = resolve(ConfigDict({"total_steps": 5, "model": {"couplings": 3}}))
+  assert config.model.couplings == 3
+  assert config.model.width == default_config().model.width
+
+
+@pytest.mark.parametrize(
+  ("values", "message"),
+  [
+    ({"totl_steps": 3}, "did you mean 'total_steps'"),
+    ({"model.couplngs": 3}, "did you mean 'model.couplings'"),
+    ({"batch_size": "many"}, "batch_size='many' has the wrong type; give a value of type int"),
+    ({"model.width": 3.5}, "type int"),
+  ],
+)
+def test_unknown_names_and_wrong_types_are_refused(values, message):
+  with pytest.raises(ValueError, match=message):
+    override(default_config(), values)
+
+
+def test_unknown_variants_are_refused():
+  with pytest.raises(ValueError, match="did you mean 'runlocal'"):
+    with_argument(default_config(), "runlocl", imagenet64.VARIANTS)
+
+
+@pytest.mark.parametrize(
+  ("values", "message"),
+  [
+    ({"batch_size": 0}, "batch_size=0 must be at least 1"),
+    ({"levels": 257}, "levels=257 must be at least 2 and at most 256"),
+    ({"lr": -1.0}, "lr=-1.0"),
+    ({"seed": -1}, "seed=-1"),
+    ({"ema_decay": 1.5}, "at most 1"),
+    ({"clip_norm": 0.0}, "clip_norm"),
+    ({"eval_steps": -5}, "eval_steps=-5"),
+    ({"total_steps": 0}, "no length"),
+    ({"total_percent": 3.0}, "total_steps, total_epochs or total_examples"),
+  ],
+)
+def test_values_that_no_run_could_use_are_refused(values, message):
+  with pytest.raises(ValueError, match=message):
+    resolve(override(digits.get_config(), values))
+
+
+def test_a_duration_in_two_units_is_refused():
+  config = digits.get_config()
+  config.total_epochs = 3.0
+  with pytest.raises(ValueError, match="total_steps and total_epochs are both set"):
+    resolve(config)

@@ -1,0 +1,163 @@
+"""Jet is a bijection whose logdet is that of its Jacobian."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jet_jax import likelihood
+from jet_jax.jet import Jet
+
+# Image shapes with flow settings: both kinds of split, each pattern, non-square, one token, many channels.
+CASES = {
+  "both kinds": ((8, 8, 2), {"couplings": 9, "kinds": ("channels", "spatial")}),
+  "spatial only": ((4, 4, 1), {"couplings": 7, "kinds": ("spatial",), "patch_size": 1, "image_channels": 2}),
+  "channels only": ((4, 6, 3), {"couplings": 5, "kinds": ("channels",)}),
+  "wide image": ((4, 12, 3), {"kinds": ("channels", "channels", "spatial")}),
+  "deep ViT": ((4, 8, 2), {"block_depth": 3, "couplings": 3, "kinds": ("spatial", "channels")}),
+  "scale bound": ((4, 4, 2), {"scale_bound": 3.0}),
+}
+
+
+def make(tiny_flow, case, **more):
+  shape, settings = CASES[case]
+  settings = dict(settings)
+  channels = settings.pop("image_channels", shape[2])
+  shape = (*shape[:2], channels)
+  return shape, *tiny_flow(shape, **settings, **more)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_inverse_undoes_forward_and_their_logdets_cancel(tiny_flow, case):
+  shape, model, variables = make(tiny_flow, case)
+  x = jax.random.uniform(jax.random.key(2), (3, *shape), minval=-1)
+  z, forward_logdet = model.apply(variables, x)
+  back, inverse_logdet = model.apply(variables, z, method="inverse")
+  assert z.shape == x.shape
+  assert forward_logdet.shape == (3,)
+  assert jnp.max(jnp.abs(z - x)) > 0.1, "random parameters must do something"
+  # float32 rounding, amplified by at most 1 / (smallest scale) a coupling: 1e-4 is the promise for 64 couplings.
+  np.testing.assert_allclose(back, x, atol=1e-4)
+  np.testing.assert_allclose(forward_logdet + inverse_logdet, 0, atol=1e-6 * x[0].size)
+
+
+@pytest.mark.parametrize("case", ["both kinds", "spatial only", "wide image", "scale bound"])
+def test_logdet_is_that_of_the_jacobian(tiny_flow, case):
+  with jax.enable_x64():  # in float64 the comparison is exact to 1e-9, so that no small term can hide
+    shape, model, variables = make(tiny_flow, case, dtype="float64")
+    variables = jax.tree.map(lambda x: x.astype("float64") if x.dtype == "float32" else x, variables)
+    x = jax.random.normal(jax.random.key(2), (1, *shape), "float64")
+    for method in ("__call__", "inverse"):
+
+      def flat(x, method=method):
+        return model.apply(variables, x.reshape(1, *shape), method=method)[0].ravel()
+
+      _, expected = jnp.linalg.slogdet(jax.jacrev(flat)(x.ravel()))
+      logdet = model.apply(variables, x, method=method)[1][0]
+      assert abs(logdet) > 0.1
+      np.testing.assert_allclose(logdet, expected, atol=1e-9)
+
+
+def test_a_new_flow_is_the_identity():
+  x = jax.random.normal(jax.random.key(0), (2, 8, 8, 3))
+  model = Jet(couplings=7, block_depth=1, width=8, heads=2, patch_size=2, kinds=("channels", "spatial"))
+  z, logdet = model.apply(model.init(jax.random.key(1), x), x)
+  # x survives unchanged, bit for bit: a bias of 0 and a scale of 2 * sigmoid(0) = 1 are exact in float32.
+  np.testing.assert_array_equal(z, x)
+  # log sigmoid(0) + log 2 is 0 up to the rounding of the two logarithms.
+  np.testing.assert_allclose(logdet, 0, atol=1e-7 * x[0].size)
+
+
+def test_every_dimension_moves_under_the_default_kinds(tiny_flow):
+  # The six patterns come around once in 30 couplings; six couplings have all dimensions transformed with channels alone.
+  _, settings = (8, 8, 3), {"couplings": 10}
+  model, variables = tiny_flow((8, 8, 3), **settings)
+  x = jax.random.normal(jax.random.key(0), (1, 8, 8, 3))
+  z, _ = model.apply(variables, x)
+  assert model.kinds == Jet().kinds
+  assert jnp.all(jnp.abs(z - x) > 1e-4)
+
+
+def test_the_density_of_a_one_pixel_flow_integrates_to_one(tiny_flow):
+  model, variables = tiny_flow((1, 1, 2), patch_size=1, kinds=("channels",), couplings=6, seed=3)
+  side = jnp.linspace(-12, 12, 801)
+  x = jnp.stack(jnp.meshgrid(side, side), axis=-1).reshape(-1, 1, 1, 2)
+  z, logdet = model.apply(variables, x)
+  density = jnp.exp((likelihood.log_prior(z) + logdet).astype(jnp.float32))
+  mass = np.sum(np.asarray(density, np.float64)) * float(side[1] - side[0]) ** 2
+  # The Riemann sum of a smooth density on a grid of 0.03 errs far less than 1e-3; a wrong logdet errs by 10% and more.
+  np.testing.assert_allclose(mass, 1, atol=1e-3)
+
+
+def test_images_of_a_batch_do_not_see_each_other(tiny_flow):
+  model, variables = tiny_flow((4, 4, 3))
+  x = jax.random.normal(jax.random.key(0), (3, 4, 4, 3))
+  gradient = jax.grad(lambda x: jnp.sum(model.apply(variables, x)[0][1] ** 2))(x)
+  assert jnp.all(gradient[jnp.array([0, 2])] == 0)
+  assert jnp.any(gradient[1] != 0)
+
+
+@pytest.mark.parametrize("remat", ["none", "dots"])
+def test_rematerialization_changes_no_result(tiny_flow, remat):
+  x = jax.random.normal(jax.random.key(0), (2, 4, 4, 2))
+
+  def gradient(remat):
+    model, variables = tiny_flow((4, 4, 2), remat=remat)
+
+    def loss(params):
+      z, logdet = model.apply(variables | {"params": params}, x)
+      return jnp.sum(z**2) - jnp.sum(logdet)
+
+    return jax.grad(loss)(variables["params"])
+
+  # The same operations in another order of fusion: equal up to float32 rounding of sums of a few hundred terms.
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), gradient(remat), gradient("full"))
+
+
+def test_a_bfloat16_predictor_keeps_the_affine_maths_in_float32(tiny_flow):
+  model, variables = tiny_flow((8, 8, 2), dtype="bfloat16", couplings=8)
+  assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(variables["params"]))
+  x = jax.random.uniform(jax.random.key(2), (3, 8, 8, 2), minval=-1)
+  z, logdet = model.apply(variables, x)
+  back, _ = model.apply(variables, z, method="inverse")
+  assert z.dtype == logdet.dtype == jnp.float32
+  assert not jnp.array_equal(z, tiny_flow((8, 8, 2), couplings=8)[0].apply(variables, x)[0]), "bfloat16 must differ"
+  # Where a half is recovered exactly the predictor repeats itself exactly; a rounding that differs can flip a bfloat16
+  # digit inside it (relative 2**-8 of a bias), hence the wider tolerance.
+  np.testing.assert_allclose(back, x, atol=2e-2)
+
+
+def test_permutations_are_constants_drawn_from_the_key(tiny_flow):
+  _, one = tiny_flow((4, 4, 2), seed=1)
+  _, again = tiny_flow((4, 4, 2), seed=1)
+  _, other = tiny_flow((4, 4, 2), seed=2)
+  assert set(one) == {"params", "permutations"}
+  np.testing.assert_array_equal(one["permutations"]["table"], again["permutations"]["table"])
+  assert not np.array_equal(one["permutations"]["table"], other["permutations"]["table"])
+
+
+@pytest.mark.parametrize(
+  ("settings", "shape", "message"),
+  [
+    ({"patch_size": 5}, (64, 64, 3), r"patch_size=5 must divide the image height 64; try one of \[1, 2, 4"),
+    ({"patch_size": 4}, (8, 6, 3), "image width 6"),
+    ({"heads": 3}, (8, 8, 3), r"heads=3 must divide width=512; try one of \[1, 2, 4"),
+    ({"patch_size": 1}, (8, 8, 3), "even"),
+    ({"patch_size": 8}, (8, 8, 3), "equal halves"),
+    ({"couplings": 0}, (8, 8, 3), "couplings=0 must be positive"),
+    ({"remat": "some"}, (8, 8, 3), "none, dots, full"),
+    ({"dtype": "float16"}, (8, 8, 3), "bfloat16"),
+    ({}, (8, 8), "B, H, W, C"),
+  ],
+)
+def test_shapes_that_the_flow_cannot_split_are_refused(settings, shape, message):
+  with pytest.raises(ValueError, match=message):
+    Jet(**settings).check(shape)
+
+
+def test_integers_and_images_of_another_shape_are_refused(tiny_flow):
+  model, variables = tiny_flow((4, 4, 2))
+  with pytest.raises(TypeError, match="dequantize"):
+    model.apply(variables, jnp.zeros((1, 4, 4, 2), jnp.uint8))
+  with pytest.raises(ValueError, match=r"the shape it was made for"):
+    model.apply(variables, jnp.zeros((1, 4, 8, 2)))

@@ -1,0 +1,86 @@
+"""Pixels, their bins on the real line, and the constant of bits/dim."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jet_jax import likelihood as lk
+
+LEVELS = (2, 17, 32, 256)
+
+
+def all_levels(levels, copies):
+  return jnp.broadcast_to(jnp.arange(levels, dtype=jnp.uint8)[None, :, None, None], (1, levels, copies, 1))
+
+
+@pytest.mark.parametrize("levels", LEVELS)
+def test_quantize_undoes_dequantize_on_all_levels(levels):
+  images = all_levels(levels, 20_000)
+  for f in (lambda f: f, jax.jit):  # compiled, a product and a sum may round once instead of twice
+    x = f(lambda keys: lk.dequantize(images, keys, levels))(lk.example_keys(jax.random.key(0), jnp.arange(1)))
+    np.testing.assert_array_equal(f(lambda x: lk.quantize(x, levels))(x), images)
+
+
+@pytest.mark.parametrize("levels", LEVELS)
+@pytest.mark.parametrize("extreme", [0.0, 1 - 2.0**-24])
+def test_quantize_undoes_dequantize_at_the_edges_of_a_bin(levels, extreme, monkeypatch):
+  monkeypatch.setattr(jax.random, "uniform", lambda key, shape: jnp.full(shape, extreme, jnp.float32))
+  images = all_levels(levels, 1)
+  x = lk.dequantize(images, lk.example_keys(jax.random.key(0), jnp.arange(1)), levels)
+  np.testing.assert_array_equal(lk.quantize(x, levels), images)
+
+
+def test_dequantized_images_fill_their_bins_evenly():
+  images = jnp.zeros((1, 1, 100_000, 1), jnp.uint8)
+  keys = lk.example_keys(jax.random.key(0), jnp.arange(1))
+  noise = (np.asarray(lk.dequantize(images, keys)).ravel() + 1) * 127.5
+  assert noise.min() >= 0
+  assert noise.max() < 1
+  # The share in each tenth of the bin has standard deviation 0.001; five of them.
+  np.testing.assert_allclose(np.histogram(noise, 10, (0, 1))[0] / noise.size, 0.1, atol=0.005)
+
+
+def test_values_outside_the_range_take_the_nearest_pixel():
+  x = jnp.array([-7.0, -1.0, 1.0, 1.01, 9.0]).reshape(1, 5, 1, 1)
+  np.testing.assert_array_equal(lk.quantize(x).ravel(), [0, 0, 255, 255, 255])
+
+
+def test_the_noise_of_an_image_depends_on_its_key_alone():
+  images = jnp.zeros((6, 2, 2, 1), jnp.uint8)
+  keys = lk.example_keys(jax.random.key(0), jnp.arange(6))
+  whole = lk.dequantize(images, keys)
+  np.testing.assert_array_equal(whole[3:5], lk.dequantize(images[3:5], keys[3:5]))
+  assert not jnp.array_equal(whole[0], whole[1])
+
+
+@pytest.mark.parametrize("levels", LEVELS)
+def test_bits_per_dim_of_a_known_case_in_closed_form(levels):
+  # z = 0 has density (2 pi)**(-D/2); a map that scales each of the D dimensions by e adds D nats of logdet.
+  dims = 4 * 2 * 3
+  bits = lk.bits_per_dim(jnp.zeros((2, 4, 2, 3)), jnp.array([0.0, dims]), levels)
+  zero = 0.5 * np.log2(2 * np.pi) + np.log2((levels - 1) / 2)
+  np.testing.assert_allclose(bits, [zero, zero - np.log2(np.e)], rtol=1e-6)
+
+
+def test_uniform_pixels_cost_all_their_bits():
+  # A flow that maps the dequantized range evenly onto (0, 1) and on through the normal quantile function has the
+  # uniform density; every pixel must then cost log2(levels) bits but for the half-open last bin.
+  levels, x = 256, np.linspace(-1, 1 + lk.bin_width(), 1001)[1:-1]
+  density = 1 / (2 + lk.bin_width(levels))
+  z = jax.scipy.special.ndtri((x + 1) * density)
+  logdet = np.log(density) - jax.scipy.stats.norm.logpdf(z)
+  bits = lk.bits_per_dim(z.reshape(-1, 1, 1, 1), logdet, levels)
+  np.testing.assert_allclose(bits, 8, atol=1e-4)
+
+
+def test_bin_width_is_that_of_the_paper():
+  assert lk.bin_width() == pytest.approx(1 / 127.5, rel=1e-15)
+
+
+def test_the_prior_is_standard_normal():
+  z = np.asarray(lk.sample_prior(lk.example_keys(jax.random.key(0), jnp.arange(500)), (4, 4, 2)))
+  # 16,000 draws: the mean has standard deviation 0.008, the variance 0.011; four of them.
+  np.testing.assert_allclose([z.mean(), z.var()], [0, 1], atol=0.045)
+  expected = jax.scipy.stats.norm.logpdf(z).sum((1, 2, 3))
+  np.testing.assert_allclose(lk.log_prior(z), expected, rtol=1e-5)
