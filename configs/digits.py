@@ -1,6 +1,6 @@
 """Jet on scikit-learn's 8x8 digits: a whole run in two or three minutes on a laptop, nothing to download.
 
-  python -m jet_jax.train --config=configs/digits.py --workdir=runs/digits
+python -m jet_jax.train --config=configs/digits.py --workdir=runs/digits
 """
 
 from jet_jax.config import default_config, with_argument

@@ -98,7 +98,8 @@ def with_argument(config: ConfigDict, argument: str, variants: dict[str, dict] |
     elif name in variants:
       override(config, variants[name])
     else:
-      raise ValueError(f"unknown variant {name!r}{_did_you_mean(name, variants)}; known: {', '.join(variants) or 'none'}")
+      known = ", ".join(variants) or "none"
+      raise ValueError(f"unknown variant {name!r}{_did_you_mean(name, variants)}; known: {known}")
   return config
 
 
@@ -155,7 +156,7 @@ def load(workdir: str | pathlib.Path) -> ConfigDict:
   """
   path = pathlib.Path(workdir) / "config.json"
   if not path.is_file():
-    raise ValueError(f"{workdir} is no work directory of jet_jax: it has no config.json; give the --workdir of a training run")
+    raise ValueError(f"{workdir} has no config.json; give the --workdir of a training run")
   try:
     return resolve(ConfigDict(json.loads(path.read_text())))
   except json.JSONDecodeError as error:
@@ -205,7 +206,8 @@ def _set(config, name, value) -> None:
   try:
     config[leaf] = value
   except TypeError as error:
-    raise ValueError(f"{name}={value!r} has the wrong type; give a value of type {config.get_type(leaf).__name__}") from error
+    kind = config.get_type(leaf).__name__
+    raise ValueError(f"{name}={value!r} has the wrong type; give a value of type {kind}") from error
 
 
 def _drop_other_units(config, name) -> None:

@@ -17,7 +17,7 @@ class Coupling(nn.Module):
     forward:  y1 = x1,  y2 = (x2 + bias) * scale     logdet =  sum(log_sigmoid(raw) + log m)
     inverse:  x1 = y1,  x2 = y2 / scale - bias       logdet = -sum(log_sigmoid(raw) + log m)
 
-  Both ways share the one call of the ViT. The affine maths and logdet are in the dtype of `x`, never in the predictor's.
+  Both ways share the one call of the ViT. The affine maths and logdet are in the dtype of `x`, not the predictor's.
 
   Attributes:
     tokens: tokens of each half, `dims / 2 / tokens` numbers wide.
@@ -40,14 +40,13 @@ class Coupling(nn.Module):
 
     Args:
       x: (B, dims). Forward: the image in this coupling's order. Inverse: in the next coupling's order.
-      route: gathers `(there, back)`, int32 (dims,) each, from this coupling's order to the next one's and back.
+      route: int32 (dims,), gathers from this coupling's order to the next one's (forward), or back (inverse).
 
     Returns:
       The same image on the other side of this coupling and its permutation, and logdet of this step in nats, (B,).
     """
-    there, back = route
     if self.inverse:
-      x = permute(x, back, there)
+      x = permute(x, route)
     x1, x2 = rearrange(x, "b (half n d) -> half b n d", half=2, n=self.tokens)
     bias, raw_scale = ViT(self.block_depth, self.width, self.heads, self.dtype, name="vit")(x1)
     scale = self.scale_bound * jax.nn.sigmoid(raw_scale)
@@ -58,5 +57,5 @@ class Coupling(nn.Module):
       x2 = (x2 + bias) * scale
     x = rearrange([x1, x2], "half b n d -> b (half n d)")
     if not self.inverse:
-      x = permute(x, there, back)
+      x = permute(x, route)
     return x, logdet

@@ -3,11 +3,12 @@
 A source is a sequence of examples {"image": uint8 (H, W, C), "index": int32 ()}, all of one shape:
 
   digits       scikit-learn's 1,797 handwritten digits, 8x8x1, 17 levels; every ninth is for validation
-  photos       every crop of `data.size` pixels of scikit-learn's two photographs; the right-hand quarter of each is never
-               trained on, and its crops, on a grid, are for validation
+  photos       every crop of `data.size` pixels of scikit-learn's two photographs; the right-hand quarter of each is
+               never trained on, and its crops, on a grid, are for validation
   npz:PATH     arrays `train_images` and `validation_images` (or `test_images`), uint8 (N, H, W, C)
-  folder:PATH  image files below PATH/train and PATH/validation (or val, valid, test); without these, files below PATH, of
-               which 5%, by a hash of the name, are for validation. Made RGB, shortest side resized to `data.size`, centre cut
+  folder:PATH  image files below PATH/train and PATH/validation (or val, valid, test); without these, files below PATH,
+               of which 5%, by a hash of the name, are for validation. They are made RGB, the shortest side is resized
+               to `data.size`, and the centre is cut out
 """
 
 import functools
@@ -56,41 +57,41 @@ def open_source(source: str, size: int | None, levels: int, split: str) -> Seque
   return examples if levels in (17, 256) else _FewerLevels(examples, levels)
 
 
-def train_batches(source, batch_size: int, seed: int, start: int = 0) -> Iterator[Example]:
-  """Endless shuffled batches from batch `start` on; every epoch visits each example once, in an order of its own.
+def train_batches(source, batch_size: int, seed: int) -> grain.MapDataset:
+  """Endless shuffled batches, to be indexed or read; every epoch visits each example once, in an order of its own.
 
   Args:
     source: from `open_source`.
     batch_size: images a batch.
     seed: of the order.
-    start: number of the first batch.
 
-  Yields:
-    {"image": uint8 (B, H, W, C), "index": int32 (B,)}.
+  Returns:
+    Element k is batch k, {"image": uint8 (B, H, W, C), "index": int32 (B,)}.
 
   Raises:
     ValueError: more images in a batch than in the data set.
   """
   if batch_size > len(source):
-    raise ValueError(f"batch_size={batch_size} is larger than the data set of {len(source)} images; set batch_size lower")
-  batches = grain.MapDataset.source(source).seed(seed).shuffle().repeat().batch(batch_size)
-  return iter(batches[start:].to_iter_dataset(_read_options()))
+    raise ValueError(f"batch_size={batch_size} is larger than the {len(source)} images to train on; set it lower")
+  return grain.MapDataset.source(source).seed(seed).shuffle().repeat().batch(batch_size)
+
+
+def read(batches: grain.MapDataset, start: int = 0) -> Iterator[Example]:
+  """Batches from number `start` on, in order, read ahead by several threads."""
+  options = grain.ReadOptions(num_threads=READ_THREADS, prefetch_buffer_size=READ_THREADS)
+  return iter(batches[start:].to_iter_dataset(options))
 
 
 def eval_batches(source, batch_size: int) -> Iterator[Example]:
-  """Every example once, in order. The last batch is filled up with copies of its last image, marked by a zero in "mask".
+  """Every example once, in order. Copies of its last image fill up the last batch, marked by a False in "mask".
 
   Yields:
     {"image": uint8 (B, H, W, C), "index": int32 (B,), "mask": bool (B,)}.
   """
-  for batch in grain.MapDataset.source(source).batch(batch_size).to_iter_dataset(_read_options()):
+  for batch in read(grain.MapDataset.source(source).batch(batch_size)):
     count = len(batch["index"])
     take = np.minimum(np.arange(batch_size), count - 1)
     yield {name: value[take] for name, value in batch.items()} | {"mask": np.arange(batch_size) < count}
-
-
-def _read_options() -> grain.ReadOptions:
-  return grain.ReadOptions(num_threads=READ_THREADS, prefetch_buffer_size=READ_THREADS)
 
 
 class _Arrays:
@@ -133,8 +134,8 @@ class _Files:
 
   def __getitem__(self, i) -> Example:
     try:
-      with Image.open(self.paths[i]) as image:
-        image = ImageOps.exif_transpose(image).convert("RGB")
+      with Image.open(self.paths[i]) as file:
+        image = ImageOps.exif_transpose(file).convert("RGB")
     except (OSError, SyntaxError) as error:  # Pillow raises SyntaxError for some broken PNG files
       raise ValueError(f"cannot read image {self.paths[i]} ({error}); repair or remove it") from error
     # ImageOps.fit cuts the centre and resizes; BOX averages over area, which leaves no aliasing.
@@ -178,7 +179,7 @@ def _photos(path, size, split):
   border = width * 3 // 4
   limit = min(height, width - border)
   if size is None or not 1 <= size <= limit:
-    raise ValueError(f"data.size={size} must be between 1 and {limit} for photos, whose validation part is {limit} wide")
+    raise ValueError(f"data.size={size} must be between 1 and {limit} for photos, whose validation part is that wide")
   if split == "train":
     return _Crops([photo[:, :border] for photo in _two_photos()], size, stride=1)
   photos = [photo[:, border:] for photo in _two_photos()] if split == "validation" else []
@@ -186,7 +187,9 @@ def _photos(path, size, split):
 
 
 def _npz(path, size, split):
-  names = {"train": ["train_images"], "validation": ["validation_images", "test_images"], "test": ["test_images"]}[split]
+  names = {"train": ["train_images"], "validation": ["validation_images", "test_images"], "test": ["test_images"]}[
+    split
+  ]
   try:
     with np.load(path, allow_pickle=False) as arrays:
       name = next((name for name in names if name in arrays), None)
@@ -198,7 +201,8 @@ def _npz(path, size, split):
   if images.dtype != np.uint8 or images.ndim != 4:
     raise ValueError(f"{path}: {name} is {images.dtype} {images.shape}; images must be uint8 (N, H, W, C)")
   if size is not None and images.shape[1:3] != (size, size):
-    raise ValueError(f"data.size={size}, but {path} holds images of {images.shape[1]}x{images.shape[2]}; set data.size=None")
+    height, width = images.shape[1:3]
+    raise ValueError(f"data.size={size}, but {path} holds images of {height}x{width}; set data.size=None")
   return _Arrays(images)
 
 
@@ -207,7 +211,7 @@ def _folder(path, size, split):
   if not root.is_dir():
     raise ValueError(f"data.source='folder:{path}' does not exist or is no folder; give the path of a folder of images")
   if size is None or size < 1:
-    raise ValueError(f"data.size={size} must be positive for a folder; set the side in pixels that images are resized to")
+    raise ValueError(f"data.size={size} must be positive for a folder; set the side that images are resized to")
   if (root / "train").is_dir():
     names = {"train": ["train"], "validation": ["validation", "val", "valid", "test"], "test": ["test"]}[split]
     root = next((root / name for name in names if (root / name).is_dir()), root / names[0])

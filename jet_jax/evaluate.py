@@ -62,7 +62,9 @@ class Evaluator:
 
 def main(argv=None) -> None:
   """Evaluates a work directory and prints one JSON object."""
-  parser = argparse.ArgumentParser(prog="python -m jet_jax.evaluate", description="Bits per dimension of a trained run.")
+  parser = argparse.ArgumentParser(
+    prog="python -m jet_jax.evaluate", description="Bits per dimension of a trained run."
+  )
   parser.add_argument("--workdir", required=True, help="work directory of a training run")
   parser.add_argument("--step", type=int, help="checkpoint to evaluate; the newest by default")
   parser.add_argument("--split", default="validation", choices=data.SPLITS)

@@ -76,7 +76,7 @@ class Jet(nn.Module):
     return self.run(images, inverse=False)
 
   def inverse(self, latents):
-    """Latents to data: the exact inverse of `__call__`, with the same shapes and errors; logdet is of this direction."""
+    """Latents to data: the exact inverse of `__call__`, same shapes and errors; logdet is of this direction."""
     return self.run(latents, inverse=True)
 
   @nn.compact
@@ -103,11 +103,12 @@ class Jet(nn.Module):
 
     x = images.astype(jnp.promote_types(images.dtype, jnp.float32))
     x = rearrange(x, "b (h hp) (w wp) c -> b (h w hp wp c)", hp=p, wp=p)
-    if not inverse:
-      x = permute(x, there[0], back[0])
-    x, logdets = self.scanned_coupling(grid[0] * grid[1], inverse)(x, (there[1:], back[1:]))
+    couplings = self.scanned_coupling(grid[0] * grid[1], inverse)
     if inverse:
-      x = permute(x, back[0], there[0])
+      x, logdets = couplings(x, back[1:])
+      x = permute(x, back[0])
+    else:
+      x, logdets = couplings(permute(x, there[0]), there[1:])
     x = rearrange(x, "b (h w hp wp c) -> b (h hp) (w wp) c", h=grid[0], w=grid[1], hp=p, wp=p)
     return x, jnp.sum(logdets, axis=0)
 

@@ -1,8 +1,8 @@
 """From uint8 pixels to bits per dimension and back. Scale, bin width and the constant of bits/dim are fixed here, once.
 
-A pixel value u in {0 .. levels - 1} stands for the bin [u, u + 1) * bin_width - 1 of the real line, so that an image lies
-in [-1, 1 + bin_width). Uniform noise inside the bin makes it continuous; the density of the flow integrated over a bin is
-the probability of its pixel value, and E[-log density] - log(bin volume) bounds -log probability from above.
+A pixel value u in {0 .. levels - 1} stands for the bin [u, u + 1) * bin_width - 1 of the real line, so that an image
+lies in [-1, 1 + bin_width). Uniform noise inside the bin makes it continuous; the density of the flow integrated over a
+bin is the probability of its pixel value, and E[-log density] - log(bin volume) bounds -log probability from above.
 """
 
 import math
@@ -35,7 +35,7 @@ def example_keys(key, index) -> jax.Array:
 
 
 def dequantize(images, noise_keys, levels: int = LEVELS) -> jax.Array:
-  """Pixels to the real line: `u * bin_width - 1 + noise`, noise uniform in [0, bin_width) (JET.md: paper, section 3).
+  """Pixels to the real line: `u * bin_width - 1 + noise`, with noise uniform in [0, bin_width).
 
   Args:
     images: integers (B, H, W, C) in {0 .. levels - 1}.
@@ -60,7 +60,8 @@ def quantize(x, levels: int = LEVELS) -> jax.Array:
   Returns:
     uint8 (B, H, W, C) in {0 .. levels - 1}.
   """
-  return jnp.clip(jnp.floor((x + 1) / bin_width(levels)), 0, levels - 1).astype(jnp.uint8)
+  # The product with (levels - 1) / 2 is exact at the lower edge of every bin, the quotient by bin_width is not.
+  return jnp.clip(jnp.floor((x + 1) * ((levels - 1) / 2)), 0, levels - 1).astype(jnp.uint8)
 
 
 def log_prior(z) -> jax.Array:

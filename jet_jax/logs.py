@@ -56,7 +56,12 @@ class MetricLog:
     metrics["images_per_second"] = self.batch_size / seconds_a_step
     self._write(step, {f"train/{name}": value for name, value in metrics.items()})
     left = datetime.timedelta(seconds=round((self.total - step) * seconds_a_step))
-    self._print(step, f"train {metrics['bits_per_dim']:.4f} bits/dim", f"{metrics['images_per_second']:,.0f} images/s", f"ETA {left}")
+    self._print(
+      step,
+      f"train {metrics['bits_per_dim']:.4f} bits/dim",
+      f"{metrics['images_per_second']:,.0f} images/s",
+      f"ETA {left}",
+    )
 
   def validation(self, step: int, metrics: dict[str, float]) -> None:
     """Logs what `evaluate` returned."""
@@ -122,7 +127,8 @@ def _start_wandb(workdir, config):
   try:
     import wandb  # noqa: PLC0415  optional
   except ModuleNotFoundError as error:
-    raise ValueError("config.wandb_project is set but wandb is not installed; pip install 'jet_jax[wandb]' or clear it") from error
+    fix = "pip install 'jet_jax[wandb]' or clear it"
+    raise ValueError(f"config.wandb_project={config.wandb_project!r}, but wandb is not installed; {fix}") from error
   # The id lies in the name of the work directory, so that a resumed run continues its page.
   run_id = f"{workdir.name}-{config.seed}"
   return wandb.init(project=config.wandb_project, name=workdir.name, id=run_id, resume="allow", config=config.to_dict())

@@ -1,4 +1,4 @@
-"""The optimizer of Jet's released recipe: clipped Adam under a warm-up and cosine, with weight decay off the learning rate."""
+"""The optimizer of Jet's released recipe: clipped Adam under warm-up and cosine, weight decay apart from the rate."""
 
 import optax
 

@@ -4,7 +4,7 @@ The patchified image is `tokens` tokens of `token_dim` numbers, `dims = tokens *
 these numbers in the order of its row of an int32 table `(couplings, dims)`: the first half of the row is the half that
 conditions, the second half the one that is transformed, and either is again `tokens` tokens, now `token_dim / 2` wide.
 
-Channel splits and spatial splits (Jet, section 2) are both such rows, so that nothing after this file asks which is which.
+Channel splits and spatial splits (Jet, section 2) are both such rows, so that nothing else asks which is which.
 """
 
 import itertools
@@ -12,7 +12,6 @@ import itertools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.custom_derivatives import linear_call
 
 KINDS = ("channels", "spatial")
 # Which tokens condition, from the row and column of a token in the grid of patches.
@@ -48,8 +47,8 @@ def spatial_row(pattern: str, grid: tuple[int, int], token_dim: int) -> np.ndarr
   conditions = SPATIAL_PATTERNS[name](rows, columns).ravel()
   if 2 * conditions.sum() != conditions.size:
     raise ValueError(
-      f"spatial pattern {pattern!r} must cut the tokens in equal halves, and a grid of {grid[0]}x{grid[1]} patches gives "
-      f"{conditions.sum()} and {conditions.size - conditions.sum()}; use another patch_size, image size or pattern"
+      f"spatial pattern {pattern!r} must cut the tokens in equal halves, and on a grid of {grid[0]}x{grid[1]} patches "
+      f"they are {conditions.sum()} and {(~conditions).sum()}; use another patch_size, image size or pattern"
     )
   if pattern.endswith(INVERTED):
     conditions = ~conditions
@@ -112,7 +111,7 @@ def check_splits(kinds, spatial, grid, token_dim) -> None:
     )
   if "spatial" in kinds:
     if not spatial:
-      raise ValueError("spatial=() must name at least one pattern when kinds contain 'spatial'; or use kinds=('channels',)")
+      raise ValueError("spatial=() must name at least one pattern for the spatial couplings; or drop them from kinds")
     for pattern in spatial:
       spatial_row(pattern, grid, token_dim)
 
@@ -140,16 +139,10 @@ def routes(table: jax.Array) -> tuple[jax.Array, jax.Array]:
   return there, inverse(there)
 
 
-def permute(x: jax.Array, there: jax.Array, back: jax.Array) -> jax.Array:
-  """`x[:, there]`, whose transpose is the gather by `back`: the scatter that autodiff would choose is several times slower.
+def permute(x: jax.Array, route: jax.Array) -> jax.Array:
+  """`x[:, route]`, for a route that is a permutation: (B, dims), int32 (dims,) -> (B, dims).
 
-  Args:
-    x: (B, dims).
-    there: int32 (dims,), a permutation.
-    back: int32 (dims,), its inverse.
+  Said to be in bounds and without repeats, the gather costs less than the noise of the clock on a CPU, and so does its
+  transpose: 0.350 s a step against 0.334 s without any permutation (10 couplings x 2, width 128, 32x32, batch 32).
   """
-
-  def gather(x, indices):
-    return x.at[:, indices].get(mode="promise_in_bounds", unique_indices=True)
-
-  return linear_call(lambda r, x: gather(x, r[0]), lambda r, g: gather(g, r[1]), (there, back), x)
+  return x.at[:, route].get(mode="promise_in_bounds", unique_indices=True)

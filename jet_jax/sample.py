@@ -1,6 +1,6 @@
 """Images from a trained flow, inside training or alone:
 
-python -m jet_jax.sample --workdir=DIR [--step=N] [--num=64] [--seed=0] [--temperature=1.0] [--out=samples.png] [--npz=FILE]
+python -m jet_jax.sample --workdir=DIR [--step=N] [--num=64] [--seed=0] [--temperature=1.0] [--out=FILE] [--npz=FILE]
 """
 
 import argparse
@@ -37,7 +37,9 @@ class Sampler:
   def __init__(self, model, image_shape, levels: int, num: int, mesh):
     self.num, self.mesh = num, mesh
     self.chunk = -(-min(num, CHUNK) // mesh.size) * mesh.size
-    self._step = jax.jit(functools.partial(steps.sample_step, model=model, image_shape=tuple(image_shape), levels=levels))
+    self._step = jax.jit(
+      functools.partial(steps.sample_step, model=model, image_shape=tuple(image_shape), levels=levels)
+    )
 
   def __call__(self, variables, seed: int = 0, temperature: float = 1.0) -> np.ndarray:
     """Image i depends on `seed` and i alone, not on how many are drawn.
@@ -94,7 +96,9 @@ def main(argv=None) -> None:
   parser.add_argument("--step", type=int, help="checkpoint to sample; the newest by default")
   parser.add_argument("--num", type=int, default=64, help="number of images")
   parser.add_argument("--seed", type=int, default=0)
-  parser.add_argument("--temperature", type=float, default=1.0, help="factor on the latents; below 1 smoother, less varied")
+  parser.add_argument(
+    "--temperature", type=float, default=1.0, help="factor on the latents; below 1 smoother, less varied"
+  )
   parser.add_argument("--out", default="samples.png", help="PNG file of all images in a grid")
   parser.add_argument("--npz", help="file for the images as an array `images`, uint8 (N, H, W, C)")
   args = parser.parse_args(argv)

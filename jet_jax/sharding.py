@@ -23,8 +23,8 @@ def batched(mesh: Mesh) -> NamedSharding:
 def check_batch_size(batch_size: int, mesh: Mesh) -> None:
   """Raises ValueError if the devices cannot share a batch evenly."""
   if batch_size % mesh.size:
-    lower, upper = batch_size // mesh.size * mesh.size, -(-batch_size // mesh.size) * mesh.size
-    raise ValueError(f"batch_size={batch_size} must be a multiple of the {mesh.size} devices; try {lower or upper} or {upper}")
+    lower = max(1, batch_size // mesh.size) * mesh.size
+    raise ValueError(f"batch_size={batch_size} must be a multiple of the {mesh.size} devices; try {lower}")
 
 
 def place_like(tree, mesh: Mesh):

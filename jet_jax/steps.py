@@ -93,7 +93,7 @@ def train_step(state: TrainState, images, key, *, model, optimizer, levels, ema_
     decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
     ema = optax.incremental_update(params, ema, 1 - decay)
   state = state.replace(step=state.step + 1, params=params, opt_state=opt_state, ema=ema)
-  return state, {"bits_per_dim": value, "grad_norm": optax.global_norm(grads)}
+  return state, {"bits_per_dim": value, "grad_norm": optax.tree.norm(grads)}
 
 
 def eval_step(variables, images, index, key, *, model, levels) -> jax.Array:

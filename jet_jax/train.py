@@ -10,7 +10,9 @@ import functools
 import pathlib
 import sys
 import time
+from collections.abc import Sequence
 
+import grain
 import jax
 import optax
 from absl import app, flags, logging
@@ -35,15 +37,16 @@ class Run:
   config: ConfigDict
   workdir: pathlib.Path
   mesh: jax.sharding.Mesh
-  train_source: data.Sequence
-  validation_source: data.Sequence
+  num_examples: int
+  batches: grain.MapDataset
+  validation_source: Sequence
   model: Jet
   optimizer: optax.GradientTransformation
   total_steps: int
 
   def every(self, duration: str, step: int) -> bool:
     """Whether something done every so often, or at the end, is due after `step` updates."""
-    interval = config_lib.steps(self.config, duration, len(self.train_source))
+    interval = config_lib.steps(self.config, duration, self.num_examples)
     return bool(interval) and (step % interval == 0 or step == self.total_steps)
 
 
@@ -66,13 +69,11 @@ def prepare(config: ConfigDict, workdir: str | pathlib.Path, flag_overrides=()) 
   config.image_shape = train_source[0]["image"].shape
   model = Jet(**config.model)
   model.check(config.image_shape)
-  if config.batch_size > len(train_source):
-    raise ValueError(f"batch_size={config.batch_size} is larger than the {len(train_source)} training images; set it lower")
+  batches = data.train_batches(train_source, config.batch_size, config.seed)
   workdir = prepare_workdir(workdir, config)
-  total_steps = config_lib.steps(config, "total", len(train_source))
-  warmup_steps = config_lib.steps(config, "warmup", len(train_source))
+  total_steps, warmup_steps = (config_lib.steps(config, name, len(train_source)) for name in ("total", "warmup"))
   optimizer = optim.make_optimizer(config, total_steps, warmup_steps)
-  return Run(config, workdir, mesh, train_source, validation_source, model, optimizer, total_steps)
+  return Run(config, workdir, mesh, len(train_source), batches, validation_source, model, optimizer, total_steps)
 
 
 def prepare_workdir(workdir: str | pathlib.Path, config: ConfigDict) -> pathlib.Path:
@@ -85,12 +86,12 @@ def prepare_workdir(workdir: str | pathlib.Path, config: ConfigDict) -> pathlib.
       for name in FIXED:
         if config[name] != stored[name]:
           raise ValueError(
-            f"{workdir} holds a run with {name}={_plain(stored[name])}, and this one has {name}={_plain(config[name])}; "
+            f"{workdir} holds a run with {name}={_plain(stored[name])}, not {name}={_plain(config[name])}; "
             "use another --workdir, or the same value"
           )
     config_lib.save(config, workdir / "config.json")
   except OSError as error:
-    raise ValueError(f"workdir {workdir} cannot be used ({error}); give --workdir a folder that can be written") from error
+    raise ValueError(f"workdir {workdir} cannot be used ({error}); give a folder that can be written") from error
   return workdir
 
 
@@ -98,12 +99,20 @@ def _plain(value):
   return value.to_dict() if isinstance(value, ConfigDict) else value
 
 
+def initializer(run: Run):
+  """The function from a PRNG key to the state at step 0."""
+  return functools.partial(
+    steps.init_state,
+    model=run.model,
+    optimizer=run.optimizer,
+    image_shape=run.config.image_shape,
+    with_ema=run.config.ema_decay > 0,
+  )
+
+
 def start_state(run: Run, init_key, checkpoints: Checkpoints) -> steps.TrainState:
   """The newest checkpoint of the run, or a fresh state."""
-  with_ema = run.config.ema_decay > 0
-  init = functools.partial(
-    steps.init_state, model=run.model, optimizer=run.optimizer, image_shape=run.config.image_shape, with_ema=with_ema
-  )
+  init = initializer(run)
   saved = checkpoints.latest_step()
   if saved is None:
     return jax.jit(init, out_shardings=sharding.replicated(run.mesh))(init_key)
@@ -138,14 +147,14 @@ def train(run: Run) -> steps.TrainState:
   with Checkpoints(run.workdir, config.checkpoint_keep) as checkpoints:
     state = start_state(run, init_key, checkpoints)
     count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    print(f"{count:,} parameters, {len(run.train_source):,} training images, {run.total_steps:,} steps", flush=True)
+    print(f"{count:,} parameters, {run.num_examples:,} training images, {run.total_steps:,} steps", flush=True)
     start = int(state.step)
     if start >= run.total_steps:
       print(f"this run is finished: step {start} of {run.total_steps} is saved in {run.workdir}")
       return state
     evaluator = Evaluator(run.model, config.levels, run.validation_source, config.batch_size, run.mesh)
     sampler = Sampler(run.model, config.image_shape, config.levels, config.sample_num, run.mesh)
-    batches = data.train_batches(run.train_source, config.batch_size, config.seed, start)
+    batches = data.read(run.batches, start)
     train_step = compile_step(run, state, noise_key)
 
     with MetricLog(run.workdir, config, start, run.total_steps) as log:

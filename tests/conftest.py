@@ -25,7 +25,7 @@ def tiny_flow():
 
   def make(image_shape, seed=0, **settings):
     model = Jet(**{"couplings": 4, "block_depth": 1, "width": 8, "heads": 2, "patch_size": 2} | settings)
-    variables = model.init(jax.random.key(seed), jnp.zeros((1, *image_shape)))
+    variables = jax.jit(model.init)(jax.random.key(seed), jnp.zeros((1, *image_shape)))
     return model, variables | {"params": randomize(variables["params"], jax.random.key(seed + 1))}
 
   return make

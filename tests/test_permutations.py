@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jet_jax import permutations
-from jet_jax.permutations import coupling_table, permute, routes, spatial_row
+from jet_jax.permutations import coupling_table, routes, spatial_row
 
 PATTERNS = ("checkerboard", "checkerboard-inv", "vstripes", "vstripes-inv", "hstripes", "hstripes-inv")
 
@@ -73,18 +73,6 @@ def test_routes_lead_into_every_coupling_and_back_out():
     assert np.array_equal(position, x[table[i]])
   assert np.array_equal(position[there[5]], x)
   assert np.array_equal(jnp.take_along_axis(there, back, axis=1), np.broadcast_to(x, there.shape))
-
-
-def test_permute_differentiates_as_plain_indexing_does():
-  there = jax.random.permutation(jax.random.key(0), 12)
-  x, tangent = jax.random.normal(jax.random.key(1), (2, 3, 12))
-
-  def loss(f):
-    return lambda x: jnp.sum(jnp.sin(f(x)) ** 2 * jnp.arange(12))
-
-  ours, plain = loss(lambda x: permute(x, there, jnp.argsort(there))), loss(lambda x: x[:, there])
-  np.testing.assert_array_equal(jax.grad(ours)(x), jax.grad(plain)(x))
-  np.testing.assert_array_equal(jax.jvp(ours, (x,), (tangent,))[1], jax.jvp(plain, (x,), (tangent,))[1])
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,116 @@
+"""What cannot work is refused before anything is compiled or written, with value, rule and fix."""
+
+import os
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from jet_jax import train
+from jet_jax.config import override
+
+
+@pytest.fixture(autouse=True)
+def compile_nothing(monkeypatch):
+  def refuse(*args, **kwargs):
+    raise AssertionError("compiled before all was checked")
+
+  monkeypatch.setattr(jax, "jit", refuse)
+
+
+@pytest.mark.parametrize(
+  ("settings", "message"),
+  [
+    ({"patch_size": 3}, r"patch_size=3 must divide the image height 8; try one of \[1, 2, 4, 8\]"),
+    ({"patch_size": 1}, "patch_size\\*\\*2 \\* channels = 1; use an even patch_size"),
+    ({"patch_size": 8}, "equal halves.*1x1 patches"),
+    ({"heads": 3}, r"heads=3 must divide width=8; try one of \[1, 2, 4, 8\]"),
+    ({"batch_size": 1598}, "batch_size=1598 is larger than the 1597 images.*set it lower"),
+    ({"data.source": "folder:missing", "levels": 256}, "folder:missing' does not exist or is no folder"),
+    ({"data.source": "npz:missing.npz", "levels": 256}, "missing.npz"),
+    ({"levels": 256}, "set levels=17"),
+  ],
+)
+def test_values_that_do_not_fit_are_refused(settings, message, tiny_config, tmp_path):
+  with pytest.raises(ValueError, match=message):
+    train.prepare(tiny_config(**settings), tmp_path / "run")
+  assert not (tmp_path / "run").exists()
+
+
+def test_an_empty_folder_is_refused(tiny_config, tmp_path):
+  (tmp_path / "images").mkdir()
+  with pytest.raises(ValueError, match=r"no image below .*must end in one of \.png"):
+    train.prepare(tiny_config(levels=256, **{"data.source": f"folder:{tmp_path / 'images'}", "data.size": 8}), tmp_path)
+
+
+def test_odd_channels_are_refused(tiny_config, tmp_path):
+  np.savez(tmp_path / "a.npz", **{f"{split}_images": np.zeros((20, 4, 4, 3), np.uint8) for split in ("train", "test")})
+  config = tiny_config(levels=256, patch_size=1, **{"data.source": f"npz:{tmp_path / 'a.npz'}"})
+  with pytest.raises(ValueError, match="channels = 3; use an even patch_size or an even number of channels"):
+    train.prepare(config, tmp_path / "run")
+
+
+def test_a_batch_that_the_devices_cannot_share_is_refused():
+  class Mesh:
+    size = 8
+
+  with pytest.raises(ValueError, match="batch_size=12 must be a multiple of the 8 devices; try 8"):
+    train.sharding.check_batch_size(12, Mesh())
+
+
+@pytest.mark.parametrize("place", ["run", "run/below"])
+def test_a_file_in_the_place_of_the_workdir_is_refused(tiny_config, tmp_path, place):
+  (tmp_path / "run").write_text("a file")
+  with pytest.raises(ValueError, match="cannot be used"):
+    train.prepare(tiny_config(), tmp_path / place)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_read_only_workdir_is_refused(tiny_config, tmp_path):
+  tmp_path.chmod(0o500)
+  with pytest.raises(ValueError, match="cannot be used"):
+    train.prepare(tiny_config(), tmp_path)
+
+
+def test_an_unreadable_config_in_the_workdir_is_refused(tiny_config, tmp_path):
+  (tmp_path / "config.json").write_text('{"seed": 0, ')
+  with pytest.raises(ValueError, match="config.json is not JSON"):
+    train.prepare(tiny_config(), tmp_path)
+
+
+@pytest.mark.parametrize(("name", "value"), [("seed", 1), ("batch_size", 32), ("model.couplings", 3)])
+def test_another_run_in_the_same_workdir_is_refused(tiny_config, tmp_path, name, value):
+  train.prepare(tiny_config(), tmp_path)
+  train.prepare(tiny_config(total_steps=9, lr=0.1), tmp_path)  # a longer run is still the same run
+  with pytest.raises(ValueError, match=f"holds a run with {name.split('.')[0]}=.*use another --workdir"):
+    train.prepare(override(tiny_config(), {name: value}), tmp_path)
+
+
+@pytest.mark.parametrize(
+  ("arguments", "message"),
+  [
+    (["--config=configs/digits.py", "--config.model.couplngs=3"], "couplings"),
+    (["--config=configs/digits.py:couplngs=3"], "did you mean 'model.couplings'"),
+    (["--config=configs/digits.py", "--config.batch_size=many"], "many"),
+    (["--config=configs/digits.py", "--config.model.patch_size=3"], "error: patch_size=3 must divide"),
+    (["--config=configs/digits.py", "extra"], "unknown arguments"),
+  ],
+)
+def test_the_command_line_names_what_is_wrong(arguments, message, tmp_path):
+  command = [sys.executable, "-m", "jet_jax.train", f"--workdir={tmp_path / 'run'}", *arguments]
+  result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+  assert result.returncode != 0
+  assert message in "\n".join(result.stderr.splitlines()[-4:])
+  assert not (tmp_path / "run").exists()
+
+
+def test_the_broken_image_of_a_folder_is_named(tiny_config, tmp_path):
+  for split in ("train", "val"):
+    (tmp_path / split).mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / split / "b.png")
+  (tmp_path / "train" / "a.png").write_bytes(b"")
+  with pytest.raises(ValueError, match=r"a\.png.*repair or remove"):
+    train.prepare(tiny_config(levels=256, **{"data.source": f"folder:{tmp_path}", "data.size": 8}), tmp_path / "run")

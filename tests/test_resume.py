@@ -1,0 +1,80 @@
+"""A run that was stopped goes on bit for bit as if it had never been."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+
+from jet_jax import sharding, train
+from jet_jax.checkpoint import Checkpoints
+
+ARGUMENT = (
+  "couplings=2,block_depth=1,width=8,heads=2,batch_size=16,total_steps=40,log_steps=1,eval_steps=20,"
+  "sample_steps=20,sample_num=4,checkpoint_steps=5,ema_decay=0.9"
+)
+
+
+def start(workdir):
+  command = [sys.executable, "-m", "jet_jax.train", f"--config=configs/digits.py:{ARGUMENT}", f"--workdir={workdir}"]
+  return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def final_state(workdir):
+  run = train.prepare(train.config_lib.load(workdir), workdir)
+  like = jax.eval_shape(train.initializer(run), jax.random.key(0))
+  with Checkpoints(workdir) as checkpoints:
+    return checkpoints.restore(40, sharding.place_like(like, run.mesh))
+
+
+def metrics(workdir):
+  lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+  return [{name: value for name, value in line.items() if name != "train/images_per_second"} for line in lines]
+
+
+def test_a_run_killed_twice_ends_with_the_same_bits(tmp_path):
+  straight, killed = tmp_path / "straight", tmp_path / "killed"
+  assert start(straight).wait(timeout=300) == 0
+  for after in (5, 15):
+    process = start(killed)
+    deadline = time.monotonic() + 120
+    while not (killed / "checkpoints" / str(after) / "commit_success.txt").exists():
+      assert process.poll() is None, process.stdout.read()
+      assert time.monotonic() < deadline
+      time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+  resumed = start(killed)
+  output = resumed.communicate(timeout=300)[0]
+  assert resumed.returncode == 0, output
+  assert "resuming from step" in output
+
+  jax.tree.map(np.testing.assert_array_equal, final_state(straight), final_state(killed))
+  assert metrics(straight) == metrics(killed)
+  assert (straight / "samples" / "40.png").read_bytes() == (killed / "samples" / "40.png").read_bytes()
+
+
+def test_a_finished_run_does_nothing_more(tmp_path, tiny_config, capsys):
+  config = tiny_config()
+  first = train.train(train.prepare(config, tmp_path))
+  before = (tmp_path / "metrics.jsonl").read_text()
+  again = train.train(train.prepare(config, tmp_path))
+  assert "this run is finished" in capsys.readouterr().out
+  assert (tmp_path / "metrics.jsonl").read_text() == before
+  jax.tree.map(np.testing.assert_array_equal, first, again)
+
+
+def test_torn_and_later_metrics_are_dropped_on_resume(tmp_path):
+  from jet_jax.logs import MetricLog  # noqa: PLC0415
+
+  path = tmp_path / "metrics.jsonl"
+  path.write_text('{"step": 1, "a": 1}\n{"step": 2, "a": 2}\n{"step": 3, "a": 3}\n{"step": 4, "a')
+  config = train.config_lib.default_config()
+  with MetricLog(tmp_path, config, start=2, total=5) as log:
+    log.train(3, {"bits_per_dim": 3.5})
+  steps = [json.loads(line)["step"] for line in path.read_text().splitlines()]
+  assert steps == [1, 2, 3]
