@@ -101,7 +101,7 @@ class Jet(nn.Module):
       )
     there, back = routes(table)
 
-    x = images.astype(jnp.promote_types(images.dtype, jnp.float32))
+    x = jnp.asarray(images, jnp.promote_types(images.dtype, jnp.float32))
     x = rearrange(x, "b (h hp) (w wp) c -> b (h w hp wp c)", hp=p, wp=p)
     couplings = self.scanned_coupling(grid[0] * grid[1], inverse)
     if inverse:

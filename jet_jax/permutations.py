@@ -58,20 +58,20 @@ def spatial_row(pattern: str, grid: tuple[int, int], token_dim: int) -> np.ndarr
   return (order[:, None] * token_dim + np.arange(token_dim)).astype(np.int32).ravel()
 
 
-def channel_row(order: jax.Array, tokens: int) -> jax.Array:
-  """The table row of a channel split: in every token the first half of the channels in `order` conditions.
+def channel_rows(orders: jax.Array, tokens: int) -> jax.Array:
+  """Table rows of channel splits: in every token the first half of the channels in its order conditions.
 
   Args:
-    order: int (token_dim,), a permutation of the channels of a token.
+    orders: int32 (couplings, token_dim), each row a permutation of the channels of a token.
     tokens: number of tokens.
 
   Returns:
-    int32 (tokens * token_dim,).
+    int32 (couplings, tokens * token_dim).
   """
-  token_dim = order.shape[0]
-  halves = order.reshape(2, 1, token_dim // 2)
-  starts = jnp.arange(tokens, dtype=jnp.int32)[None, :, None] * token_dim
-  return (starts + halves).astype(jnp.int32).ravel()
+  couplings, token_dim = orders.shape
+  halves = orders.reshape(couplings, 2, 1, token_dim // 2)
+  starts = jnp.arange(tokens, dtype=jnp.int32)[:, None] * token_dim
+  return (starts + halves).reshape(couplings, tokens * token_dim)
 
 
 def coupling_table(key, couplings, kinds, spatial, grid, token_dim) -> jax.Array:
@@ -88,15 +88,16 @@ def coupling_table(key, couplings, kinds, spatial, grid, token_dim) -> jax.Array
   Returns:
     int32 (couplings, rows * columns * token_dim); every row is a permutation.
   """
-  patterns = itertools.cycle(spatial)
-  table = []
-  for i, kind in zip(range(couplings), itertools.cycle(kinds)):
-    if kind == "spatial":
-      table.append(jnp.asarray(spatial_row(next(patterns), grid, token_dim)))
-    else:
-      order = jax.random.permutation(jax.random.fold_in(key, i), token_dim)
-      table.append(channel_row(order, grid[0] * grid[1]))
-  return jnp.stack(table)
+  keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(couplings))
+  orders = jax.vmap(lambda key: jax.random.permutation(key, token_dim))(keys)
+  table = channel_rows(orders.astype(jnp.int32), grid[0] * grid[1])
+  is_spatial = [kind == "spatial" for kind in itertools.islice(itertools.cycle(kinds), couplings)]
+  if any(is_spatial):
+    rows = [
+      spatial_row(pattern, grid, token_dim) for pattern in itertools.islice(itertools.cycle(spatial), sum(is_spatial))
+    ]
+    table = table.at[np.flatnonzero(is_spatial)].set(np.stack(rows))
+  return table
 
 
 def check_splits(kinds, spatial, grid, token_dim) -> None:

@@ -20,7 +20,8 @@ from PIL import Image
 from jet_jax import checkpoint, likelihood, sharding, steps
 
 CHUNK = 256  # images in one pass through the flow
-SHORTEST_SIDE = 32  # of an image in a grid, in pixels; smaller ones are enlarged
+SHORTEST_SIDE = 48  # of an image in a grid, in pixels; smaller ones are enlarged
+GAP = 2  # between the images of a grid, in pixels
 
 
 class Sampler:
@@ -60,14 +61,14 @@ class Sampler:
 
 
 def make_grid(images: np.ndarray, levels: int) -> np.ndarray:
-  """Images side by side, as near to a square as their number allows, small ones enlarged, black where none is left.
+  """Images side by side, as near to a square as their number allows, small ones enlarged, gray between and after them.
 
   Args:
     images: uint8 (N, H, W, C) in {0 .. levels - 1}; one channel is gray, the first three of others red, green, blue.
     levels: number of pixel values.
 
   Returns:
-    uint8 (rows * H', columns * W', 3) in {0 .. 255}.
+    uint8 (rows * (H' + GAP) + GAP, columns * (W' + GAP) + GAP, 3) in {0 .. 255}.
   """
   num, height, width, channels = images.shape
   images = np.round(images * (255 / (levels - 1))).astype(np.uint8)
@@ -76,8 +77,9 @@ def make_grid(images: np.ndarray, levels: int) -> np.ndarray:
   images = images.repeat(enlarge, axis=1).repeat(enlarge, axis=2)
   columns = math.ceil(math.sqrt(num))
   rows = math.ceil(num / columns)
-  images = np.pad(images, ((0, rows * columns - num), (0, 0), (0, 0), (0, 0)))
-  return rearrange(images, "(r c) h w rgb -> (r h) (c w) rgb", r=rows)
+  images = np.pad(images, ((0, rows * columns - num), (GAP, 0), (GAP, 0), (0, 0)), constant_values=128)
+  grid = rearrange(images, "(r c) h w rgb -> (r h) (c w) rgb", r=rows)
+  return np.pad(grid, ((0, GAP), (0, GAP), (0, 0)), constant_values=128)
 
 
 def save_png(grid: np.ndarray, path: str | pathlib.Path) -> None:

@@ -11,11 +11,12 @@ import pytest
 from jet_jax.jet import Jet
 
 
-def randomize(params, key, std=0.3):
+@jax.jit
+def randomize(params, key):
   """Adds noise to every parameter: a head that starts at zero would hide most bugs."""
   leaves, treedef = jax.tree.flatten(params)
   keys = jax.random.split(key, len(leaves))
-  noisy = [leaf + std * jax.random.normal(k, leaf.shape) for leaf, k in zip(leaves, keys, strict=True)]
+  noisy = [leaf + 0.3 * jax.random.normal(k, leaf.shape) for leaf, k in zip(leaves, keys, strict=True)]
   return jax.tree.unflatten(treedef, noisy)
 
 

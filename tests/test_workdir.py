@@ -72,8 +72,8 @@ def test_sampling_writes_a_grid_and_an_array(workdir, tmp_path, capsys):
   assert images.dtype == np.uint8
   assert images.max() <= 16
   grid = np.asarray(Image.open(out))
-  assert grid.shape == (2 * 32, 3 * 32, 3)
-  np.testing.assert_array_equal(grid[:32:4, 32:64:4, 0], np.round(images[1, ..., 0] * (255 / 16)))
+  assert grid.shape == (2 * 50 + 2, 3 * 50 + 2, 3)  # 8 pixels, six times enlarged, and gaps of 2
+  np.testing.assert_array_equal(grid[2:50:6, 52:100:6, 0], np.round(images[1, ..., 0] * (255 / 16)))
 
 
 def test_an_image_depends_on_the_seed_and_its_number_alone(workdir, monkeypatch):
