@@ -19,7 +19,7 @@ DEMO ?= runs/digits
 demo: .venv/installed
 	$(BIN)/python -m jet_jax.train --config=configs/digits.py --workdir=$(DEMO)
 	$(BIN)/python -m jet_jax.evaluate --workdir=$(DEMO)
-	$(BIN)/python -m jet_jax.sample --workdir=$(DEMO) --temperature=0.9 --out=$(DEMO)/samples.png
+	$(BIN)/python -m jet_jax.sample --workdir=$(DEMO) --temperature=0.8 --out=$(DEMO)/samples.png
 	@echo "digits that the flow has drawn: $(DEMO)/samples.png"
 
 test: .venv/installed

@@ -19,15 +19,15 @@ def get_config(argument=""):
   config.model.patch_size = 2
   config.model.kinds = ("channels", "channels", "spatial")
 
-  config.total_steps = 800
-  config.batch_size = 128
+  config.total_steps = 1200
+  config.batch_size = 64
   config.lr = 2e-3
   config.wd = 2e-5
   config.warmup_percent = 10
 
-  config.log_steps = 50
-  config.eval_steps = 200
-  config.sample_steps = 200
-  config.sample_temperature = 0.9
-  config.checkpoint_steps = 200
+  config.log_steps = 100
+  config.eval_steps = 300
+  config.sample_steps = 300
+  config.sample_temperature = 0.8
+  config.checkpoint_steps = 300
   return with_argument(config, argument)

@@ -24,7 +24,7 @@ def default_config() -> ConfigDict:
   config.levels = 256  # values a pixel can take: 256 for 8 bits, 32 for 5 bits, 17 for the digits
 
   config.data = ConfigDict()
-  config.data.source = "digits"  # digits, photos, npz:PATH or folder:PATH; see data.py
+  config.data.source = "digits"  # digits, photos, npz:PATH or folder:PATH; see sources.py
   config.data.size = placeholder(int)  # side in pixels that images are brought to; None keeps theirs
   config.image_shape = placeholder(tuple)  # (H, W, C), filled in from the data
 

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from absl import logging
 
-from jet_jax import checkpoint, data, sharding, steps
+from jet_jax import checkpoint, data, sharding, sources, steps
 
 NOISE_SEED = 0  # the same noise for every run and step, so that differences are the models'
 
@@ -23,7 +23,7 @@ class Evaluator:
   Args:
     model: the flow.
     levels: number of pixel values.
-    source: examples, from `data.open_source`.
+    source: examples, from `sources.open_source`.
     batch_size: images at a time. The figure does not depend on it: noise is keyed by example.
     mesh: devices; the batch size is rounded up to a multiple of their number.
   """
@@ -67,7 +67,7 @@ def main(argv=None) -> None:
   )
   parser.add_argument("--workdir", required=True, help="work directory of a training run")
   parser.add_argument("--step", type=int, help="checkpoint to evaluate; the newest by default")
-  parser.add_argument("--split", default="validation", choices=data.SPLITS)
+  parser.add_argument("--split", default="validation", choices=sources.SPLITS)
   parser.add_argument("--noise_samples", type=int, default=1, help="draws of the dequantization noise an image")
   args = parser.parse_args(argv)
   try:
@@ -75,7 +75,7 @@ def main(argv=None) -> None:
       raise ValueError(f"--noise_samples={args.noise_samples} must be at least 1")
     mesh = sharding.make_mesh()
     config, model, variables, step = checkpoint.load_run(args.workdir, mesh, args.step)
-    source = data.open_source(config.data.source, config.data.size, config.levels, args.split)
+    source = sources.open_source(config.data.source, config.data.size, config.levels, args.split)
   except ValueError as error:
     sys.exit(f"error: {error}")
   evaluator = Evaluator(model, config.levels, source, config.batch_size, mesh)

@@ -19,7 +19,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from jet_jax import config as config_lib
-from jet_jax import data, optim, sharding, steps
+from jet_jax import data, optim, sharding, sources, steps
 from jet_jax.checkpoint import Checkpoints
 from jet_jax.evaluate import Evaluator
 from jet_jax.jet import Jet
@@ -64,7 +64,7 @@ def prepare(config: ConfigDict, workdir: str | pathlib.Path, flag_overrides=()) 
   config = config_lib.resolve(config, flag_overrides)
   mesh = sharding.make_mesh()
   sharding.check_batch_size(config.batch_size, mesh)
-  open_split = functools.partial(data.open_source, config.data.source, config.data.size, config.levels)
+  open_split = functools.partial(sources.open_source, config.data.source, config.data.size, config.levels)
   train_source, validation_source = open_split("train"), open_split("validation")
   config.image_shape = train_source[0]["image"].shape
   model = Jet(**config.model)

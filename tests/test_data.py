@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jet_jax import data
+from jet_jax import data, sources
 
 
 def take(batches, count):
@@ -14,7 +14,7 @@ def take(batches, count):
 
 
 def digits(split="train"):
-  return data.open_source("digits", None, 17, split)
+  return sources.open_source("digits", None, 17, split)
 
 
 def test_batch_k_is_the_same_whether_reached_or_started_at():
@@ -61,17 +61,17 @@ def test_digits_have_17_levels_and_disjoint_splits():
 
 @pytest.mark.parametrize("size", [1, 32, 64, 160])
 def test_photos_give_crops_of_any_size_from_disjoint_regions(size):
-  train, validation = (data.open_source("photos", size, 256, split) for split in ("train", "validation"))
+  train, validation = (sources.open_source("photos", size, 256, split) for split in ("train", "validation"))
   for source in (train, validation):
     assert {source[i]["image"].shape for i in (0, len(source) - 1)} == {(size, size, 3)}
-  photo = data._two_photos()[0]
+  photo = sources._two_photos()[0]
   np.testing.assert_array_equal(train[1]["image"], photo[:size, 1 : 1 + size])
   np.testing.assert_array_equal(train[train.columns - 1]["image"], photo[:size, 480 - size : 480])
   np.testing.assert_array_equal(validation[0]["image"], photo[:size, 480 : 480 + size])
 
 
 def test_fewer_levels_drop_the_low_bits():
-  full, reduced = (data.open_source("photos", 8, levels, "train")[5]["image"] for levels in (256, 32))
+  full, reduced = (sources.open_source("photos", 8, levels, "train")[5]["image"] for levels in (256, 32))
   np.testing.assert_array_equal(reduced, full >> 3)
   assert reduced.dtype == np.uint8
 
@@ -86,7 +86,7 @@ def npz(tmp_path):
 def test_npz_splits_are_its_arrays(npz):
   path, images = npz
   for split, expected in (("train", images[:15]), ("validation", images[15:]), ("test", images[15:])):
-    source = data.open_source(f"npz:{path}", None, 256, split)
+    source = sources.open_source(f"npz:{path}", None, 256, split)
     np.testing.assert_array_equal([source[i]["image"] for i in range(len(source))], expected)
 
 
@@ -97,7 +97,7 @@ def test_folder_with_splits_is_resized_and_cut_in_the_middle(tmp_path):
     (tmp_path / split / "some class").mkdir(parents=True)
     Image.fromarray(stripes).save(tmp_path / split / "some class" / "a.png")
   for split in ("train", "validation"):
-    source = data.open_source(f"folder:{tmp_path}", 4, 256, split)
+    source = sources.open_source(f"folder:{tmp_path}", 4, 256, split)
     assert len(source) == 1
     np.testing.assert_array_equal(source[0]["image"][..., 0], [[100, 100, 200, 200]] * 4)
 
@@ -107,7 +107,7 @@ def test_folder_without_splits_holds_out_by_name(tmp_path):
     Image.new("L", (4, 4), i).save(tmp_path / f"{i}.png")
 
   def names(split):
-    return {path.name for path in data.open_source(f"folder:{tmp_path}", 4, 256, split).paths}
+    return {path.name for path in sources.open_source(f"folder:{tmp_path}", 4, 256, split).paths}
 
   train, validation = names("train"), names("validation")
   assert train | validation == {f"{i}.png" for i in range(100)}
@@ -121,7 +121,7 @@ def test_gray_images_of_a_folder_become_rgb_and_a_broken_one_is_named(tmp_path):
   (tmp_path / "train").mkdir()
   Image.new("L", (5, 9), 77).save(tmp_path / "train" / "gray.png")
   (tmp_path / "train" / "broken.png").write_bytes(b"no image")
-  source = data.open_source(f"folder:{tmp_path}", 4, 256, "train")
+  source = sources.open_source(f"folder:{tmp_path}", 4, 256, "train")
   with pytest.raises(ValueError, match=r"broken\.png"):
     source[0]
   np.testing.assert_array_equal(source[1]["image"], np.full((4, 4, 3), 77))
@@ -144,20 +144,20 @@ def test_gray_images_of_a_folder_become_rgb_and_a_broken_one_is_named(tmp_path):
 )
 def test_sources_that_cannot_be_opened_are_refused(source, size, levels, split, message):
   with pytest.raises(ValueError, match=message):
-    data.open_source(source, size, levels, split)
+    sources.open_source(source, size, levels, split)
 
 
 def test_empty_folders_and_wrong_arrays_are_refused(tmp_path, npz):
   (tmp_path / "empty").mkdir()
   with pytest.raises(ValueError, match="no image below"):
-    data.open_source(f"folder:{tmp_path / 'empty'}", 8, 256, "train")
+    sources.open_source(f"folder:{tmp_path / 'empty'}", 8, 256, "train")
   with pytest.raises(ValueError, match=r"data\.size=9.*4x6"):
-    data.open_source(f"npz:{npz[0]}", 9, 256, "train")
+    sources.open_source(f"npz:{npz[0]}", 9, 256, "train")
   np.savez(tmp_path / "float.npz", train_images=np.zeros((2, 4, 4, 3)))
   with pytest.raises(ValueError, match="uint8"):
-    data.open_source(f"npz:{tmp_path / 'float.npz'}", None, 256, "train")
+    sources.open_source(f"npz:{tmp_path / 'float.npz'}", None, 256, "train")
   with pytest.raises(ValueError, match="validation_images or test_images"):
-    data.open_source(f"npz:{tmp_path / 'float.npz'}", None, 256, "validation")
+    sources.open_source(f"npz:{tmp_path / 'float.npz'}", None, 256, "validation")
 
 
 def test_a_batch_larger_than_the_data_set_is_refused():

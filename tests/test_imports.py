@@ -12,17 +12,18 @@ ALLOWED = {
   "likelihood": set(),
   "config": set(),
   "sharding": set(),
-  "data": set(),
+  "sources": set(),
+  "data": {"sources"},
   "logs": set(),
   "optim": set(),
   "coupling": {"permutations", "vit"},
   "jet": {"permutations", "coupling"},
   "steps": {"jet", "likelihood"},
   "checkpoint": {"config", "sharding", "jet", "steps"},
-  "evaluate": {"checkpoint", "data", "sharding", "steps"},
+  "evaluate": {"checkpoint", "data", "sharding", "sources", "steps"},
   "sample": {"checkpoint", "likelihood", "sharding", "steps"},
   "train": {
-    "config", "data", "optim", "sharding", "steps", "checkpoint", "evaluate", "jet", "logs", "sample",
+    "config", "data", "optim", "sharding", "sources", "steps", "checkpoint", "evaluate", "jet", "logs", "sample",
   },
 }  # fmt: skip
 
