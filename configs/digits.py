@@ -19,15 +19,15 @@ def get_config(argument=""):
   config.model.patch_size = 2
   config.model.kinds = ("channels", "channels", "spatial")
 
-  config.total_steps = 1200
-  config.batch_size = 64
+  config.total_steps = 2000
+  config.batch_size = 32
   config.lr = 2e-3
   config.wd = 2e-5
   config.warmup_percent = 10
 
   config.log_steps = 100
-  config.eval_steps = 300
-  config.sample_steps = 300
+  config.eval_steps = 500
+  config.sample_steps = 500
   config.sample_temperature = 0.8
-  config.checkpoint_steps = 300
+  config.checkpoint_steps = 500
   return with_argument(config, argument)

@@ -69,12 +69,12 @@ class Checkpoints:
     training = {"step": like.step, "opt_state": like.opt_state}
     args = ocp.args.Composite(model=ocp.args.StandardRestore(model), training=ocp.args.StandardRestore(training))
     restored = self._manager.restore(step, args=args)
-    return TrainState(**restored.model, **restored.training)
+    return TrainState(**restored["model"], **restored["training"])
 
   def restore_variables(self, step: int, like: dict) -> dict:
     """`params` and `permutations` to evaluate or sample with; `like` is a tree {"params", "permutations", "ema"}."""
     args = ocp.args.Composite(model=ocp.args.StandardRestore(like))
-    model = self._manager.restore(step, args=args).model
+    model = self._manager.restore(step, args=args)["model"]
     params = model["params"] if model["ema"] is None else model["ema"]
     return {"params": params, "permutations": model["permutations"]}
 

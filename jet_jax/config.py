@@ -8,16 +8,19 @@ import ast
 import difflib
 import json
 import pathlib
+from typing import Any
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
+
+Config = Any  # a ConfigDict, whose fields a type checker cannot know
 
 # Each duration has one field a unit, of which at most one is set: config.eval_steps, config.eval_epochs, ...
 DURATIONS = ("total", "warmup", "log", "eval", "checkpoint", "sample")
 UNITS = {"steps": int, "examples": int, "epochs": float, "percent": float}  # percent of the total steps
 
 
-def default_config() -> ConfigDict:
+def default_config() -> Config:
   """All fields with their defaults; the optimizer's are those of Jet's released ImageNet-64 recipe."""
   config = ConfigDict()
   config.seed = 0  # of the parameters, permutations, data order and noise
@@ -63,7 +66,7 @@ def default_config() -> ConfigDict:
   return config
 
 
-def override(config: ConfigDict, values: dict) -> ConfigDict:
+def override(config: Config, values: dict) -> Config:
   """Sets fields by name, in place; a duration set in one unit loses its other units.
 
   Args:
@@ -79,7 +82,7 @@ def override(config: ConfigDict, values: dict) -> ConfigDict:
   return config
 
 
-def with_argument(config: ConfigDict, argument: str, variants: dict[str, dict] | None = None) -> ConfigDict:
+def with_argument(config: Config, argument: str, variants: dict[str, dict] | None = None) -> Config:
   """Applies what follows the colon in `--config=configs/name.py:variant,key=value,...`.
 
   Args:
@@ -103,7 +106,7 @@ def with_argument(config: ConfigDict, argument: str, variants: dict[str, dict] |
   return config
 
 
-def resolve(config: ConfigDict, flag_overrides=()) -> ConfigDict:
+def resolve(config: Config, flag_overrides=()) -> Config:
   """The config that a run goes by: checked, complete, with one unit a duration.
 
   Args:
@@ -122,7 +125,7 @@ def resolve(config: ConfigDict, flag_overrides=()) -> ConfigDict:
   return resolved
 
 
-def steps(config: ConfigDict, duration: str, num_examples: int) -> int:
+def steps(config: Config, duration: str, num_examples: int) -> int:
   """A duration in steps, at least 1, or 0 if none is set.
 
   Args:
@@ -141,14 +144,14 @@ def steps(config: ConfigDict, duration: str, num_examples: int) -> int:
   return 0
 
 
-def save(config: ConfigDict, path: pathlib.Path) -> None:
+def save(config: Config, path: pathlib.Path) -> None:
   """Writes the config as JSON, all at once: a run killed here leaves the old file or the new one."""
   temporary = path.with_suffix(".tmp")
   temporary.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
   temporary.replace(path)
 
 
-def load(workdir: str | pathlib.Path) -> ConfigDict:
+def load(workdir: str | pathlib.Path) -> Config:
   """The config of a work directory.
 
   Raises:
@@ -160,7 +163,9 @@ def load(workdir: str | pathlib.Path) -> ConfigDict:
   try:
     return resolve(ConfigDict(json.loads(path.read_text())))
   except json.JSONDecodeError as error:
-    raise ValueError(f"{path} is not JSON ({error}); restore it, or train again with the same --config") from error
+    raise ValueError(
+      f"{path} is not JSON ({error}); remove it and give the training command of this run again"
+    ) from error
 
 
 def _leaves(config, prefix=""):

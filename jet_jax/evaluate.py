@@ -45,12 +45,12 @@ class Evaluator:
       "num_nonfinite", images whose figure is NaN or infinite; any such image makes the mean so too.
     """
     keys = [jax.random.fold_in(jax.random.key(NOISE_SEED), draw) for draw in range(noise_samples)]
-    batches = []
+    bits = []
     for batch in data.eval_batches(self.source, self.batch_size):
       images, index = jax.device_put((batch["image"], batch["index"]), sharding.batched(self.mesh))
-      draws = [self._step(variables, images, index, key) for key in keys]
-      batches.append((draws, batch["mask"]))
-    bits = np.concatenate([np.mean(np.asarray(draws, np.float64), axis=0)[mask] for draws, mask in batches])
+      draws = np.stack([self._step(variables, images, index, key) for key in keys])
+      bits.append(draws.mean(axis=0, dtype=np.float64)[batch["mask"]])
+    bits = np.concatenate(bits)
     return {
       "bits_per_dim": float(bits.mean()),
       "bits_per_dim_stderr": float(bits.std(ddof=1) / np.sqrt(len(bits))) if len(bits) > 1 else 0.0,

@@ -125,7 +125,7 @@ def _drop_steps_after(start: int, path: pathlib.Path) -> None:
 
 def _start_wandb(workdir, config):
   try:
-    import wandb  # noqa: PLC0415  optional
+    import wandb  # noqa: PLC0415  # pyright: ignore[reportMissingImports]
   except ModuleNotFoundError as error:
     fix = "pip install 'jet_jax[wandb]' or clear it"
     raise ValueError(f"config.wandb_project={config.wandb_project!r}, but wandb is not installed; {fix}") from error

@@ -14,11 +14,12 @@ import hashlib
 import pathlib
 import zipfile
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
 
-Example = dict[str, np.ndarray]
+Example = dict[str, Any]
 SPLITS = ("train", "validation", "test")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
 
@@ -52,7 +53,7 @@ def open_source(source: str, size: int | None, levels: int, split: str) -> Seque
   return examples if levels in (17, 256) else _FewerLevels(examples, levels)
 
 
-class _Arrays:
+class _Arrays(Sequence):
   """Examples from an array of images, uint8 (N, H, W, C)."""
 
   def __init__(self, images: np.ndarray):
@@ -65,7 +66,7 @@ class _Arrays:
     return {"image": self.images[i], "index": np.int32(i)}
 
 
-class _Crops:
+class _Crops(Sequence):
   """All square crops of some photographs whose corner lies on a grid of `stride` pixels."""
 
   def __init__(self, photos: list[np.ndarray], size: int, stride: int):
@@ -81,7 +82,7 @@ class _Crops:
     return {"image": self.photos[photo][top : top + self.size, left : left + self.size], "index": np.int32(i)}
 
 
-class _Files:
+class _Files(Sequence):
   """Image files, read when asked for."""
 
   def __init__(self, paths: list[pathlib.Path], size: int):
@@ -101,7 +102,7 @@ class _Files:
     return {"image": np.asarray(image), "index": np.int32(i)}
 
 
-class _FewerLevels:
+class _FewerLevels(Sequence):
   """8-bit examples with their low bits dropped."""
 
   def __init__(self, examples, levels: int):
@@ -120,7 +121,8 @@ def _digits(path, size, split):
 
   if size not in (None, 8):
     raise ValueError(f"data.size={size}, but digits are 8x8; set data.size to 8 or None")
-  images = load_digits().images.astype(np.uint8)[..., None]
+  digits: Any = load_digits()
+  images = digits.images.astype(np.uint8)[..., None]
   held_out = np.arange(len(images)) % 9 == 0
   return _Arrays({"train": images[~held_out], "validation": images[held_out]}.get(split, images[:0]))
 

@@ -11,8 +11,7 @@ from jet_jax import likelihood
 from jet_jax.jet import Jet
 
 
-@struct.dataclass
-class TrainState:
+class TrainState(struct.PyTreeNode):
   """All that changes during training, and the permutations that never do.
 
   Attributes:

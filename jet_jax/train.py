@@ -21,6 +21,7 @@ from ml_collections import ConfigDict, config_flags
 from jet_jax import config as config_lib
 from jet_jax import data, optim, sharding, sources, steps
 from jet_jax.checkpoint import Checkpoints
+from jet_jax.config import Config
 from jet_jax.evaluate import Evaluator
 from jet_jax.jet import Jet
 from jet_jax.logs import MetricLog
@@ -32,9 +33,9 @@ FIXED = ("seed", "levels", "batch_size", "data", "image_shape", "model")
 
 @dataclasses.dataclass
 class Run:
-  """A run that is ready to start: everything is checked, nothing is compiled, nothing is written."""
+  """A run that is ready to start: everything is checked, nothing is compiled."""
 
-  config: ConfigDict
+  config: Config
   workdir: pathlib.Path
   mesh: jax.sharding.Mesh
   num_examples: int
@@ -44,13 +45,13 @@ class Run:
   optimizer: optax.GradientTransformation
   total_steps: int
 
-  def every(self, duration: str, step: int) -> bool:
-    """Whether something done every so often, or at the end, is due after `step` updates."""
+  def due(self, duration: str, step: int) -> bool:
+    """Whether something that happens every so often, and at the end, is due after `step` updates."""
     interval = config_lib.steps(self.config, duration, self.num_examples)
-    return bool(interval) and (step % interval == 0 or step == self.total_steps)
+    return interval > 0 and (step % interval == 0 or step == self.total_steps)
 
 
-def prepare(config: ConfigDict, workdir: str | pathlib.Path, flag_overrides=()) -> Run:
+def prepare(config: Config, workdir: str | pathlib.Path, flag_overrides=()) -> Run:
   """Checks everything that can be known before compiling.
 
   Args:
@@ -76,7 +77,7 @@ def prepare(config: ConfigDict, workdir: str | pathlib.Path, flag_overrides=()) 
   return Run(config, workdir, mesh, len(train_source), batches, validation_source, model, optimizer, total_steps)
 
 
-def prepare_workdir(workdir: str | pathlib.Path, config: ConfigDict) -> pathlib.Path:
+def prepare_workdir(workdir: str | pathlib.Path, config: Config) -> pathlib.Path:
   """Makes the work directory and writes `config.json`; ValueError if it cannot be used or holds another run."""
   workdir = pathlib.Path(workdir).absolute()
   try:
@@ -162,22 +163,22 @@ def train(run: Run) -> steps.TrainState:
         images = jax.device_put(next(batches)["image"], sharding.batched(run.mesh))
         state, metrics = train_step(state, images, noise_key)
         log.step_done()
-        if run.every("log", step) or step == start + 1:
+        if run.due("log", step) or step == 1:
           log.train(step, {name: float(value) for name, value in metrics.items()})
-        if run.every("eval", step):
+        due = [name for name in ("eval", "sample", "checkpoint") if run.due(name, step)]
+        if due:
           jax.block_until_ready(state)
           with log.pause():
-            log.validation(step, evaluator(state.variables(), config.eval_noise_samples))
-        if run.every("sample", step):
-          jax.block_until_ready(state)
-          with log.pause():
-            grid = make_grid(sampler(state.variables(), temperature=config.sample_temperature), config.levels)
-            save_png(grid, run.workdir / "samples" / f"{step}.png")
-            log.samples(step, grid)
-        if run.every("checkpoint", step) or step == run.total_steps:
-          jax.block_until_ready(state)
-          with log.pause():
-            checkpoints.save(state)
+            if "eval" in due:
+              log.validation(step, evaluator(state.variables(), config.eval_noise_samples))
+            if "sample" in due:
+              grid = make_grid(sampler(state.variables(), temperature=config.sample_temperature), config.levels)
+              save_png(grid, run.workdir / "samples" / f"{step}.png")
+              log.samples(step, grid)
+            if "checkpoint" in due:
+              checkpoints.save(state)
+    if not run.due("checkpoint", run.total_steps):
+      checkpoints.save(state)  # the end is saved whatever the config says
   return state
 
 
@@ -189,7 +190,7 @@ def main(argv) -> None:
     logging.set_verbosity(logging.ERROR)  # below it, orbax tells every step of a save
   flag = flags.FLAGS["config"]
   try:
-    run = prepare(flag.value, flags.FLAGS.workdir, config_flags.get_override_values(flag))
+    run = prepare(flags.FLAGS.config, flags.FLAGS.workdir, config_flags.get_override_values(flag))
   except ValueError as error:
     sys.exit(f"error: {error}")
   train(run)

@@ -58,3 +58,10 @@ def test_training_imports_no_tensorflow():
   code = "import sys, jet_jax.train; print(*[m for m in ('tensorflow', 'torch') if m in sys.modules])"
   result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
   assert not result.stdout.strip()
+
+
+def test_one_training_run_is_nine_files_and_a_thousand_lines():
+  readme = pathlib.Path("README.md").read_text()
+  files = [path for path in pathlib.Path("jet_jax").glob("*.py") if f"](jet_jax/{path.name})" in readme]
+  assert len(files) == 9
+  assert sum(len(path.read_text().splitlines()) for path in files) <= 1000

@@ -14,7 +14,7 @@ from jet_jax import sharding, train
 from jet_jax.checkpoint import Checkpoints
 
 ARGUMENT = (
-  "couplings=2,block_depth=1,width=8,heads=2,batch_size=16,total_steps=40,log_steps=1,eval_steps=20,"
+  "couplings=2,block_depth=1,width=8,heads=2,batch_size=16,total_steps=40,log_steps=3,eval_steps=20,"
   "sample_steps=20,sample_num=4,checkpoint_steps=5,ema_decay=0.9"
 )
 
@@ -66,6 +66,14 @@ def test_a_finished_run_does_nothing_more(tmp_path, tiny_config, capsys):
   assert "this run is finished" in capsys.readouterr().out
   assert (tmp_path / "metrics.jsonl").read_text() == before
   jax.tree.map(np.testing.assert_array_equal, first, again)
+
+
+def test_the_end_is_saved_whatever_the_config_says(tmp_path, tiny_config):
+  run = train.prepare(tiny_config(total_steps=4, eval_steps=0, sample_steps=0, checkpoint_steps=0), tmp_path)
+  train.train(run)
+  assert Checkpoints(tmp_path).latest_step() == 4
+  assert not (tmp_path / "samples").exists()
+  assert "val/bits_per_dim" not in (tmp_path / "metrics.jsonl").read_text()
 
 
 def test_torn_and_later_metrics_are_dropped_on_resume(tmp_path):
