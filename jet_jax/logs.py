@@ -1,6 +1,7 @@
 """Metrics of a run: to the terminal, `metrics.jsonl`, TensorBoard and, if asked for, Weights & Biases."""
 
 import datetime
+import importlib.util
 import json
 import pathlib
 import sys
@@ -123,12 +124,21 @@ def _drop_steps_after(start: int, path: pathlib.Path) -> None:
   temporary.replace(path)
 
 
-def _start_wandb(workdir, config):
-  try:
-    import wandb  # noqa: PLC0415  # pyright: ignore[reportMissingImports]
-  except ModuleNotFoundError as error:
+def check_wandb(project: str) -> None:
+  """Raises ValueError if a Weights & Biases project is asked for and the package is not installed."""
+  if project and importlib.util.find_spec("wandb") is None:
     fix = "pip install 'jet_jax[wandb]' or clear it"
-    raise ValueError(f"config.wandb_project={config.wandb_project!r}, but wandb is not installed; {fix}") from error
-  # The id lies in the name of the work directory, so that a resumed run continues its page.
-  run_id = f"{workdir.name}-{config.seed}"
-  return wandb.init(project=config.wandb_project, name=workdir.name, id=run_id, resume="allow", config=config.to_dict())
+    raise ValueError(f"config.wandb_project={project!r}, but wandb is not installed; {fix}")
+
+
+def _start_wandb(workdir, config):
+  import wandb  # noqa: PLC0415  # pyright: ignore[reportMissingImports]
+
+  return wandb.init(
+    project=config.wandb_project,
+    name=workdir.name,
+    id=f"{workdir.name}-{config.seed}",  # of the work directory, so that a resumed run continues its page
+    resume="allow",
+    dir=workdir,
+    config=config.to_dict(),
+  )

@@ -24,7 +24,7 @@ from jet_jax.checkpoint import Checkpoints
 from jet_jax.config import Config
 from jet_jax.evaluate import Evaluator
 from jet_jax.jet import Jet
-from jet_jax.logs import MetricLog
+from jet_jax.logs import MetricLog, check_wandb
 from jet_jax.sample import Sampler, make_grid, save_png
 
 # A run cannot change these and still be the same run.
@@ -63,6 +63,7 @@ def prepare(config: Config, workdir: str | pathlib.Path, flag_overrides=()) -> R
     ValueError: a wrong value, named with its rule and a fix.
   """
   config = config_lib.resolve(config, flag_overrides)
+  check_wandb(config.wandb_project)
   mesh = sharding.make_mesh()
   sharding.check_batch_size(config.batch_size, mesh)
   open_split = functools.partial(sources.open_source, config.data.source, config.data.size, config.levels)

@@ -32,9 +32,11 @@ def compile_nothing(monkeypatch):
     ({"data.source": "folder:missing", "levels": 256}, "folder:missing' does not exist or is no folder"),
     ({"data.source": "npz:missing.npz", "levels": 256}, "missing.npz"),
     ({"levels": 256}, "set levels=17"),
+    ({"wandb_project": "jet"}, "wandb is not installed; pip install"),
   ],
 )
-def test_values_that_do_not_fit_are_refused(settings, message, tiny_config, tmp_path):
+def test_values_that_do_not_fit_are_refused(settings, message, tiny_config, tmp_path, monkeypatch):
+  monkeypatch.setitem(sys.modules, "wandb", None)  # as if it were not installed
   with pytest.raises(ValueError, match=message):
     train.prepare(tiny_config(**settings), tmp_path / "run")
   assert not (tmp_path / "run").exists()
