@@ -7,7 +7,7 @@ Variants, after a colon, before any key=value pairs:
              couplings x block depth   parameters   bits/dim on validation after 200 epochs
   (none)     32 x 2                      207.2 M    3.72, as published
   large      64 x 5                    1,019.6 M    3.66, as published
-  runlocal   4 x 1, width 64               0.3 M    not comparable: two photographs, to try things on a laptop
+  runlocal   12 x 1, width 64              0.9 M    3.81 after 400 steps, but of two photographs: 2 minutes on 2 cores
 
 The published figures are for the van den Oord release of downsampled ImageNet; the newer npz release differs by about
 0.25 bits/dim. Set data.source to a folder with subfolders `train` and `validation` of its PNG files.
@@ -18,7 +18,7 @@ from jet_jax.config import default_config, with_argument
 VARIANTS = {
   "large": {"couplings": 64, "block_depth": 5},
   "runlocal": {
-    "data.source": "photos", "couplings": 4, "block_depth": 1, "width": 64, "heads": 2,
+    "data.source": "photos", "couplings": 12, "block_depth": 1, "width": 64, "heads": 2,
     "total_steps": 400, "batch_size": 16, "lr": 3e-3, "log_steps": 10,
     "eval_steps": 100, "sample_steps": 100, "checkpoint_steps": 50, "sample_num": 16,
   },
