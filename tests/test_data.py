@@ -68,6 +68,8 @@ def test_photos_give_crops_of_any_size_from_disjoint_regions(size):
   np.testing.assert_array_equal(train[1]["image"], photo[:size, 1 : 1 + size])
   np.testing.assert_array_equal(train[train.columns - 1]["image"], photo[:size, 480 - size : 480])
   np.testing.assert_array_equal(validation[0]["image"], photo[:size, 480 : 480 + size])
+  stride = max(1, size // 4)  # of the grid of validation crops
+  assert (validation.rows, validation.columns) == ((427 - size) // stride + 1, (160 - size) // stride + 1)
 
 
 def test_fewer_levels_drop_the_low_bits():
