@@ -28,7 +28,7 @@ def default_config() -> Config:
 
   config.data = ConfigDict()
   config.data.source = "digits"  # digits, photos, npz:PATH or folder:PATH; see sources.py
-  config.data.size = placeholder(int)  # side in pixels that images are brought to; None keeps theirs
+  config.data.size = 0  # side in pixels that images are brought to; 0 keeps the size of digits and npz images
   config.image_shape = placeholder(tuple)  # (H, W, C), filled in from the data
 
   config.model = ConfigDict()  # the arguments of jet.Jet

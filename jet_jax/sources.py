@@ -24,12 +24,12 @@ SPLITS = ("train", "validation", "test")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
 
 
-def open_source(source: str, size: int | None, levels: int, split: str) -> Sequence[Example]:
+def open_source(source: str, size: int, levels: int, split: str) -> Sequence[Example]:
   """One split of a data set.
 
   Args:
     source: as above.
-    size: side in pixels that images are brought to; None keeps the size of digits and npz images.
+    size: side in pixels that images are brought to; 0 keeps the size of digits and npz images.
     levels: pixel values the run works with. 8-bit images are reduced to a smaller power of two by dropping low bits.
     split: "train", "validation" or "test", as the source has them.
 
@@ -119,8 +119,8 @@ class _FewerLevels(Sequence):
 def _digits(path, size, split):
   from sklearn.datasets import load_digits  # noqa: PLC0415  slow to import, and needed here alone
 
-  if size not in (None, 8):
-    raise ValueError(f"data.size={size}, but digits are 8x8; set data.size to 8 or None")
+  if size not in (0, 8):
+    raise ValueError(f"data.size={size}, but digits are 8x8; set data.size to 8 or 0")
   digits: Any = load_digits()
   images = digits.images.astype(np.uint8)[..., None]
   held_out = np.arange(len(images)) % 9 == 0
@@ -138,7 +138,7 @@ def _photos(path, size, split):
   height, width = _two_photos()[0].shape[:2]
   border = width * 3 // 4
   limit = min(height, width - border)
-  if size is None or not 1 <= size <= limit:
+  if not 1 <= size <= limit:
     raise ValueError(f"data.size={size} must be between 1 and {limit} for photos, whose validation part is that wide")
   if split == "train":
     return _Crops([photo[:, :border] for photo in _two_photos()], size, stride=1)
@@ -160,9 +160,9 @@ def _npz(path, size, split):
     raise ValueError(f"data.source='npz:{path}' cannot be read ({error}); give the path of an .npz file") from error
   if images.dtype != np.uint8 or images.ndim != 4:
     raise ValueError(f"{path}: {name} is {images.dtype} {images.shape}; images must be uint8 (N, H, W, C)")
-  if size is not None and images.shape[1:3] != (size, size):
+  if size and images.shape[1:3] != (size, size):
     height, width = images.shape[1:3]
-    raise ValueError(f"data.size={size}, but {path} holds images of {height}x{width}; set data.size=None")
+    raise ValueError(f"data.size={size}, but {path} holds images of {height}x{width}; set data.size=0")
   return _Arrays(images)
 
 
@@ -170,7 +170,7 @@ def _folder(path, size, split):
   root = pathlib.Path(path)
   if not root.is_dir():
     raise ValueError(f"data.source='folder:{path}' does not exist or is no folder; give the path of a folder of images")
-  if size is None or size < 1:
+  if size < 1:
     raise ValueError(f"data.size={size} must be positive for a folder; set the side that images are resized to")
   if (root / "train").is_dir():
     names = {"train": ["train"], "validation": ["validation", "val", "valid", "test"], "test": ["test"]}[split]

@@ -10,7 +10,7 @@ from jet_jax.config import default_config, override, resolve, with_argument
 
 def test_the_argument_sets_variants_and_fields():
   config = imagenet64.get_config("runlocal,batch_size=8,model.width=32,heads=4,data.source=digits")
-  assert (config.batch_size, config.model.width, config.model.heads, config.model.couplings) == (8, 32, 4, 4)
+  assert (config.batch_size, config.model.width, config.model.heads, config.model.couplings) == (8, 32, 4, 12)
   assert config.data.source == "digits"
   assert imagenet64.get_config("large").model.couplings == 64
 

@@ -14,7 +14,7 @@ def take(batches, count):
 
 
 def digits(split="train"):
-  return sources.open_source("digits", None, 17, split)
+  return sources.open_source("digits", 0, 17, split)
 
 
 def test_batch_k_is_the_same_whether_reached_or_started_at():
@@ -88,7 +88,7 @@ def npz(tmp_path):
 def test_npz_splits_are_its_arrays(npz):
   path, images = npz
   for split, expected in (("train", images[:15]), ("validation", images[15:]), ("test", images[15:])):
-    source = sources.open_source(f"npz:{path}", None, 256, split)
+    source = sources.open_source(f"npz:{path}", 0, 256, split)
     np.testing.assert_array_equal([source[i]["image"] for i in range(len(source))], expected)
 
 
@@ -132,15 +132,15 @@ def test_gray_images_of_a_folder_become_rgb_and_a_broken_one_is_named(tmp_path):
 @pytest.mark.parametrize(
   ("source", "size", "levels", "split", "message"),
   [
-    ("digit", None, 17, "train", "digits, photos, npz:PATH or folder:PATH"),
-    ("digits", None, 256, "train", "levels=17"),
+    ("digit", 0, 17, "train", "digits, photos, npz:PATH or folder:PATH"),
+    ("digits", 0, 256, "train", "levels=17"),
     ("digits", 16, 17, "train", "8x8"),
-    ("digits", None, 17, "test", "no image in its split"),
-    ("digits", None, 17, "dev", "train, validation, test"),
-    ("photos", None, 256, "train", "between 1 and 160"),
+    ("digits", 0, 17, "test", "no image in its split"),
+    ("digits", 0, 17, "dev", "train, validation, test"),
+    ("photos", 0, 256, "train", "between 1 and 160"),
     ("photos", 161, 256, "train", "between 1 and 160"),
     ("photos", 32, 100, "train", "power of two"),
-    ("npz:missing.npz", None, 256, "train", "missing.npz"),
+    ("npz:missing.npz", 0, 256, "train", "missing.npz"),
     ("folder:missing", 8, 256, "train", "is no folder; give"),
   ],
 )
@@ -157,9 +157,9 @@ def test_empty_folders_and_wrong_arrays_are_refused(tmp_path, npz):
     sources.open_source(f"npz:{npz[0]}", 9, 256, "train")
   np.savez(tmp_path / "float.npz", train_images=np.zeros((2, 4, 4, 3)))
   with pytest.raises(ValueError, match="uint8"):
-    sources.open_source(f"npz:{tmp_path / 'float.npz'}", None, 256, "train")
+    sources.open_source(f"npz:{tmp_path / 'float.npz'}", 0, 256, "train")
   with pytest.raises(ValueError, match="validation_images or test_images"):
-    sources.open_source(f"npz:{tmp_path / 'float.npz'}", None, 256, "validation")
+    sources.open_source(f"npz:{tmp_path / 'float.npz'}", 0, 256, "validation")
 
 
 def test_a_batch_larger_than_the_data_set_is_refused():

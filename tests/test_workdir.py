@@ -55,7 +55,7 @@ def test_evaluation_from_the_work_directory_repeats_the_figure_of_training(workd
 def test_the_figure_does_not_depend_on_the_batch_size(workdir):
   mesh = sharding.make_mesh()
   _, model, variables, _ = load_run(workdir, mesh)
-  source = sources.open_source("digits", None, 17, "validation")
+  source = sources.open_source("digits", 0, 17, "validation")
   figures = [evaluate.Evaluator(model, 17, source, size, mesh)(variables)["bits_per_dim"] for size in (1, 7, 64, 500)]
   # The same noise for each image; matrix products of another height may round differently in float32.
   np.testing.assert_allclose(figures, figures[0], rtol=1e-6)
