@@ -49,7 +49,8 @@ class Checkpoints:
   def _remove_unfinished(self) -> None:
     """Removes what a save that was killed has left; orbax would stumble over it at the same step."""
     for step in self.directory.glob("*"):
-      if step.is_dir() and not (step / COMMIT_FILE).exists():
+      if step.name.isdigit() and step.is_dir() and not (step / COMMIT_FILE).exists():
+        print(f"removing {step}, which was not saved to the end", flush=True)
         shutil.rmtree(step)
 
   def latest_step(self) -> int | None:

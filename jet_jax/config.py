@@ -7,7 +7,9 @@ start, `--config.some.field=value` works for all of them, a misspelled name is r
 import ast
 import difflib
 import json
+import math
 import pathlib
+import re
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -17,6 +19,7 @@ Config = Any  # a ConfigDict, whose fields a type checker cannot know
 
 # Each duration has one field a unit, of which at most one is set: config.eval_steps, config.eval_epochs, ...
 DURATIONS = ("total", "warmup", "log", "eval", "checkpoint", "sample")
+OUTER_COMMA = re.compile(r",(?![^(\[]*[)\]])")  # not one inside a tuple
 UNITS = {"steps": int, "examples": int, "epochs": float, "percent": float}  # percent of the total steps
 
 
@@ -94,7 +97,7 @@ def with_argument(config: Config, argument: str, variants: dict[str, dict] | Non
     ValueError: an unknown variant or field.
   """
   variants = variants or {}
-  for part in filter(None, (argument or "").split(",")):
+  for part in filter(None, OUTER_COMMA.split(argument or "")):
     name, is_pair, text = part.partition("=")
     if is_pair:
       override(config, {name: _parse(text)})
@@ -157,15 +160,28 @@ def load(workdir: str | pathlib.Path) -> Config:
   Raises:
     ValueError: no readable `config.json` there.
   """
+  again = "remove it and give the training command of this run again"
   path = pathlib.Path(workdir) / "config.json"
-  if not path.is_file():
-    raise ValueError(f"{workdir} has no config.json; give the --workdir of a training run")
   try:
-    return resolve(ConfigDict(json.loads(path.read_text())))
-  except json.JSONDecodeError as error:
-    raise ValueError(
-      f"{path} is not JSON ({error}); remove it and give the training command of this run again"
-    ) from error
+    values = json.loads(path.read_text())
+  except FileNotFoundError as error:
+    raise ValueError(f"{workdir} has no config.json; give the --workdir of a training run") from error
+  except OSError as error:
+    raise ValueError(f"{path} cannot be read ({error}); check its owner and mode") from error
+  except ValueError as error:
+    raise ValueError(f"{path} is not JSON ({error}); {again}") from error
+  if not isinstance(values, dict) or not values.get("image_shape"):
+    raise ValueError(f"{path} is not the config of a run: it has no image_shape; {again}")
+  try:
+    return resolve(ConfigDict(values))
+  except ValueError as error:
+    raise ValueError(f"{path}: {error}") from error
+
+
+def differences(one: Config, other: Config) -> list[tuple[str, Any, Any]]:
+  """Fields in which two resolved configs differ: (dotted name, value in one, value in the other)."""
+  others = dict(_leaves(other))
+  return [(name, value, others[name]) for name, value in _leaves(one) if value != others[name]]
 
 
 def _leaves(config, prefix=""):
@@ -173,7 +189,7 @@ def _leaves(config, prefix=""):
   for key, value in config.items():
     if isinstance(value, (ConfigDict, dict)):
       yield from _leaves(value, f"{prefix}{key}.")
-    elif value is not None:
+    else:
       yield f"{prefix}{key}", tuple(value) if isinstance(value, list) else value
 
 
@@ -194,7 +210,7 @@ def _names(config, prefix=""):
 
 def _did_you_mean(name, known) -> str:
   matches = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-  return f": did you mean {matches[0]!r}?" if matches else ""
+  return f", did you mean {matches[0]!r}" if matches else ""
 
 
 def _parse(text: str):
@@ -205,14 +221,19 @@ def _parse(text: str):
 
 
 def _set(config, name, value) -> None:
-  *parents, leaf = _find(config, name)
+  path = _find(config, name)
+  is_optional = path[0] == "image_shape" or path[0].rpartition("_")[0] in DURATIONS
+  *parents, leaf = path
   for parent in parents:
     config = config[parent]
+  kind = config.get_type(leaf).__name__
+  wrong = f"{name}={value!r} has the wrong type; give a value of type {kind}"
+  if value is None and not is_optional:
+    raise ValueError(wrong)
   try:
-    config[leaf] = value
+    config[leaf] = tuple(value) if isinstance(value, list) else value
   except TypeError as error:
-    kind = config.get_type(leaf).__name__
-    raise ValueError(f"{name}={value!r} has the wrong type; give a value of type {kind}") from error
+    raise ValueError(wrong) from error
 
 
 def _drop_other_units(config, name) -> None:
@@ -231,19 +252,20 @@ def _check(config) -> None:
     if len(given) > 1:
       raise ValueError(f"{' and '.join(given)} are both set; keep one, set the others to None")
     for name, value in given.items():
-      if value < 0:
-        raise ValueError(f"{name}={value} must not be negative; 0 turns it off")
+      if not 0 <= value < math.inf:
+        raise ValueError(f"{name}={value} must be finite and not negative; 0 turns it off")
   if not (config.total_steps or config.total_epochs or config.total_examples):
     raise ValueError("the run has no length; set total_steps, total_epochs or total_examples to a positive number")
-  if config.total_percent is not None:
-    raise ValueError("total_percent is a share of itself; set total_steps, total_epochs or total_examples")
+  largest, below_one = 2**31 - 1, 1 - 1e-9
   ranges = {
-    "batch_size": (1, None), "levels": (2, 256), "seed": (0, 2**31 - 1), "lr": (0, None), "wd": (0, None),
-    "adam_b1": (0, 1), "adam_b2": (0, 1), "ema_decay": (0, 1), "eval_noise_samples": (1, None),
-    "sample_num": (1, None), "sample_temperature": (0, None), "checkpoint_keep": (1, None),
+    "batch_size": (1, largest), "levels": (2, 256), "seed": (0, largest), "lr": (0, 1e3), "wd": (0, 1),
+    "adam_b1": (0, below_one), "adam_b2": (0, below_one), "ema_decay": (0, below_one), "clip_norm": (1e-9, 1e30),
+    "eval_noise_samples": (1, largest), "sample_num": (1, largest), "sample_temperature": (0, 1e3),
+    "checkpoint_keep": (1, largest), "data.size": (0, largest),
   }  # fmt: skip
+  values = dict(_leaves(config))
   for name, (low, high) in ranges.items():
-    if config[name] < low or (high is not None and config[name] > high):
-      raise ValueError(f"{name}={config[name]} must be at least {low}" + (f" and at most {high}" if high else ""))
-  if config.clip_norm <= 0:
-    raise ValueError(f"clip_norm={config.clip_norm} must be positive; a huge value turns clipping off")
+    if not low <= values[name] <= high:  # refuses NaN too
+      raise ValueError(f"{name}={values[name]} must be at least {low} and at most {high}")
+  if config.adam_mu_dtype not in ("float32", "bfloat16"):
+    raise ValueError(f"adam_mu_dtype={config.adam_mu_dtype!r} must be 'float32' or 'bfloat16'")

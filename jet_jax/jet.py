@@ -43,8 +43,8 @@ class Jet(nn.Module):
     spatial: patterns of the spatial couplings, repeated over those; see `permutations.spatial_row`.
     scale_bound: the largest factor by which a coupling can stretch a dimension.
     dtype: in which the transformers compute, "float32" or "bfloat16"; all else is float32.
-    remat: what the backward pass recomputes: "none" (fastest on most accelerators), "dots" (all but the dense layers),
-      "full" (everything; least memory).
+    remat: what the backward pass recomputes: "none" (most memory), "dots" (all but the dense layers), "full"
+      (everything; least memory).
   """
 
   couplings: int = 32
@@ -82,7 +82,9 @@ class Jet(nn.Module):
   @nn.compact
   def run(self, images, inverse: bool):
     """Either direction; both walk the same parameters and the same tables."""
-    self.check(images.shape)
+    if images.ndim != 4:
+      raise ValueError(f"images have shape {images.shape}, expected (B, H, W, C); add the missing axes")
+    self.check(images.shape[1:])
     if not jnp.issubdtype(images.dtype, jnp.floating):
       raise TypeError(f"images are {images.dtype}, the flow needs float32; dequantize them first (jet_jax.likelihood)")
     _, height, width, channels = images.shape
@@ -137,10 +139,8 @@ class Jet(nn.Module):
 
   @nn.nowrap
   def check(self, image_shape: Sequence[int]) -> None:
-    """Raises ValueError, naming value, rule and fix, if this flow cannot run on images of shape (..., H, W, C)."""
-    if len(image_shape) not in (3, 4):
-      raise ValueError(f"images have shape {tuple(image_shape)}, expected (B, H, W, C); add the missing axes")
-    height, width, channels = image_shape[-3:]
+    """Raises ValueError, naming value, rule and fix, if this flow cannot run on images of shape (H, W, C)."""
+    height, width, channels = image_shape
     for name in ("couplings", "block_depth", "width", "heads", "patch_size", "scale_bound"):
       if getattr(self, name) <= 0:
         raise ValueError(f"{name}={getattr(self, name)} must be positive")

@@ -4,6 +4,7 @@ import datetime
 import importlib.util
 import json
 import pathlib
+import secrets
 import sys
 import time
 
@@ -127,17 +128,21 @@ def _drop_steps_after(start: int, path: pathlib.Path) -> None:
 def check_wandb(project: str) -> None:
   """Raises ValueError if a Weights & Biases project is asked for and the package is not installed."""
   if project and importlib.util.find_spec("wandb") is None:
-    fix = "pip install 'jet_jax[wandb]' or clear it"
-    raise ValueError(f"config.wandb_project={project!r}, but wandb is not installed; {fix}")
+    raise ValueError(f"wandb_project={project!r}, but wandb is not installed; pip install wandb, or clear it")
 
 
 def _start_wandb(workdir, config):
   import wandb  # noqa: PLC0415  # pyright: ignore[reportMissingImports]
 
+  # Kept in the work directory, so that a resumed run continues its page and no other run does.
+  id_file = workdir / "wandb" / "run_id"
+  if not id_file.exists():
+    id_file.parent.mkdir(exist_ok=True)
+    id_file.write_text(secrets.token_hex(8))
   return wandb.init(
     project=config.wandb_project,
     name=workdir.name,
-    id=f"{workdir.name}-{config.seed}",  # of the work directory, so that a resumed run continues its page
+    id=id_file.read_text(),
     resume="allow",
     dir=workdir,
     config=config.to_dict(),

@@ -114,7 +114,9 @@ def main(argv=None) -> None:
   images = Sampler(model, config.image_shape, config.levels, args.num, mesh)(variables, args.seed, args.temperature)
   save_png(make_grid(images, config.levels), args.out)
   if args.npz:
-    np.savez(args.npz, images=images)
+    pathlib.Path(args.npz).parent.mkdir(parents=True, exist_ok=True)
+    with pathlib.Path(args.npz).open("wb") as file:  # np.savez would add a suffix to a name
+      np.savez(file, images=images)
   print(json.dumps({"step": step, "num": args.num, "out": args.out, "npz": args.npz}))
 
 

@@ -5,8 +5,8 @@ photos       every crop of `data.size` pixels of scikit-learn's two photographs;
              never trained on, and its crops, on a grid, are for validation
 npz:PATH     arrays `train_images` and `validation_images` (or `test_images`), uint8 (N, H, W, C)
 folder:PATH  image files below PATH/train and PATH/validation (or val, valid, test); without these, files below PATH,
-             of which 5%, by a hash of the name, are for validation. They are made RGB, the shortest side is resized
-             to `data.size`, and the centre is cut out
+             of which 5%, by a hash of the name, and at least one are for validation. They are made RGB, the shortest
+             side is resized to `data.size`, and the centre is cut out
 """
 
 import functools
@@ -49,8 +49,14 @@ def open_source(source: str, size: int, levels: int, split: str) -> Sequence[Exa
     raise ValueError(f"levels={levels} must be a power of two for the 8-bit images of {source!r}; 256 keeps all bits")
   examples = kinds[kind](path, size, split)
   if not len(examples):
-    raise ValueError(f"data.source={source!r} has no image in its split {split!r}")
+    raise ValueError(f"data.source={source!r} has no image in its split {split!r}; add some or use another split")
   return examples if levels in (17, 256) else _FewerLevels(examples, levels)
+
+
+def absolute(source: str) -> str:
+  """The source with its path made absolute, so that it means the same wherever a command is given."""
+  kind, colon, path = source.partition(":")
+  return f"{kind}:{pathlib.Path(path).absolute()}" if colon else source
 
 
 class _Arrays(Sequence):
@@ -151,13 +157,16 @@ def _npz(path, size, split):
     split
   ]
   try:
-    with np.load(path, allow_pickle=False) as arrays:
-      name = next((name for name in names if name in arrays), None)
-      if name is None:
-        raise ValueError(f"{path} has no array {' or '.join(names)}; it has {', '.join(arrays)}")
-      images = arrays[name]
-  except (OSError, zipfile.BadZipFile) as error:
-    raise ValueError(f"data.source='npz:{path}' cannot be read ({error}); give the path of an .npz file") from error
+    arrays = np.load(path, allow_pickle=False)
+    if not isinstance(arrays, np.lib.npyio.NpzFile):
+      raise ValueError("it holds one bare array")
+  except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
+    raise ValueError(f"data.source='npz:{path}' is no readable .npz file ({error}); write one with np.savez") from error
+  with arrays:
+    name = next((name for name in names if name in arrays), None)
+    if name is None:
+      raise ValueError(f"{path} has no array {' or '.join(names)}; it has {', '.join(arrays) or 'none'}")
+    images = arrays[name]
   if images.dtype != np.uint8 or images.ndim != 4:
     raise ValueError(f"{path}: {name} is {images.dtype} {images.shape}; images must be uint8 (N, H, W, C)")
   if size and images.shape[1:3] != (size, size):
@@ -180,11 +189,10 @@ def _folder(path, size, split):
   if not files:
     raise ValueError(f"no image below {root}; files must end in one of {', '.join(SUFFIXES)}")
 
-  def held_out(file):
-    digest = hashlib.sha256(file.relative_to(root).as_posix().encode()).digest()
-    return int.from_bytes(digest[:8], "big") % 20 == 0
-
-  return _Files([file for file in files if split == ("validation" if held_out(file) else "train")], size)
+  # Of few files possibly none falls below 5%; then the lowest does.
+  rank = {file: hashlib.sha256(file.relative_to(root).as_posix().encode()).digest() for file in files}
+  limit = max(min(rank.values()), bytes([255 // 20]) + bytes(31))
+  return _Files([file for file in files if split == ("validation" if rank[file] <= limit else "train")], size)
 
 
 def _image_files(root: pathlib.Path) -> list[pathlib.Path]:

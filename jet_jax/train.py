@@ -16,7 +16,7 @@ import grain
 import jax
 import optax
 from absl import app, flags, logging
-from ml_collections import ConfigDict, config_flags
+from ml_collections import config_flags
 
 from jet_jax import config as config_lib
 from jet_jax import data, optim, sharding, sources, steps
@@ -27,8 +27,9 @@ from jet_jax.jet import Jet
 from jet_jax.logs import MetricLog, check_wandb
 from jet_jax.sample import Sampler, make_grid, save_png
 
-# A run cannot change these and still be the same run.
+# A run cannot change these fields, or those below them, and still be the same run.
 FIXED = ("seed", "levels", "batch_size", "data", "image_shape", "model")
+FREE = ("model.remat",)
 
 
 @dataclasses.dataclass
@@ -64,11 +65,18 @@ def prepare(config: Config, workdir: str | pathlib.Path, flag_overrides=()) -> R
   """
   config = config_lib.resolve(config, flag_overrides)
   check_wandb(config.wandb_project)
+  config.data.source = sources.absolute(config.data.source)
   mesh = sharding.make_mesh()
   sharding.check_batch_size(config.batch_size, mesh)
   open_split = functools.partial(sources.open_source, config.data.source, config.data.size, config.levels)
   train_source, validation_source = open_split("train"), open_split("validation")
   config.image_shape = train_source[0]["image"].shape
+  if validation_source[0]["image"].shape != config.image_shape:
+    validation_shape = validation_source[0]["image"].shape
+    raise ValueError(
+      f"{config.data.source}: training images are {config.image_shape} and validation images {validation_shape}; "
+      "give both one shape, or set data.size"
+    )
   model = Jet(**config.model)
   model.check(config.image_shape)
   batches = data.train_batches(train_source, config.batch_size, config.seed)
@@ -85,20 +93,17 @@ def prepare_workdir(workdir: str | pathlib.Path, config: Config) -> pathlib.Path
     workdir.mkdir(parents=True, exist_ok=True)
     if (workdir / "config.json").exists():
       stored = config_lib.load(workdir)
-      for name in FIXED:
-        if config[name] != stored[name]:
+      for name, old, new in config_lib.differences(stored, config):
+        is_fixed = name.split(".")[0] in FIXED and name not in FREE
+        if is_fixed or (name == "ema_decay" and 0 in (old, new)):
           raise ValueError(
-            f"{workdir} holds a run with {name}={_plain(stored[name])}, not {name}={_plain(config[name])}; "
+            f"{workdir} holds a run with {name}={old!r}, and this one has {name}={new!r}; "
             "use another --workdir, or the same value"
           )
     config_lib.save(config, workdir / "config.json")
   except OSError as error:
     raise ValueError(f"workdir {workdir} cannot be used ({error}); give a folder that can be written") from error
   return workdir
-
-
-def _plain(value):
-  return value.to_dict() if isinstance(value, ConfigDict) else value
 
 
 def initializer(run: Run):
@@ -149,7 +154,8 @@ def train(run: Run) -> steps.TrainState:
   with Checkpoints(run.workdir, config.checkpoint_keep) as checkpoints:
     state = start_state(run, init_key, checkpoints)
     count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    print(f"{count:,} parameters, {run.num_examples:,} training images, {run.total_steps:,} steps", flush=True)
+    devices = f"{run.mesh.size} {jax.devices()[0].device_kind} device{'s' * (run.mesh.size > 1)}"
+    print(f"{count:,} parameters, {run.num_examples:,} images, {run.total_steps:,} steps, {devices}", flush=True)
     start = int(state.step)
     if start >= run.total_steps:
       print(f"this run is finished: step {start} of {run.total_steps} is saved in {run.workdir}")
@@ -183,6 +189,16 @@ def train(run: Run) -> steps.TrainState:
   return state
 
 
+def parse_flags(argv) -> list[str]:
+  """Parses the command line; a wrong value ends in one line. A bug in a config file still shows where it is."""
+  try:
+    return flags.FLAGS(argv)
+  except flags.Error as error:
+    text = str(error).strip()
+    last = text.splitlines()[-1]  # ml_collections puts a whole traceback into its message
+    sys.exit("error: " + (last.removeprefix("ValueError: ") if last.startswith("ValueError: ") else text))
+
+
 def main(argv) -> None:
   """Reads the command line and trains."""
   if argv[1:]:
@@ -192,7 +208,7 @@ def main(argv) -> None:
   flag = flags.FLAGS["config"]
   try:
     run = prepare(flags.FLAGS.config, flags.FLAGS.workdir, config_flags.get_override_values(flag))
-  except ValueError as error:
+  except (ValueError, OSError) as error:  # OSError: no such config file
     sys.exit(f"error: {error}")
   train(run)
   print(f"done; results are in {run.workdir}")
@@ -202,4 +218,4 @@ if __name__ == "__main__":
   config_flags.DEFINE_config_file("config", None, "config file, with its argument after a colon", lock_config=True)
   flags.DEFINE_string("workdir", None, "folder of the run: config, checkpoints, metrics, samples")
   flags.mark_flags_as_required(["config", "workdir"])
-  app.run(main)
+  app.run(main, flags_parser=parse_flags)

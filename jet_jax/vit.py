@@ -1,7 +1,7 @@
 """The predictor inside a coupling: a pre-LayerNorm Vision Transformer with a zero-initialized head.
 
 Between attentions all tokens of the batch are rows of one matrix, `(b n) width`: a dense layer is then a plain matrix
-product, which XLA runs up to 2.8x faster on a CPU than the same product on `(b, n, width)`, and nowhere slower.
+product, which XLA runs up to 2.8x faster on a CPU than the same product on `(b, n, width)`.
 """
 
 import functools

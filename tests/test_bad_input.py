@@ -1,6 +1,7 @@
 """What cannot work is refused before anything is compiled or written, with value, rule and fix."""
 
 import os
+import pathlib
 import subprocess
 import sys
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jet_jax import train
+from jet_jax import evaluate, sample, train
 from jet_jax.config import override
 
 
@@ -29,7 +30,7 @@ def compile_nothing(monkeypatch):
     ({"patch_size": 8}, "equal halves.*1x1 patches"),
     ({"heads": 3}, r"heads=3 must divide width=8; try one of \[1, 2, 4, 8\]"),
     ({"batch_size": 1598}, "batch_size=1598 is larger than the 1597 images.*set it lower"),
-    ({"data.source": "folder:missing", "levels": 256}, "folder:missing' does not exist or is no folder"),
+    ({"data.source": "folder:missing", "levels": 256}, "missing' does not exist or is no folder"),
     ({"data.source": "npz:missing.npz", "levels": 256}, "missing.npz"),
     ({"levels": 256}, "set levels=17"),
     ({"wandb_project": "jet"}, "wandb is not installed; pip install"),
@@ -77,24 +78,57 @@ def test_a_read_only_workdir_is_refused(tiny_config, tmp_path):
     train.prepare(tiny_config(), tmp_path)
 
 
-def test_an_unreadable_config_in_the_workdir_is_refused(tiny_config, tmp_path):
-  (tmp_path / "config.json").write_text('{"seed": 0, ')
-  with pytest.raises(ValueError, match="config.json is not JSON"):
+@pytest.mark.parametrize(
+  ("text", "message"),
+  [
+    ('{"seed": 0, ', "config.json is not JSON.*remove it"),
+    ("[]", "is not the config of a run"),
+    ('{"seed": 0}', "no image_shape"),
+    ('{"image_shape": [8, 8, 1], "sed": 0}', "config.json: unknown config field 'sed', did you mean 'seed'"),
+  ],
+)
+def test_a_broken_config_in_the_workdir_is_refused(text, message, tiny_config, tmp_path):
+  (tmp_path / "config.json").write_text(text)
+  with pytest.raises(ValueError, match=message):
     train.prepare(tiny_config(), tmp_path)
+  for main in (evaluate.main, sample.main):
+    with pytest.raises(SystemExit, match=f"error: .*{message}"):
+      main([f"--workdir={tmp_path}"])
 
 
-@pytest.mark.parametrize(("name", "value"), [("seed", 1), ("batch_size", 32), ("model.couplings", 3)])
+def test_a_config_that_may_not_be_read_is_refused(tmp_path, monkeypatch):
+  def refuse(path):
+    raise PermissionError(13, "Permission denied", str(path))
+
+  monkeypatch.setattr(pathlib.Path, "read_text", refuse)
+  for main in (evaluate.main, sample.main):
+    with pytest.raises(SystemExit, match=r"error: .*config\.json cannot be read .* check its owner and mode"):
+      main([f"--workdir={tmp_path}"])
+
+
+def test_validation_images_of_another_shape_are_refused(tiny_config, tmp_path):
+  images = np.zeros((20, 8, 8, 2), np.uint8)
+  np.savez(tmp_path / "a.npz", train_images=images, test_images=images[:, :4])
+  config = tiny_config(levels=256, **{"data.source": f"npz:{tmp_path / 'a.npz'}"})
+  with pytest.raises(ValueError, match=r"training images are \(8, 8, 2\) and validation images \(4, 8, 2\)"):
+    train.prepare(config, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+  ("name", "value"), [("seed", 1), ("batch_size", 32), ("model.couplings", 3), ("ema_decay", 0.5), ("data.size", 8)]
+)
 def test_another_run_in_the_same_workdir_is_refused(tiny_config, tmp_path, name, value):
   train.prepare(tiny_config(), tmp_path)
-  train.prepare(tiny_config(total_steps=9, lr=0.1), tmp_path)  # a longer run is still the same run
-  with pytest.raises(ValueError, match=f"holds a run with {name.split('.')[0]}=.*use another --workdir"):
+  train.prepare(tiny_config(total_steps=9, lr=0.1, remat="none"), tmp_path)  # these may change within a run
+  with pytest.raises(ValueError, match=f"holds a run with {name}=.*use another --workdir"):
     train.prepare(override(tiny_config(), {name: value}), tmp_path)
 
 
 @pytest.mark.parametrize(
   ("arguments", "message"),
   [
-    (["--config=configs/digits.py", "--config.model.couplngs=3"], "couplings"),
+    (["--config=configs/digits.py", "--config.model.couplngs=3"], 'Did you mean "couplings"'),
+    (["--config=configs/digit.py"], "configs/digit.py"),
     (["--config=configs/digits.py:couplngs=3"], "did you mean 'model.couplings'"),
     (["--config=configs/digits.py", "--config.batch_size=many"], "many"),
     (["--config=configs/digits.py", "--config.model.patch_size=3"], "error: patch_size=3 must divide"),
@@ -106,6 +140,7 @@ def test_the_command_line_names_what_is_wrong(arguments, message, tmp_path):
   result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
   assert result.returncode != 0
   assert message in "\n".join(result.stderr.splitlines()[-4:])
+  assert "Traceback" not in result.stderr or "AttributeError" in result.stderr
   assert not (tmp_path / "run").exists()
 
 

@@ -46,9 +46,11 @@ def test_an_unfinished_step_is_removed_and_can_be_saved_again(tmp_path):
     checkpoints.save(make_state(1))
     checkpoints.save(make_state(2))
   (tmp_path / "checkpoints" / "2" / COMMIT_FILE).unlink()
+  (tmp_path / "checkpoints" / "my copy").mkdir()
   with Checkpoints(tmp_path, keep=5) as checkpoints:
     assert checkpoints.latest_step() == 1
     assert not (tmp_path / "checkpoints" / "2").exists()
+    assert (tmp_path / "checkpoints" / "my copy").exists()
     checkpoints.save(make_state(2))
   assert Checkpoints(tmp_path).latest_step() == 2
 

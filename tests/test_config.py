@@ -15,6 +15,13 @@ def test_the_argument_sets_variants_and_fields():
   assert imagenet64.get_config("large").model.couplings == 64
 
 
+def test_tuples_and_their_commas_go_after_the_colon():
+  config = digits.get_config("kinds=('spatial','channels'),width=8,spatial=['vstripes','hstripes']")
+  assert config.model.kinds == ("spatial", "channels")
+  assert config.model.spatial == ("vstripes", "hstripes")
+  assert config.model.width == 8
+
+
 def test_a_duration_given_last_replaces_its_other_units():
   config = imagenet64.get_config("total_steps=7")
   assert (config.total_steps, config.total_epochs) == (7, None)
@@ -53,6 +60,7 @@ def test_plain_configs_with_some_fields_are_completed():
     ({"model.couplngs": 3}, "did you mean 'model.couplings'"),
     ({"batch_size": "many"}, "batch_size='many' has the wrong type; give a value of type int"),
     ({"model.width": 3.5}, "type int"),
+    ({"clip_norm": None}, "type float"),
   ],
 )
 def test_unknown_names_and_wrong_types_are_refused(values, message):
@@ -72,11 +80,15 @@ def test_unknown_variants_are_refused():
     ({"levels": 257}, "levels=257 must be at least 2 and at most 256"),
     ({"lr": -1.0}, "lr=-1.0"),
     ({"seed": -1}, "seed=-1"),
-    ({"ema_decay": 1.5}, "at most 1"),
+    ({"ema_decay": 1.5}, "at most 0.99"),
+    ({"adam_b2": 1.0}, "at most 0.99"),
+    ({"lr": float("nan")}, "lr=nan"),
+    ({"total_steps": None, "total_epochs": float("inf")}, "total_epochs=inf must be finite"),
+    ({"adam_mu_dtype": "bfloat61"}, "'float32' or 'bfloat16'"),
     ({"clip_norm": 0.0}, "clip_norm"),
     ({"eval_steps": -5}, "eval_steps=-5"),
     ({"total_steps": 0}, "no length"),
-    ({"total_percent": 3.0}, "total_steps, total_epochs or total_examples"),
+    ({"total_percent": 3.0}, "no length; set total_steps, total_epochs or total_examples"),
   ],
 )
 def test_values_that_no_run_could_use_are_refused(values, message):

@@ -115,8 +115,11 @@ def test_folder_without_splits_holds_out_by_name(tmp_path):
   assert train | validation == {f"{i}.png" for i in range(100)}
   assert not train & validation
   assert 1 <= len(validation) <= 12
-  (tmp_path / "0.png").unlink()
-  assert names("train") == train - {"0.png"}, "who is held out depends on no other file"
+  (tmp_path / "few").mkdir()
+  for i in range(2):
+    Image.new("L", (4, 4), i).save(tmp_path / "few" / f"{i}.png")
+  for split in ("train", "validation"):
+    assert len(sources.open_source(f"folder:{tmp_path / 'few'}", 4, 256, split)) == 1
 
 
 def test_gray_images_of_a_folder_become_rgb_and_a_broken_one_is_named(tmp_path):
@@ -155,6 +158,12 @@ def test_empty_folders_and_wrong_arrays_are_refused(tmp_path, npz):
     sources.open_source(f"folder:{tmp_path / 'empty'}", 8, 256, "train")
   with pytest.raises(ValueError, match=r"data\.size=9.*4x6"):
     sources.open_source(f"npz:{npz[0]}", 9, 256, "train")
+  (tmp_path / "empty.npz").write_bytes(b"")
+  (tmp_path / "text.npz").write_text("text")
+  np.save(tmp_path / "bare.npy", np.zeros(3))
+  for name in ("empty.npz", "text.npz", "bare.npy"):
+    with pytest.raises(ValueError, match=f"{name}' is no readable .npz file"):
+      sources.open_source(f"npz:{tmp_path / name}", 0, 256, "train")
   np.savez(tmp_path / "float.npz", train_images=np.zeros((2, 4, 4, 3)))
   with pytest.raises(ValueError, match="uint8"):
     sources.open_source(f"npz:{tmp_path / 'float.npz'}", 0, 256, "train")

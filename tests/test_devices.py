@@ -16,7 +16,9 @@ ARGUMENT = (
 def losses(workdir, devices):
   command = [sys.executable, "-m", "jet_jax.train", f"--config=configs/digits.py:{ARGUMENT}", f"--workdir={workdir}"]
   flags = f"--xla_force_host_platform_device_count={devices}"
-  subprocess.run(command, env={**os.environ, "XLA_FLAGS": flags}, timeout=300, check=True)
+  environment = {**os.environ, "XLA_FLAGS": flags}
+  result = subprocess.run(command, env=environment, timeout=300, check=True, capture_output=True, text=True)
+  assert f"{devices} cpu device" in result.stdout
   lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
   return [line.get("train/bits_per_dim", line.get("val/bits_per_dim")) for line in lines]
 

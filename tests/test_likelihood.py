@@ -23,6 +23,14 @@ def test_quantize_undoes_dequantize_on_all_levels(levels):
 
 
 @pytest.mark.parametrize("levels", LEVELS)
+def test_images_without_noise_keep_their_levels(levels):
+  u = np.arange(levels)
+  for scale in (np.float32, np.float64):  # u / 127.5 - 1 however a user may compute it
+    x = (u * scale(2 / (levels - 1)) - 1).astype(np.float32).reshape(1, -1, 1, 1)
+    np.testing.assert_array_equal(lk.quantize(x, levels).ravel(), u)
+
+
+@pytest.mark.parametrize("levels", LEVELS)
 @pytest.mark.parametrize("extreme", [0.0, 1 - 2.0**-24])
 def test_quantize_undoes_dequantize_at_the_edges_of_a_bin(levels, extreme, monkeypatch):
   monkeypatch.setattr(jax.random, "uniform", lambda key, shape: jnp.full(shape, extreme, jnp.float32))

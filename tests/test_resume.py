@@ -2,20 +2,22 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 
+import chex
 import jax
-import numpy as np
 
 from jet_jax import sharding, train
 from jet_jax.checkpoint import Checkpoints
 
+TOTAL = 160
 ARGUMENT = (
-  "couplings=2,block_depth=1,width=8,heads=2,batch_size=16,total_steps=40,log_steps=3,eval_steps=20,"
-  "sample_steps=20,sample_num=4,checkpoint_steps=5,ema_decay=0.9"
+  f"couplings=2,block_depth=1,width=8,heads=2,batch_size=16,total_steps={TOTAL},log_steps=3,eval_steps=40,"
+  "sample_steps=40,sample_num=4,checkpoint_steps=5,ema_decay=0.9"
 )
 
 
@@ -28,7 +30,12 @@ def final_state(workdir):
   run = train.prepare(train.config_lib.load(workdir), workdir)
   like = jax.eval_shape(train.initializer(run), jax.random.key(0))
   with Checkpoints(workdir) as checkpoints:
-    return checkpoints.restore(40, sharding.place_like(like, run.mesh))
+    return checkpoints.restore(TOTAL, sharding.place_like(like, run.mesh))
+
+
+def newest_step(workdir):
+  steps = [int(path.parent.name) for path in workdir.glob("checkpoints/*/commit_success.txt")]
+  return max(steps, default=0)
 
 
 def metrics(workdir):
@@ -42,20 +49,20 @@ def test_a_run_killed_twice_ends_with_the_same_bits(tmp_path):
   for after in (5, 15):
     process = start(killed)
     deadline = time.monotonic() + 120
-    while not (killed / "checkpoints" / str(after) / "commit_success.txt").exists():
+    while newest_step(killed) < after:
       assert process.poll() is None, process.stdout.read()
       assert time.monotonic() < deadline
       time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    assert process.wait() == -signal.SIGKILL, "the run ended before it was killed"
   resumed = start(killed)
   output = resumed.communicate(timeout=300)[0]
   assert resumed.returncode == 0, output
-  assert "resuming from step" in output
+  assert 15 <= int(re.search(r"resuming from step (\d+)", output)[1]) < TOTAL
 
-  jax.tree.map(np.testing.assert_array_equal, final_state(straight), final_state(killed))
+  chex.assert_trees_all_equal(final_state(straight), final_state(killed))
   assert metrics(straight) == metrics(killed)
-  assert (straight / "samples" / "40.png").read_bytes() == (killed / "samples" / "40.png").read_bytes()
+  assert (straight / "samples" / f"{TOTAL}.png").read_bytes() == (killed / "samples" / f"{TOTAL}.png").read_bytes()
 
 
 def test_a_finished_run_does_nothing_more(tmp_path, tiny_config, capsys):
@@ -65,7 +72,7 @@ def test_a_finished_run_does_nothing_more(tmp_path, tiny_config, capsys):
   again = train.train(train.prepare(config, tmp_path))
   assert "this run is finished" in capsys.readouterr().out
   assert (tmp_path / "metrics.jsonl").read_text() == before
-  jax.tree.map(np.testing.assert_array_equal, first, again)
+  chex.assert_trees_all_equal(first, again)
 
 
 def test_the_end_is_saved_whatever_the_config_says(tmp_path, tiny_config):

@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -41,7 +42,7 @@ def test_a_step_is_a_function_of_state_batch_and_key(state):
   one, _ = train_step(state, IMAGES, jax.random.key(1))
   again, _ = train_step(state, IMAGES, jax.random.key(1))
   other, _ = train_step(state, IMAGES, jax.random.key(2))
-  jax.tree.map(np.testing.assert_array_equal, one, again)
+  chex.assert_trees_all_equal(one, again)
   assert any(jax.tree.leaves(jax.tree.map(lambda a, b: not jnp.array_equal(a, b), one.params, other.params)))
 
 
