@@ -45,6 +45,7 @@ def default_config() -> Config:
     "checkerboard", "checkerboard-inv", "vstripes", "vstripes-inv", "hstripes", "hstripes-inv",
   )  # fmt: skip
   config.model.scale_bound = 2.0
+  config.model.scale_floor = 0.0
   config.model.dtype = "float32"
   config.model.remat = "full"
 

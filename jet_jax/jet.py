@@ -42,6 +42,7 @@ class Jet(nn.Module):
     kinds: "channels" or "spatial" for each coupling, repeated over all of them.
     spatial: patterns of the spatial couplings, repeated over those; see `permutations.spatial_row`.
     scale_bound: the largest factor by which a coupling can stretch a dimension.
+    scale_floor: the smallest factor; the inverse stretches a dimension by at most 1 / scale_floor in a coupling.
     dtype: in which the transformers compute, "float32" or "bfloat16"; all else is float32.
     remat: what the backward pass recomputes: "none" (most memory), "dots" (all but the dense layers), "full"
       (everything; least memory).
@@ -57,6 +58,7 @@ class Jet(nn.Module):
     "checkerboard", "checkerboard-inv", "vstripes", "vstripes-inv", "hstripes", "hstripes-inv",
   )  # fmt: skip
   scale_bound: float = 2.0
+  scale_floor: float = 0.0
   dtype: str = "float32"
   remat: str = "full"
 
@@ -84,7 +86,7 @@ class Jet(nn.Module):
     """Either direction; both walk the same parameters and the same tables."""
     if images.ndim != 4:
       raise ValueError(f"images have shape {images.shape}, expected (B, H, W, C); add the missing axes")
-    self.check(images.shape[1:])
+    self.check(images.shape[1:], draws_splits=not self.has_variable("permutations", "table"))
     if not jnp.issubdtype(images.dtype, jnp.floating):
       raise TypeError(f"images are {images.dtype}, the flow needs float32; dequantize them first (jet_jax.likelihood)")
     _, height, width, channels = images.shape
@@ -121,7 +123,7 @@ class Jet(nn.Module):
     body = nn.remat(Coupling, prevent_cse=False, policy=REMAT_POLICIES[self.remat])
     scan = nn.scan(
       body,
-      variable_axes={"params": 0},
+      variable_axes={"params": 0, "intermediates": 0},
       split_rngs={"params": True},
       length=self.couplings,
       reverse=inverse,
@@ -129,6 +131,7 @@ class Jet(nn.Module):
     return scan(
       tokens=tokens,
       scale_bound=self.scale_bound,
+      scale_floor=self.scale_floor,
       inverse=inverse,
       block_depth=self.block_depth,
       width=self.width,
@@ -138,8 +141,11 @@ class Jet(nn.Module):
     )
 
   @nn.nowrap
-  def check(self, image_shape: Sequence[int]) -> None:
-    """Raises ValueError, naming value, rule and fix, if this flow cannot run on images of shape (H, W, C)."""
+  def check(self, image_shape: Sequence[int], draws_splits: bool = True) -> None:
+    """Raises ValueError, naming value, rule and fix, if this flow cannot run on images of shape (H, W, C).
+
+    A flow whose permutations are given, from elsewhere perhaps, has no splits to draw by `kinds` and `spatial`.
+    """
     height, width, channels = image_shape
     for name in ("couplings", "block_depth", "width", "heads", "patch_size", "scale_bound"):
       if getattr(self, name) <= 0:
@@ -155,5 +161,11 @@ class Jet(nn.Module):
       raise ValueError(f"remat={self.remat!r} must be one of {', '.join(REMAT_POLICIES)}")
     if self.dtype not in ("float32", "bfloat16", "float64"):
       raise ValueError(f"dtype={self.dtype!r} must be 'float32' or 'bfloat16' (or 'float64' with jax_enable_x64)")
-    grid = (height // self.patch_size, width // self.patch_size)
-    check_splits(self.kinds, self.spatial, grid, self.patch_size**2 * channels)
+    if not 0 <= self.scale_floor < self.scale_bound / 2:
+      raise ValueError(
+        f"scale_floor={self.scale_floor} must be at least 0 and less than half of scale_bound={self.scale_bound}, "
+        "which is where a scale starts"
+      )
+    if draws_splits:
+      grid = (height // self.patch_size, width // self.patch_size)
+      check_splits(self.kinds, self.spatial, grid, self.patch_size**2 * channels)

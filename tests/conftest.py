@@ -12,11 +12,11 @@ from jet_jax.jet import Jet
 
 
 @jax.jit
-def randomize(params, key):
+def randomize(params, key, std=0.3):
   """Adds noise to every parameter: a head that starts at zero would hide most bugs."""
   leaves, treedef = jax.tree.flatten(params)
   keys = jax.random.split(key, len(leaves))
-  noisy = [leaf + 0.3 * jax.random.normal(k, leaf.shape) for leaf, k in zip(leaves, keys, strict=True)]
+  noisy = [leaf + std * jax.random.normal(k, leaf.shape) for leaf, k in zip(leaves, keys, strict=True)]
   return jax.tree.unflatten(treedef, noisy)
 
 
@@ -24,10 +24,10 @@ def randomize(params, key):
 def tiny_flow():
   """Makes `(model, variables)` with random parameters, for images of a shape (H, W, C)."""
 
-  def make(image_shape, seed=0, **settings):
+  def make(image_shape, seed=0, std=0.3, **settings):
     model = Jet(**{"couplings": 4, "block_depth": 1, "width": 8, "heads": 2, "patch_size": 2} | settings)
     variables = jax.jit(model.init)(jax.random.key(seed), jnp.zeros((1, *image_shape)))
-    return model, variables | {"params": randomize(variables["params"], jax.random.key(seed + 1))}
+    return model, variables | {"params": randomize(variables["params"], jax.random.key(seed + 1), std)}
 
   return make
 

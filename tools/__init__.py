@@ -1,0 +1,1 @@
+"""Things done around a run; each is `python -m tools.NAME`."""

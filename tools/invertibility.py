@@ -1,0 +1,171 @@
+"""How exactly a flow undoes itself: a table, and one JSON object last on standard output.
+
+python -m tools.invertibility --workdir=DIR [--step=N] [--num=8]
+python -m tools.invertibility --config=configs/NAME.py[:argument] [--num=8]     (a flow at initialization)
+
+Every input goes forward and back, with a float32 and a bfloat16 predictor, through the first 1, 2, 4, ... couplings
+and through all. The inputs are images of the data at the centre of their bins, and what no data looks like: constants,
+noise, all 1, -1, 100 and -100.
+"""
+
+import argparse
+import importlib.util
+import json
+import pathlib
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+
+from jet_jax import config as config_lib
+from jet_jax import likelihood, sharding, sources
+from jet_jax.checkpoint import load_run
+from jet_jax.jet import Jet
+
+# A relative error above this is more than rounding: about a hundred units in the last place of float32.
+GROWTH = 1e-5
+
+
+def measure(model: Jet, variables, x) -> dict:
+  """Round trip of one batch.
+
+  Args:
+    model: the flow.
+    variables: its `params` and `permutations`.
+    x: float32 (B, H, W, C).
+
+  Returns:
+    "max_error" and "mean_error" of |x - inverse(forward(x))|; "relative_error", the former over max(1, |x|);
+    "logdet_error", the largest |logdet_forward + logdet_inverse| a dimension, in nats; "error_by_coupling", the largest
+    error in front of each coupling on the way back; "first_growth", the number of the coupling, from the last towards
+    the first, where that exceeds `GROWTH` times max(1, |x|), or None; "scale_range", smallest and largest scale of each
+    coupling. What is not finite stays so.
+  """
+
+  @jax.jit
+  def there_and_back(variables, x):
+    record = {"mutable": ["intermediates"]}
+    (z, logdet), forward = model.apply(variables, x, **record)
+    (back, inverse_logdet), inverse = model.apply(variables, z, method="inverse", **record)
+    forward, inverse = (tree["intermediates"]["couplings"] for tree in (forward, inverse))
+    errors = jnp.max(jnp.abs(forward["state"][0] - inverse["state"][0]), axis=(1, 2))
+    return back, logdet + inverse_logdet, errors, forward["scale_range"][0]
+
+  back, logdet_sum, errors, scale_range = jax.tree.map(np.asarray, there_and_back(variables, x))
+  error = np.abs(np.asarray(x, np.float64) - back)
+  magnitude = max(1.0, float(np.abs(x).max()))
+  grown = [i for i, e in enumerate(errors) if not e <= GROWTH * magnitude]
+  return {
+    "max_error": float(error.max()),
+    "mean_error": float(error.mean()),
+    "relative_error": float(error.max() / magnitude),
+    "logdet_error": float(np.abs(logdet_sum).max() / x[0].size),
+    "first_growth": max(grown, default=None),
+    "error_by_coupling": [float(e) for e in errors],
+    "scale_range": [[float(low), float(high)] for low, high in scale_range],
+    "back": back,
+  }
+
+
+def truncated(model: Jet, variables, couplings: int):
+  """The flow of the first couplings alone: `(model, variables)`."""
+  return model.clone(couplings=couplings), jax.tree.map(lambda leaf: leaf[:couplings], variables)
+
+
+def report(model: Jet, variables, images, levels: int) -> list[dict]:
+  """Round trips of all inputs, both predictors and all depths.
+
+  Args:
+    model: the flow.
+    variables: its `params` and `permutations`.
+    images: uint8 (B, H, W, C), of the data.
+    levels: number of pixel values.
+
+  Returns:
+    One dict each, as of `measure`, with "input", "predictor" and "couplings"; for images also "exact_pixels", the share
+    of pixels that are the same after rounding.
+  """
+  width = likelihood.bin_width(levels)
+  shape = images.shape
+  inputs = {
+    "images": images * np.float32(width) - 1 + np.float32(width / 2),
+    "constants": np.broadcast_to(np.linspace(-1, 1, shape[0], dtype=np.float32)[:, None, None, None], shape),
+    "noise": np.random.default_rng(0).uniform(-1, 1, shape).astype(np.float32),
+    **{f"{value:+d}": np.full(shape, value, np.float32) for value in (1, -1, 100, -100)},
+  }
+  depths = sorted({model.couplings} | {2**i for i in range(model.couplings.bit_length())})
+  rows = []
+  for predictor in ("float32", "bfloat16"):
+    for depth in depths:
+      flow = truncated(model.clone(dtype=predictor, remat="full"), variables, depth)
+      for name, x in inputs.items() if depth == model.couplings else [("images", inputs["images"])]:
+        row = {"predictor": predictor, "couplings": depth, "input": name} | measure(*flow, jnp.asarray(x))
+        back = row.pop("back")
+        if name == "images":
+          row["exact_pixels"] = float(np.mean(np.asarray(likelihood.quantize(back, levels)) == images))
+        rows.append(row)
+  return rows
+
+
+def table(rows: list[dict]) -> str:
+  """The report for people."""
+  lines = [
+    f"{'predictor':9} {'couplings':>9} {'input':9} {'max error':>10} {'mean error':>10} {'exact pixels':>12} "
+    f"{'logdet/dim':>10} {'scale min':>10} {'scale max':>10} {'first growth':>12}"
+  ]
+  for row in rows:
+    low, high = min(low for low, _ in row["scale_range"]), max(high for _, high in row["scale_range"])
+    exact = f"{row['exact_pixels']:.4%}" if "exact_pixels" in row else "-"
+    growth = "-" if row["first_growth"] is None else row["first_growth"]
+    lines.append(
+      f"{row['predictor']:9} {row['couplings']:9} {row['input']:9} {row['max_error']:10.2e} {row['mean_error']:10.2e} "
+      f"{exact:>12} {row['logdet_error']:10.2e} {low:10.2e} {high:10.3f} {growth:>12}"
+    )
+  return "\n".join(lines)
+
+
+def _initial_run(config_argument: str):
+  """`(config, model, variables, step)` of a config file at initialization."""
+  path, _, argument = config_argument.partition(":")
+  spec = importlib.util.spec_from_file_location("config", path)
+  if spec is None or spec.loader is None or not pathlib.Path(path).is_file():
+    raise ValueError(f"--config={path} is no Python file; give the path of a config")
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  config = config_lib.resolve(module.get_config(argument))
+  source = sources.open_source(config.data.source, config.data.size, config.levels, "validation")
+  model = Jet(**config.model)
+  model.check(source[0]["image"].shape)
+  return config, model, jax.jit(model.init)(jax.random.key(config.seed), source[0]["image"][None] * 1.0), 0
+
+
+def main(argv=None) -> None:
+  """Prints the report of a run or a config."""
+  parser = argparse.ArgumentParser(
+    prog="python -m tools.invertibility", description="How exactly a flow undoes itself."
+  )
+  what = parser.add_mutually_exclusive_group(required=True)
+  what.add_argument("--workdir", help="work directory of a training run")
+  what.add_argument("--config", help="config file, with its argument after a colon")
+  parser.add_argument("--step", type=int, help="checkpoint of the run; the newest by default")
+  parser.add_argument("--num", type=int, default=8, help="images")
+  args = parser.parse_args(argv)
+  try:
+    run = load_run(args.workdir, sharding.make_mesh(), args.step) if args.workdir else _initial_run(args.config)
+    config, model, variables, step = run
+    source = sources.open_source(config.data.source, config.data.size, config.levels, "validation")
+    if not 1 <= args.num <= len(source):
+      raise ValueError(f"--num={args.num} must be at least 1 and at most the {len(source)} validation images")
+  except ValueError as error:
+    sys.exit(f"error: {error}")
+  every = np.linspace(0, len(source) - 1, args.num).astype(int)
+  rows = report(model, variables, np.stack([source[i]["image"] for i in every]), config.levels)
+  print(table(rows))
+  print(json.dumps({"step": step, "rows": rows}))
+
+
+if __name__ == "__main__":
+  logging.set_verbosity(logging.ERROR)
+  main()
