@@ -66,6 +66,15 @@ def test_scales_stay_between_their_bounds_and_start_at_half_the_upper(floor):
   assert jnp.all(jnp.isfinite(slope)), "a saturated predictor still has a finite gradient"
 
 
+def test_latents_go_back_and_forward(tiny_flow):
+  model, variables = tiny_flow((8, 8, 3), couplings=8, kinds=KINDS["both"], std=STD)
+  latents = jax.random.normal(jax.random.key(0), (2, 8, 8, 3))
+  result = invertibility.measure(model, variables, latents, inverse_first=True)
+  x, _ = model.apply(variables, latents, method="inverse")
+  assert result["reach"] == pytest.approx(float(jnp.abs(x).max()), rel=1e-5)
+  assert 0 < result["max_error"] <= 1e-4
+
+
 def test_a_floor_bounds_the_error_of_a_saturated_flow(tiny_flow):
   def saturated(floor):
     model, variables = tiny_flow((4, 4, 2), couplings=6, scale_floor=floor)
@@ -84,8 +93,8 @@ def test_the_command_reports_a_run_and_a_config(tiny_config, tmp_path, capsys):
   invertibility.main([f"--workdir={tmp_path}", "--num=3"])
   lines = capsys.readouterr().out.splitlines()
   rows = json.loads(lines[-1])["rows"]
-  # Images at depths 1, 2 and 3, and six other inputs at the full depth, with two predictors.
-  assert len(rows) == 2 * (3 + 6)
+  # Images at depths 1, 2 and 3, and eight other inputs at the full depth, with two predictors.
+  assert len(rows) == 2 * (3 + 8)
   assert {row["couplings"] for row in rows} == {1, 2, 3}
   assert all(len(row["scale_range"]) == len(row["error_by_coupling"]) == row["couplings"] for row in rows)
   exact = [row["exact_pixels"] for row in rows if row["input"] == "images"]

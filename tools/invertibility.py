@@ -5,10 +5,11 @@ python -m tools.invertibility --config=configs/NAME.py[:argument] [--num=8]     
 
 Every input goes forward and back, with a float32 and a bfloat16 predictor, through the first 1, 2, 4, ... couplings
 and through all. The inputs are images of the data at the centre of their bins, and what no data looks like: constants,
-noise, all 1, -1, 100 and -100.
+noise, all 1, -1, 100 and -100. Latents, from the prior and 100 times as large, go back and forward.
 """
 
 import argparse
+import functools
 import importlib.util
 import json
 import pathlib
@@ -28,41 +29,46 @@ from jet_jax.jet import Jet
 GROWTH = 1e-5
 
 
-def measure(model: Jet, variables, x) -> dict:
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _there_and_back(model: Jet, inverse_first: bool, variables, x):
+  there, then = ("inverse", "__call__") if inverse_first else ("__call__", "inverse")
+  record = {"mutable": ["intermediates"]}
+  (halfway, logdet), first = model.apply(variables, x, method=there, **record)
+  (back, logdet_back), second = model.apply(variables, halfway, method=then, **record)
+  first, second = (tree["intermediates"]["couplings"] for tree in (first, second))
+  largest = lambda states: jnp.max(jnp.abs(states), axis=(1, 2))
+  errors, sizes = largest(first["state"][0] - second["state"][0]), largest(first["state"][0])
+  return back, logdet + logdet_back, errors, sizes, first["scale_range"][0], jnp.max(jnp.abs(halfway))
+
+
+def measure(model: Jet, variables, x, inverse_first: bool = False) -> dict:
   """Round trip of one batch.
 
   Args:
     model: the flow.
     variables: its `params` and `permutations`.
     x: float32 (B, H, W, C).
+    inverse_first: whether x are latents, which go back and forward, and not images, which go forward and back.
 
   Returns:
-    "max_error" and "mean_error" of |x - inverse(forward(x))|; "relative_error", the former over max(1, |x|);
-    "logdet_error", the largest |logdet_forward + logdet_inverse| a dimension, in nats; "error_by_coupling", the largest
-    error in front of each coupling on the way back; "first_growth", the number of the coupling, from the last towards
-    the first, where that exceeds `GROWTH` times max(1, |x|), or None; "scale_range", smallest and largest scale of each
-    coupling. What is not finite stays so.
+    "max_error" and "mean_error" of x against what came back; "relative_error", the former over max(1, |x|);
+    "logdet_error", the largest |logdet_forward + logdet_inverse| a dimension, in nats; "reach", the largest number
+    halfway; "error_by_coupling", the largest error in front of each coupling; "first_growth", the first coupling on the
+    second way where that exceeds `GROWTH` times the largest number there, or None; "scale_range", smallest and largest
+    scale of each coupling; "back", what came back. What is not finite stays so.
   """
-
-  @jax.jit
-  def there_and_back(variables, x):
-    record = {"mutable": ["intermediates"]}
-    (z, logdet), forward = model.apply(variables, x, **record)
-    (back, inverse_logdet), inverse = model.apply(variables, z, method="inverse", **record)
-    forward, inverse = (tree["intermediates"]["couplings"] for tree in (forward, inverse))
-    errors = jnp.max(jnp.abs(forward["state"][0] - inverse["state"][0]), axis=(1, 2))
-    return back, logdet + inverse_logdet, errors, forward["scale_range"][0]
-
-  back, logdet_sum, errors, scale_range = jax.tree.map(np.asarray, there_and_back(variables, x))
+  result = jax.tree.map(np.asarray, _there_and_back(model, inverse_first, variables, x))
+  back, logdet_sum, errors, sizes, scale_range, reach = result
   error = np.abs(np.asarray(x, np.float64) - back)
   magnitude = max(1.0, float(np.abs(x).max()))
-  grown = [i for i, e in enumerate(errors) if not e <= GROWTH * magnitude]
+  grown = [i for i, (e, size) in enumerate(zip(errors, sizes, strict=True)) if not e <= GROWTH * max(1.0, size)]
   return {
     "max_error": float(error.max()),
     "mean_error": float(error.mean()),
     "relative_error": float(error.max() / magnitude),
     "logdet_error": float(np.abs(logdet_sum).max() / x[0].size),
-    "first_growth": max(grown, default=None),
+    "reach": float(reach),
+    "first_growth": (min if inverse_first else max)(grown, default=None),
     "error_by_coupling": [float(e) for e in errors],
     "scale_range": [[float(low), float(high)] for low, high in scale_range],
     "back": back,
@@ -89,11 +95,14 @@ def report(model: Jet, variables, images, levels: int) -> list[dict]:
   """
   width = likelihood.bin_width(levels)
   shape = images.shape
+  latents = np.random.default_rng(1).standard_normal(shape).astype(np.float32)
   inputs = {
     "images": images * np.float32(width) - 1 + np.float32(width / 2),
     "constants": np.broadcast_to(np.linspace(-1, 1, shape[0], dtype=np.float32)[:, None, None, None], shape),
     "noise": np.random.default_rng(0).uniform(-1, 1, shape).astype(np.float32),
     **{f"{value:+d}": np.full(shape, value, np.float32) for value in (1, -1, 100, -100)},
+    "latents": latents,
+    "latents*100": 100 * latents,
   }
   depths = sorted({model.couplings} | {2**i for i in range(model.couplings.bit_length())})
   rows = []
@@ -101,7 +110,8 @@ def report(model: Jet, variables, images, levels: int) -> list[dict]:
     for depth in depths:
       flow = truncated(model.clone(dtype=predictor, remat="full"), variables, depth)
       for name, x in inputs.items() if depth == model.couplings else [("images", inputs["images"])]:
-        row = {"predictor": predictor, "couplings": depth, "input": name} | measure(*flow, jnp.asarray(x))
+        result = measure(*flow, jnp.asarray(x), inverse_first=name.startswith("latents"))
+        row = {"predictor": predictor, "couplings": depth, "input": name} | result
         back = row.pop("back")
         if name == "images":
           row["exact_pixels"] = float(np.mean(np.asarray(likelihood.quantize(back, levels)) == images))
@@ -112,16 +122,16 @@ def report(model: Jet, variables, images, levels: int) -> list[dict]:
 def table(rows: list[dict]) -> str:
   """The report for people."""
   lines = [
-    f"{'predictor':9} {'couplings':>9} {'input':9} {'max error':>10} {'mean error':>10} {'exact pixels':>12} "
-    f"{'logdet/dim':>10} {'scale min':>10} {'scale max':>10} {'first growth':>12}"
+    f"{'predictor':9} {'couplings':>9} {'input':11} {'max error':>10} {'mean error':>10} {'exact pixels':>12} "
+    f"{'logdet/dim':>10} {'scale min':>10} {'scale max':>10} {'reach':>9} {'first growth':>12}"
   ]
   for row in rows:
     low, high = min(low for low, _ in row["scale_range"]), max(high for _, high in row["scale_range"])
     exact = f"{row['exact_pixels']:.4%}" if "exact_pixels" in row else "-"
     growth = "-" if row["first_growth"] is None else row["first_growth"]
     lines.append(
-      f"{row['predictor']:9} {row['couplings']:9} {row['input']:9} {row['max_error']:10.2e} {row['mean_error']:10.2e} "
-      f"{exact:>12} {row['logdet_error']:10.2e} {low:10.2e} {high:10.3f} {growth:>12}"
+      f"{row['predictor']:9} {row['couplings']:9} {row['input']:11} {row['max_error']:10.2e} {row['mean_error']:10.2e} "
+      f"{exact:>12} {row['logdet_error']:10.2e} {low:10.2e} {high:10.3f} {row['reach']:9.2e} {growth:>12}"
     )
   return "\n".join(lines)
 
