@@ -44,14 +44,20 @@ def test_float64_round_trips_are_exact_to_its_rounding(tiny_flow, couplings):
     assert result["logdet_error"] <= 1e-14
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-3), ("float64", 1e-9)])
 @pytest.mark.parametrize("couplings", [1, 8, 64])
-def test_logdet_at_192_dimensions_is_that_of_the_jacobian(tiny_flow, couplings):
-  model, variables = tiny_flow((8, 8, 3), couplings=couplings, kinds=KINDS["both"], std=STD)
-  x = jax.random.uniform(jax.random.key(3), (192,), minval=-1)
-  forward = jax.jit(lambda x: model.apply(variables, x.reshape(1, 8, 8, 3)))
-  jacobian = jax.jit(jax.jacrev(lambda x: forward(x)[0].ravel()))(x)
-  _, expected = np.linalg.slogdet(np.asarray(jacobian, np.float64))
-  np.testing.assert_allclose(forward(x)[1][0], expected, atol=1e-3)
+def test_logdet_at_192_dimensions_is_that_of_the_jacobian(tiny_flow, couplings, dtype, tolerance):
+  with jax.enable_x64(dtype == "float64"):
+    model, variables = tiny_flow((8, 8, 3), couplings=couplings, kinds=KINDS["both"], std=STD, dtype=dtype)
+    variables = jax.tree.map(lambda x: x.astype(dtype) if x.dtype == "float32" else x, variables)
+    x = jax.random.uniform(jax.random.key(3), (192,), dtype, minval=-1)
+    forward = jax.jit(lambda x: model.apply(variables, x.reshape(1, 8, 8, 3)))
+    jacobian = jax.jit(jax.jacrev(lambda x: forward(x)[0].ravel()))(x)
+    _, expected = np.linalg.slogdet(np.asarray(jacobian, np.float64))
+    logdet = forward(x)[1][0]
+    assert logdet.dtype == dtype
+    assert abs(expected) > 0.1
+    np.testing.assert_allclose(logdet, expected, atol=tolerance)
 
 
 @pytest.mark.parametrize("floor", [0.0, 0.1, 0.9])
