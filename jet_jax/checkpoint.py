@@ -1,4 +1,4 @@
-"""Checkpoints: the state of a run on disk, through orbax and only here.
+"""A run on disk: its work directory, and its checkpoints, which go through orbax and only here.
 
 DIR/checkpoints/STEP/model holds what evaluation and sampling need (parameters, their average, permutations),
 DIR/checkpoints/STEP/training what training needs besides. A step counts from the moment its commit file is there.
@@ -16,6 +16,9 @@ from jet_jax.jet import Jet
 from jet_jax.steps import TrainState
 
 COMMIT_FILE = "commit_success.txt"  # orbax's mark of a complete step
+# A run cannot change these fields, or those below them, and still be the same run.
+FIXED = ("seed", "levels", "batch_size", "data", "image_shape", "model")
+FREE = ("model.remat",)
 
 
 class Checkpoints:
@@ -87,6 +90,26 @@ class Checkpoints:
     if step is not None and step not in steps:
       raise ValueError(f"step {step} is not in {self.directory}; it has {', '.join(map(str, steps))}")
     return steps[-1] if step is None else step
+
+
+def claim_workdir(workdir: str | pathlib.Path, config: config_lib.Config) -> pathlib.Path:
+  """Makes the work directory and writes `config.json`; ValueError if it cannot be used or holds another run."""
+  workdir = pathlib.Path(workdir).absolute()
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+    if (workdir / "config.json").exists():
+      stored = config_lib.load(workdir)
+      for name, old, new in config_lib.differences(stored, config):
+        is_fixed = name.split(".")[0] in FIXED and name not in FREE
+        if is_fixed or (name == "ema_decay" and 0 in (old, new)):
+          raise ValueError(
+            f"{workdir} holds a run with {name}={old!r}, and this one has {name}={new!r}; "
+            "use another --workdir, or the same value"
+          )
+    config_lib.save(config, workdir / "config.json")
+  except OSError as error:
+    raise ValueError(f"workdir {workdir} cannot be used ({error}); give a folder that can be written") from error
+  return workdir
 
 
 def load_run(workdir: str | pathlib.Path, mesh, step: int | None = None):

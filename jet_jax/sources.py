@@ -53,6 +53,18 @@ def open_source(source: str, size: int, levels: int, split: str) -> Sequence[Exa
   return examples if levels in (17, 256) else _FewerLevels(examples, levels)
 
 
+def open_both(source: str, size: int, levels: int) -> tuple[Sequence[Example], Sequence[Example]]:
+  """The splits that a training run reads, "train" and "validation"; ValueError too if their images differ in shape."""
+  train, validation = (open_source(source, size, levels, split) for split in ("train", "validation"))
+  train_shape, validation_shape = train[0]["image"].shape, validation[0]["image"].shape
+  if train_shape != validation_shape:
+    raise ValueError(
+      f"{source}: training images are {train_shape} and validation images {validation_shape}; "
+      "give both one shape, or set data.size"
+    )
+  return train, validation
+
+
 def absolute(source: str) -> str:
   """The source with its path made absolute, so that it means the same wherever a command is given."""
   kind, colon, path = source.partition(":")

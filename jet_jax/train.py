@@ -20,16 +20,12 @@ from ml_collections import config_flags
 
 from jet_jax import config as config_lib
 from jet_jax import data, optim, sharding, sources, steps
-from jet_jax.checkpoint import Checkpoints
+from jet_jax.checkpoint import Checkpoints, claim_workdir
 from jet_jax.config import Config
 from jet_jax.evaluate import Evaluator
 from jet_jax.jet import Jet
 from jet_jax.logs import MetricLog, check_wandb
 from jet_jax.sample import Sampler, make_grid, save_png
-
-# A run cannot change these fields, or those below them, and still be the same run.
-FIXED = ("seed", "levels", "batch_size", "data", "image_shape", "model")
-FREE = ("model.remat",)
 
 
 @dataclasses.dataclass
@@ -68,42 +64,15 @@ def prepare(config: Config, workdir: str | pathlib.Path, flag_overrides=()) -> R
   config.data.source = sources.absolute(config.data.source)
   mesh = sharding.make_mesh()
   sharding.check_batch_size(config.batch_size, mesh)
-  open_split = functools.partial(sources.open_source, config.data.source, config.data.size, config.levels)
-  train_source, validation_source = open_split("train"), open_split("validation")
+  train_source, validation_source = sources.open_both(config.data.source, config.data.size, config.levels)
   config.image_shape = train_source[0]["image"].shape
-  if validation_source[0]["image"].shape != config.image_shape:
-    validation_shape = validation_source[0]["image"].shape
-    raise ValueError(
-      f"{config.data.source}: training images are {config.image_shape} and validation images {validation_shape}; "
-      "give both one shape, or set data.size"
-    )
   model = Jet(**config.model)
   model.check(config.image_shape)
   batches = data.train_batches(train_source, config.batch_size, config.seed)
-  workdir = prepare_workdir(workdir, config)
+  workdir = claim_workdir(workdir, config)
   total_steps, warmup_steps = (config_lib.steps(config, name, len(train_source)) for name in ("total", "warmup"))
   optimizer = optim.make_optimizer(config, total_steps, warmup_steps)
   return Run(config, workdir, mesh, len(train_source), batches, validation_source, model, optimizer, total_steps)
-
-
-def prepare_workdir(workdir: str | pathlib.Path, config: Config) -> pathlib.Path:
-  """Makes the work directory and writes `config.json`; ValueError if it cannot be used or holds another run."""
-  workdir = pathlib.Path(workdir).absolute()
-  try:
-    workdir.mkdir(parents=True, exist_ok=True)
-    if (workdir / "config.json").exists():
-      stored = config_lib.load(workdir)
-      for name, old, new in config_lib.differences(stored, config):
-        is_fixed = name.split(".")[0] in FIXED and name not in FREE
-        if is_fixed or (name == "ema_decay" and 0 in (old, new)):
-          raise ValueError(
-            f"{workdir} holds a run with {name}={old!r}, and this one has {name}={new!r}; "
-            "use another --workdir, or the same value"
-          )
-    config_lib.save(config, workdir / "config.json")
-  except OSError as error:
-    raise ValueError(f"workdir {workdir} cannot be used ({error}); give a folder that can be written") from error
-  return workdir
 
 
 def initializer(run: Run):

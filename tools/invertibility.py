@@ -14,6 +14,7 @@ import importlib.util
 import json
 import pathlib
 import sys
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -32,10 +33,11 @@ GROWTH = 1e-5
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _there_and_back(model: Jet, inverse_first: bool, variables, x):
   there, then = ("inverse", "__call__") if inverse_first else ("__call__", "inverse")
-  record = {"mutable": ["intermediates"]}
-  (halfway, logdet), first = model.apply(variables, x, method=there, **record)
-  (back, logdet_back), second = model.apply(variables, halfway, method=then, **record)
-  first, second = (tree["intermediates"]["couplings"] for tree in (first, second))
+  apply = functools.partial(model.apply, variables, mutable=["intermediates"])
+  (halfway, logdet), there_record = apply(x, method=there)
+  (back, logdet_back), then_record = apply(halfway, method=then)
+  first: Any = there_record["intermediates"]["couplings"]
+  second: Any = then_record["intermediates"]["couplings"]
   largest = lambda states: jnp.max(jnp.abs(states), axis=(1, 2))
   errors, sizes = largest(first["state"][0] - second["state"][0]), largest(first["state"][0])
   return back, logdet + logdet_back, errors, sizes, first["scale_range"][0], jnp.max(jnp.abs(halfway))
