@@ -76,6 +76,9 @@ def main(argv=None) -> None:
     mesh = sharding.make_mesh()
     config, model, variables, step = checkpoint.load_run(args.workdir, mesh, args.step)
     source = sources.open_source(config.data.source, config.data.size, config.levels, args.split)
+    shape = source[0]["image"].shape
+    if shape != config.image_shape:
+      raise ValueError(f"{config.data.source} has images of {shape}, the flow is for {config.image_shape}; give others")
   except ValueError as error:
     sys.exit(f"error: {error}")
   evaluator = Evaluator(model, config.levels, source, config.batch_size, mesh)

@@ -137,6 +137,10 @@ def test_the_command_writes_a_work_directory_that_evaluates_and_samples(tmp_path
   assert np.load(tmp_path / "a.npz")["images"].shape == (2, 16, 16, 3)
   with pytest.raises(SystemExit, match="holds a run already"):
     main(arguments)
+  np.savez(tmp_path / "other.npz", test_images=np.zeros((2, 8, 8, 3), np.uint8))
+  main([*arguments, f"--workdir={tmp_path / 'other'}", f"--source=npz:{tmp_path / 'other.npz'}"])
+  with pytest.raises(SystemExit, match=r"images of \(8, 8, 3\), the flow is for \(16, 16, 3\)"):
+    evaluate.main([f"--workdir={tmp_path / 'other'}"])
 
 
 @pytest.mark.parametrize(
