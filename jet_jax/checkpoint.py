@@ -18,7 +18,7 @@ from jet_jax.steps import TrainState
 COMMIT_FILE = "commit_success.txt"  # orbax's mark of a complete step
 # A run cannot change these fields, or those below them, and still be the same run.
 FIXED = ("seed", "levels", "batch_size", "data", "image_shape", "model")
-FREE = ("model.remat",)
+FREE = ("model.remat", "data.data_dir", "data.max_bad_images", "data.workers")
 
 
 class Checkpoints:
@@ -133,6 +133,7 @@ def load_run(workdir: str | pathlib.Path, mesh, step: int | None = None):
   with Checkpoints(workdir) as checkpoints:
     step = checkpoints.check_step(step)
     images = jax.ShapeDtypeStruct((1, *config.image_shape), "float32")
-    like = jax.eval_shape(model.init, jax.random.key(0), images)
+    # Shapes do not depend on the kinds. The splits themselves are saved, and need not be such as could be drawn.
+    like = jax.eval_shape(model.clone(kinds=("channels",)).init, jax.random.key(0), images)
     like["ema"] = like["params"] if config.ema_decay else None
     return config, model, checkpoints.restore_variables(step, sharding.place_like(like, mesh)), step

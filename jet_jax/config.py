@@ -30,8 +30,12 @@ def default_config() -> Config:
   config.levels = 256  # values a pixel can take: 256 for 8 bits, 32 for 5 bits, 17 for the digits
 
   config.data = ConfigDict()
-  config.data.source = "digits"  # digits, photos, npz:PATH or folder:PATH; see sources.py
-  config.data.size = 0  # side in pixels that images are brought to; 0 keeps the size of digits and npz images
+  config.data.source = "digits"  # digits, photos, npz:PATH, folder:PATH, archive:PATH or tfds:NAME; see sources.py
+  config.data.size = 0  # side in pixels that images are brought to; 0 keeps the size they have
+  config.data.data_dir = ""  # of tfds:NAME; empty means $TFDS_DATA_DIR or ~/tensorflow_datasets
+  config.data.flip = False  # mirror every second training image, at random, left to right
+  config.data.max_bad_images = 0  # unreadable images to skip before the run stops; see sources.py
+  config.data.workers = 0  # processes that read ahead; 0 reads in threads, which is faster where decoding is cheap
   config.image_shape = placeholder(tuple)  # (H, W, C), filled in from the data
 
   config.model = ConfigDict()  # the arguments of jet.Jet
@@ -262,7 +266,8 @@ def _check(config) -> None:
     "batch_size": (1, largest), "levels": (2, 256), "seed": (0, largest), "lr": (0, 1e3), "wd": (0, 1),
     "adam_b1": (0, below_one), "adam_b2": (0, below_one), "ema_decay": (0, below_one), "clip_norm": (1e-9, 1e30),
     "eval_noise_samples": (1, largest), "sample_num": (1, largest), "sample_temperature": (0, 1e3),
-    "checkpoint_keep": (1, largest), "data.size": (0, largest),
+    "checkpoint_keep": (1, largest), "data.size": (0, largest), "data.max_bad_images": (0, largest),
+    "data.workers": (0, 256),
   }  # fmt: skip
   values = dict(_leaves(config))
   for name, (low, high) in ranges.items():

@@ -1,48 +1,116 @@
 """Batches of a data set: batch k is a pure function of (seed, k), so that resuming is starting at k."""
 
 import os
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 
 import grain
 import numpy as np
+from absl import flags
 
+from jet_jax.images import BadImage
 from jet_jax.sources import Example
 
 READ_THREADS = min(16, os.cpu_count() or 1)
 
 
-def train_batches(source, batch_size: int, seed: int) -> grain.MapDataset:
+def train_batches(source, batch_size: int, seed: int, flip: bool = False, part=(0, 1)) -> grain.MapDataset:
   """Endless shuffled batches, to be indexed or read; every epoch visits each example once, in an order of its own.
 
   Args:
     source: from `open_source`.
-    batch_size: images a batch.
-    seed: of the order.
+    batch_size: images a batch, over all processes.
+    seed: of the order, and of the flips.
+    flip: mirror every second image, at random, left to right.
+    part: (i, n) for the i-th of n equal parts of each batch, which one of n processes reads.
 
   Returns:
-    Element k is batch k, {"image": uint8 (B, H, W, C), "index": int32 (B,)}.
+    Element k is batch k, or this part of it: {"image": uint8 (B, H, W, C), "index": int32 (B,), ...}.
 
   Raises:
-    ValueError: more images in a batch than in the data set.
+    ValueError: more images in a batch than in the data set, or a batch that cannot be divided among the processes.
   """
+  process, processes = part
   if batch_size > len(source):
     raise ValueError(f"batch_size={batch_size} is larger than the {len(source)} images to train on; set it lower")
-  return grain.MapDataset.source(source).seed(seed).shuffle().repeat().batch(batch_size)
+  if batch_size % processes:
+    lower = max(1, batch_size // processes) * processes
+    raise ValueError(f"batch_size={batch_size} must be a multiple of the {processes} processes; try {lower}")
+  examples = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
+  if flip:
+    examples = examples.random_map(_flip)  # its generator depends on the seed and on the place in the order alone
+  # Parts are cut last and lie one after the other, so that together they are the same batch for any number of them.
+  return examples.batch(batch_size // processes)[process::processes]
 
 
-def read(batches: grain.MapDataset, start: int = 0) -> Iterator[Example]:
-  """Batches from number `start` on, in order, read ahead by several threads."""
-  options = grain.ReadOptions(num_threads=READ_THREADS, prefetch_buffer_size=READ_THREADS)
-  return iter(batches[start:].to_iter_dataset(options))
+def _flip(example: Example, rng: np.random.Generator) -> Example:
+  return example | {"image": example["image"][:, ::-1]} if rng.integers(2) else example
+
+
+class Reader(Iterator[Example]):
+  """Batches from number `start` on, in order, read ahead.
+
+  Args:
+    batches: from `train_batches`.
+    start: number of the first batch.
+    workers: processes that read; 0 reads in threads of this one. Neither changes any batch.
+    max_bad_images: as in `open_source`.
+
+  Attributes:
+    bad: indices of the unreadable images met so far.
+
+  Raises:
+    BadImage: an unreadable image, or more of them than `max_bad_images`.
+  """
+
+  def __init__(self, batches: grain.MapDataset, start: int = 0, workers: int = 0, max_bad_images: int = 0):
+    self.bad: set[int] = set()
+    self.max_bad_images = max_bad_images
+    threads = READ_THREADS if not workers else 1
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
+    dataset = batches[start:].to_iter_dataset(options)
+    if workers:
+      if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()  # grain reads its own flags, which are at their defaults in a library or notebook
+      dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2))
+    self._batches = iter(dataset)
+
+  def close(self) -> None:
+    """Ends threads and processes."""
+    self._batches.close()
+
+  def counts(self) -> dict[str, int]:
+    """Metrics: unreadable images met so far, if they are skipped at all."""
+    return {"bad_images": len(self.bad)} if self.max_bad_images else {}
+
+  def __next__(self) -> Example:
+    batch = next(self._batches)
+    if "bad" in batch and batch["bad"].any():
+      self.bad.update(batch["index"][batch["bad"]].tolist())
+      if len(self.bad) > self.max_bad_images:
+        raise BadImage(f"{len(self.bad)} unreadable images, more than data.max_bad_images={self.max_bad_images}")
+    return batch
+
+
+def place_ahead(batches: Iterator, place: Callable, count: int = 2) -> Iterator:
+  """Results of `place` on each batch, called `count` batches ahead: transfers to devices run while they compute."""
+  placed = deque()
+  for batch in batches:
+    placed.append(place(batch))
+    if len(placed) > count:
+      yield placed.popleft()
+  yield from placed
 
 
 def eval_batches(source, batch_size: int) -> Iterator[Example]:
-  """Every example once, in order. Copies of its last image fill up the last batch, marked by a False in "mask".
+  """Every readable example once, in order. Copies of its last image fill up the last batch.
 
   Yields:
-    {"image": uint8 (B, H, W, C), "index": int32 (B,), "mask": bool (B,)}.
+    {"image": uint8 (B, H, W, C), "index": int32 (B,), "mask": bool (B,)}; the mask is False for copies and stand-ins.
   """
-  for batch in read(grain.MapDataset.source(source).batch(batch_size)):
+  batches = grain.MapDataset.source(source).batch(batch_size)
+  for batch in Reader(batches, max_bad_images=getattr(source, "max_bad_images", 0)):
     count = len(batch["index"])
     take = np.minimum(np.arange(batch_size), count - 1)
-    yield {name: value[take] for name, value in batch.items()} | {"mask": np.arange(batch_size) < count}
+    mask = (np.arange(batch_size) < count) & ~batch.get("bad", np.zeros(count, bool))[take]
+    yield {name: value[take] for name, value in batch.items()} | {"mask": mask}

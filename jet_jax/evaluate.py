@@ -42,7 +42,8 @@ class Evaluator:
 
     Returns:
       "bits_per_dim", its standard error over images "bits_per_dim_stderr", "num_images", "noise_samples", and
-      "num_nonfinite", images whose figure is NaN or infinite; any such image makes the mean so too.
+      "num_nonfinite", images whose figure is NaN or infinite; any such image makes the mean so too. "num_bad_images"
+      were skipped, as the config allows.
     """
     keys = [jax.random.fold_in(jax.random.key(NOISE_SEED), draw) for draw in range(noise_samples)]
     bits = []
@@ -57,6 +58,7 @@ class Evaluator:
       "num_images": len(bits),
       "noise_samples": noise_samples,
       "num_nonfinite": int(np.sum(~np.isfinite(bits))),
+      "num_bad_images": len(self.source) - len(bits),
     }
 
 
@@ -75,7 +77,7 @@ def main(argv=None) -> None:
       raise ValueError(f"--noise_samples={args.noise_samples} must be at least 1")
     mesh = sharding.make_mesh()
     config, model, variables, step = checkpoint.load_run(args.workdir, mesh, args.step)
-    source = sources.open_source(config.data.source, config.data.size, config.levels, args.split)
+    (source,) = sources.open_config(config, [args.split])
     shape = source[0]["image"].shape
     if shape != config.image_shape:
       raise ValueError(f"{config.data.source} has images of {shape}, the flow is for {config.image_shape}; give others")

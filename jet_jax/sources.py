@@ -1,130 +1,151 @@
-"""Data sets: each is a sequence of examples {"image": uint8 (H, W, C), "index": int32 ()}, all of one shape.
+"""Data sets: each is a sequence of examples of one shape, {"image": uint8 (H, W, C), "index": int32 ()} and, where the
+data set has classes, "label": int32 ().
 
-digits       scikit-learn's 1,797 handwritten digits, 8x8x1, 17 levels; every ninth is for validation
-photos       every crop of `data.size` pixels of scikit-learn's two photographs; the right-hand quarter of each is
-             never trained on, and its crops, on a grid, are for validation
-npz:PATH     arrays `train_images` and `validation_images` (or `test_images`), uint8 (N, H, W, C)
-folder:PATH  image files below PATH/train and PATH/validation (or val, valid, test); without these, files below PATH,
-             of which 5%, by a hash of the name, and at least one are for validation. They are made RGB, the shortest
-             side is resized to `data.size`, and the centre is cut out
+digits        scikit-learn's 1,797 handwritten digits, 8x8x1, 17 levels; every ninth is for validation
+photos        every crop of `data.size` pixels of scikit-learn's two photographs; the right-hand quarter of each is
+              never trained on, and its crops, on a grid, are for validation
+npz:PATH      arrays `train_images` and `validation_images` (or `test_images`), uint8 (N, H, W, C), and, if there are
+              any, `train_labels` and so on, integers (N,)
+folder:PATH   image files below a folder, made RGB and square as images.py says. Splits are PATH/train and
+              PATH/validation (or val, valid, test); without these, 5% of the files by a hash of the name, and at least
+              one, are for validation. The folder that a file lies in, next below the split, is its class
+archive:PATH  the same in a .zip or .tar, not unpacked
+tfds:NAME     a data set of TensorFlow Datasets that is prepared as array_record in `data.data_dir`; see records.py
+
+A PATH with `{split}` in it names one file or folder a split, such as archive:images_{split}.zip.
 """
 
-import functools
 import hashlib
+import os
 import pathlib
-import zipfile
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+
+from jet_jax import arrays, images
+from jet_jax.files import SPLIT_NAMES, Files, open_files, open_together, path_of_split
+from jet_jax.images import BadImage
+from jet_jax.records import open_records
 
 Example = dict[str, Any]
-SPLITS = ("train", "validation", "test")
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
+SPLITS = tuple(SPLIT_NAMES)
+HELD_OUT = 0.05  # share of the files for validation where nobody chose them
 
 
-def open_source(source: str, size: int, levels: int, split: str) -> Sequence[Example]:
-  """One split of a data set.
+def open_splits(
+  source: str, size: int, levels: int, splits: Sequence[str], data_dir: str = "", max_bad_images: int = 0
+) -> Sequence[Any]:
+  """Some splits of a data set, each a sequence of examples with an attribute `classes`, the names of its labels.
 
   Args:
     source: as above.
-    size: side in pixels that images are brought to; 0 keeps the size of digits and npz images.
+    size: side in pixels that images are brought to; 0 keeps the size they have.
     levels: pixel values the run works with. 8-bit images are reduced to a smaller power of two by dropping low bits.
-    split: "train", "validation" or "test", as the source has them.
+    splits: of "train", "validation" and "test", as the source has them.
+    data_dir: where `tfds:` data sets are prepared; $TFDS_DATA_DIR or ~/tensorflow_datasets if it is empty.
+    max_bad_images: 0 lets an unreadable image raise `images.BadImage`. Otherwise the next readable one stands in for
+      it, and all examples have "bad": bool (), so that whoever reads can count them.
 
   Raises:
     ValueError: unknown, missing or empty source or split; a size or number of levels that the source does not have.
   """
   kind, _, path = source.partition(":")
-  kinds = {"digits": _digits, "photos": _photos, "npz": _npz, "folder": _folder}
-  if kind not in kinds or (kind in ("npz", "folder")) != bool(path):
-    raise ValueError(f"data.source={source!r} is unknown; use digits, photos, npz:PATH or folder:PATH")
-  if split not in SPLITS:
-    raise ValueError(f"unknown split {split!r}; use one of {', '.join(SPLITS)}")
+  kinds = {
+    "digits": arrays.digits,
+    "photos": arrays.photos,
+    "npz": arrays.npz,
+    "folder": _files,
+    "archive": _files,
+    "tfds": open_records,
+  }
+  if kind not in kinds or (kind not in ("digits", "photos")) != bool(path):
+    raise ValueError(
+      f"data.source={source!r} is unknown; use digits, photos, npz:PATH, folder:PATH, archive:PATH or tfds:NAME"
+    )
+  for split in splits:
+    if split not in SPLITS:
+      raise ValueError(f"unknown split {split!r}; use one of {', '.join(SPLITS)}")
   if kind == "digits":
     if levels != 17:
       raise ValueError(f"levels={levels}, but digits have pixel values 0..16; set levels=17")
   elif levels & (levels - 1):
     raise ValueError(f"levels={levels} must be a power of two for the 8-bit images of {source!r}; 256 keeps all bits")
-  examples = kinds[kind](path, size, split)
-  if not len(examples):
-    raise ValueError(f"data.source={source!r} has no image in its split {split!r}; add some or use another split")
-  return examples if levels in (17, 256) else _FewerLevels(examples, levels)
+  if kind == "tfds":
+    opened = open_records(path, absolute_data_dir(data_dir), size, splits)
+  else:
+    opened = kinds[kind](path, size, splits)
+  for split, examples in zip(splits, opened, strict=True):
+    if not len(examples):
+      raise ValueError(f"data.source={source!r} has no image in its split {split!r}; add some or use another split")
+  if kind in ("folder", "archive", "tfds") and not size:
+    opened = [_OneShape(examples) for examples in opened]
+  if levels not in (17, 256):
+    opened = [_FewerLevels(examples, levels) for examples in opened]
+  return [_StandIns(examples, max_bad_images) for examples in opened] if max_bad_images else opened
 
 
-def open_both(source: str, size: int, levels: int) -> tuple[Sequence[Example], Sequence[Example]]:
+def open_source(source: str, size: int, levels: int, split: str, **options) -> Any:
+  """One split of a data set; arguments and errors are those of `open_splits`."""
+  return open_splits(source, size, levels, [split], **options)[0]
+
+
+def open_both(config) -> tuple[Sequence[Example], Sequence[Example]]:
   """The splits that a training run reads, "train" and "validation"; ValueError too if their images differ in shape."""
-  train, validation = (open_source(source, size, levels, split) for split in ("train", "validation"))
+  train, validation = open_config(config, ["train", "validation"])
   train_shape, validation_shape = train[0]["image"].shape, validation[0]["image"].shape
   if train_shape != validation_shape:
     raise ValueError(
-      f"{source}: training images are {train_shape} and validation images {validation_shape}; "
+      f"{config.data.source}: training images are {train_shape} and validation images {validation_shape}; "
       "give both one shape, or set data.size"
     )
   return train, validation
 
 
+def open_config(config, splits: Sequence[str]) -> Sequence[Any]:
+  """Some splits of the data set of a resolved config."""
+  data = config.data
+  return open_splits(data.source, data.size, config.levels, splits, data.data_dir, data.max_bad_images)
+
+
 def absolute(source: str) -> str:
   """The source with its path made absolute, so that it means the same wherever a command is given."""
   kind, colon, path = source.partition(":")
-  return f"{kind}:{pathlib.Path(path).absolute()}" if colon else source
+  return f"{kind}:{pathlib.Path(path).absolute()}" if colon and kind != "tfds" else source
 
 
-class _Arrays(Sequence):
-  """Examples from an array of images, uint8 (N, H, W, C)."""
-
-  def __init__(self, images: np.ndarray):
-    self.images = images
-
-  def __len__(self):
-    return len(self.images)
-
-  def __getitem__(self, i) -> Example:
-    return {"image": self.images[i], "index": np.int32(i)}
+def absolute_data_dir(data_dir: str) -> str:
+  """Where prepared data sets lie: `data_dir`, or what TFDS itself uses if it is empty."""
+  folder = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+  return str(pathlib.Path(folder).expanduser().absolute())
 
 
-class _Crops(Sequence):
-  """All square crops of some photographs whose corner lies on a grid of `stride` pixels."""
+class Images(Sequence):
+  """Image files, read when asked for. A file's class is the folder it lies in, if they all lie in one."""
 
-  def __init__(self, photos: list[np.ndarray], size: int, stride: int):
-    self.photos, self.size, self.stride = photos, size, stride
-    self.rows, self.columns = ((side - size) // stride + 1 for side in photos[0].shape[:2])
+  def __init__(self, files: Files, size: int, classes: list[str]):
+    self.files, self.names, self.size, self.classes = files, files.names, size, classes
+    self._label = {name: np.int32(k) for k, name in enumerate(classes)}
 
   def __len__(self):
-    return len(self.photos) * self.rows * self.columns
+    return len(self.files)
 
   def __getitem__(self, i) -> Example:
-    photo, row, column = np.unravel_index(i, (len(self.photos), self.rows, self.columns))
-    top, left = row * self.stride, column * self.stride
-    return {"image": self.photos[photo][top : top + self.size, left : left + self.size], "index": np.int32(i)}
-
-
-class _Files(Sequence):
-  """Image files, read when asked for."""
-
-  def __init__(self, paths: list[pathlib.Path], size: int):
-    self.paths, self.size = paths, size
-
-  def __len__(self):
-    return len(self.paths)
-
-  def __getitem__(self, i) -> Example:
+    name = self.files.names[i]
     try:
-      with Image.open(self.paths[i]) as file:
-        image = ImageOps.exif_transpose(file).convert("RGB")
-    except (OSError, SyntaxError) as error:  # Pillow raises SyntaxError for some broken PNG files
-      raise ValueError(f"cannot read image {self.paths[i]} ({error}); repair or remove it") from error
-    # ImageOps.fit cuts the centre and resizes; BOX averages over area, which leaves no aliasing.
-    image = ImageOps.fit(image, (self.size, self.size), Image.Resampling.BOX)
-    return {"image": np.asarray(image), "index": np.int32(i)}
+      example = {"image": images.decode(self.files[i], self.size), "index": np.int32(i)}
+    except BadImage as error:
+      raise BadImage(
+        f"{name} (image {i}) in {self.files.path}: {error}; repair or remove it, or raise max_bad_images"
+      ) from error
+    return example | {"label": self._label[class_of(name)]} if self.classes else example
 
 
 class _FewerLevels(Sequence):
   """8-bit examples with their low bits dropped."""
 
   def __init__(self, examples, levels: int):
-    self.examples, self.step = examples, 256 // levels
+    self.examples, self.classes, self.step = examples, examples.classes, 256 // levels
 
   def __len__(self):
     return len(self.examples)
@@ -134,79 +155,84 @@ class _FewerLevels(Sequence):
     return example | {"image": example["image"] // self.step}
 
 
-def _digits(path, size, split):
-  from sklearn.datasets import load_digits  # noqa: PLC0415  slow to import, and needed here alone
+class _OneShape(Sequence):
+  """Examples as large as the first; another shape is a `BadImage`."""
 
-  if size not in (0, 8):
-    raise ValueError(f"data.size={size}, but digits are 8x8; set data.size to 8 or 0")
-  digits: Any = load_digits()
-  images = digits.images.astype(np.uint8)[..., None]
-  held_out = np.arange(len(images)) % 9 == 0
-  return _Arrays({"train": images[~held_out], "validation": images[held_out]}.get(split, images[:0]))
+  def __init__(self, examples):
+    self.examples, self.classes, self.shape = examples, examples.classes, examples[0]["image"].shape
 
+  def __len__(self):
+    return len(self.examples)
 
-@functools.cache
-def _two_photos() -> list[np.ndarray]:
-  from sklearn.datasets import load_sample_images  # noqa: PLC0415
-
-  return load_sample_images().images  # china.jpg and flower.jpg, 427 x 640 both
+  def __getitem__(self, i) -> Example:
+    example = self.examples[i]
+    if example["image"].shape != self.shape:
+      raise BadImage(f"image {i} is {example['image'].shape} and the first one {self.shape}; set data.size")
+    return example
 
 
-def _photos(path, size, split):
-  height, width = _two_photos()[0].shape[:2]
-  border = width * 3 // 4
-  limit = min(height, width - border)
-  if not 1 <= size <= limit:
-    raise ValueError(f"data.size={size} must be between 1 and {limit} for photos, whose validation part is that wide")
-  if split == "train":
-    return _Crops([photo[:, :border] for photo in _two_photos()], size, stride=1)
-  photos = [photo[:, border:] for photo in _two_photos()] if split == "validation" else []
-  return _Crops(photos, size, stride=max(1, size // 4)) if photos else _Arrays(np.zeros((0, 1, 1, 1), np.uint8))
+class _StandIns(Sequence):
+  """Examples of which an unreadable one is replaced by the next readable one, under its own index, marked "bad"."""
+
+  def __init__(self, examples, max_bad_images: int):
+    self.examples, self.classes, self.max_bad_images = examples, examples.classes, max_bad_images
+
+  def __len__(self):
+    return len(self.examples)
+
+  def __getitem__(self, i) -> Example:
+    if not 0 <= i < len(self):
+      raise IndexError(i)
+    for ahead in range(self.max_bad_images + 1):
+      try:
+        example = self.examples[(i + ahead) % len(self)]
+      except BadImage as error:
+        last = error
+      else:
+        return example | {"index": np.int32(i), "bad": np.bool_(ahead > 0)}
+    raise BadImage(f"more than data.max_bad_images={self.max_bad_images} in a row; the last is {last}")
 
 
-def _npz(path, size, split):
-  names = {"train": ["train_images"], "validation": ["validation_images", "test_images"], "test": ["test_images"]}[
-    split
+def _files(path, size, splits):
+  """Folders and archives."""
+  if "{split}" in path:
+    paths = {split: path_of_split(path, split)[0] for split in SPLITS}
+    parts = open_together({split: one for split, one in paths.items() if split in splits or pathlib.Path(one).exists()})
+  else:
+    parts = _split_by_name(open_files(path))
+  folders = {split: {class_of(name) for name in files.names} for split, files in parts.items()}
+  classes = sorted(set().union(*folders.values()) - {""})
+  return [
+    Images(parts[split], size, classes if "" not in folders[split] else []) if split in parts else []
+    for split in splits
   ]
-  try:
-    arrays = np.load(path, allow_pickle=False)
-    if not isinstance(arrays, np.lib.npyio.NpzFile):
-      raise ValueError("it holds one bare array")
-  except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
-    raise ValueError(f"data.source='npz:{path}' is no readable .npz file ({error}); write one with np.savez") from error
-  with arrays:
-    name = next((name for name in names if name in arrays), None)
-    if name is None:
-      raise ValueError(f"{path} has no array {' or '.join(names)}; it has {', '.join(arrays) or 'none'}")
-    images = arrays[name]
-  if images.dtype != np.uint8 or images.ndim != 4:
-    raise ValueError(f"{path}: {name} is {images.dtype} {images.shape}; images must be uint8 (N, H, W, C)")
-  if size and images.shape[1:3] != (size, size):
-    height, width = images.shape[1:3]
-    raise ValueError(f"data.size={size}, but {path} holds images of {height}x{width}; set data.size=0")
-  return _Arrays(images)
 
 
-def _folder(path, size, split):
-  root = pathlib.Path(path)
-  if not root.is_dir():
-    raise ValueError(f"data.source='folder:{path}' does not exist or is no folder; give the path of a folder of images")
-  if size < 1:
-    raise ValueError(f"data.size={size} must be positive for a folder; set the side that images are resized to")
-  if (root / "train").is_dir():
-    names = {"train": ["train"], "validation": ["validation", "val", "valid", "test"], "test": ["test"]}[split]
-    root = next((root / name for name in names if (root / name).is_dir()), root / names[0])
-    return _Files(_image_files(root), size)
-  files = _image_files(root)
-  if not files:
-    raise ValueError(f"no image below {root}; files must end in one of {', '.join(SUFFIXES)}")
-
-  # Of few files possibly none falls below 5%; then the lowest does.
-  rank = {file: hashlib.sha256(file.relative_to(root).as_posix().encode()).digest() for file in files}
-  limit = max(min(rank.values()), bytes([255 // 20]) + bytes(31))
-  return _Files([file for file in files if split == ("validation" if rank[file] <= limit else "train")], size)
+def _split_by_name(files: Files) -> dict[str, Files]:
+  """The splits of files that are together in one place."""
+  if not len(files):
+    raise ValueError(f"no image below {files.path}; files must end in one of {', '.join(images.SUFFIXES)}")
+  tops = {name.partition("/")[0] for name in files.names}
+  if "train" in tops:
+    parts = {}
+    for split, names in SPLIT_NAMES.items():
+      top = next((name for name in names if name in tops), split)
+      parts[split] = files.subset([i for i, name in enumerate(files.names) if name.startswith(f"{top}/")])
+      parts[split].names = [name.partition("/")[2] for name in parts[split].names]
+    return parts
+  return split_by_hash(files, HELD_OUT)
 
 
-def _image_files(root: pathlib.Path) -> list[pathlib.Path]:
-  """Image files below `root` in an order that depends on their names alone."""
-  return sorted(file for file in root.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+def split_by_hash(files: Files, held_out: float) -> dict[str, Files]:
+  """Training and validation files: the share `held_out` with the lowest SHA-256 of the name, at least one of them."""
+  hashes = [hashlib.sha256(name.encode()).digest() for name in files.names]
+  limit = max(min(hashes), int(held_out * 2**64).to_bytes(8, "big"))
+  return {
+    "train": files.subset([i for i, rank in enumerate(hashes) if rank > limit]),
+    "validation": files.subset([i for i, rank in enumerate(hashes) if rank <= limit]),
+  }
+
+
+def class_of(name: str) -> str:
+  """The folder next below the split; "" if the file lies in none."""
+  return name.rpartition("/")[0].partition("/")[0]

@@ -5,6 +5,7 @@ python -m jet_jax.train --config=configs/imagenet64.py --workdir=DIR [--config.m
 The same command again resumes from the newest checkpoint, and goes on bit for bit as if it had never stopped.
 """
 
+import contextlib
 import dataclasses
 import functools
 import pathlib
@@ -23,6 +24,7 @@ from jet_jax import data, optim, sharding, sources, steps
 from jet_jax.checkpoint import Checkpoints, claim_workdir
 from jet_jax.config import Config
 from jet_jax.evaluate import Evaluator
+from jet_jax.images import BadImage
 from jet_jax.jet import Jet
 from jet_jax.logs import MetricLog, check_wandb
 from jet_jax.sample import Sampler, make_grid, save_png
@@ -62,13 +64,14 @@ def prepare(config: Config, workdir: str | pathlib.Path, flag_overrides=()) -> R
   config = config_lib.resolve(config, flag_overrides)
   check_wandb(config.wandb_project)
   config.data.source = sources.absolute(config.data.source)
+  config.data.data_dir = sources.absolute_data_dir(config.data.data_dir)
   mesh = sharding.make_mesh()
   sharding.check_batch_size(config.batch_size, mesh)
-  train_source, validation_source = sources.open_both(config.data.source, config.data.size, config.levels)
+  train_source, validation_source = sources.open_both(config)
   config.image_shape = train_source[0]["image"].shape
   model = Jet(**config.model)
   model.check(config.image_shape)
-  batches = data.train_batches(train_source, config.batch_size, config.seed)
+  batches = data.train_batches(train_source, config.batch_size, config.seed, config.data.flip)
   workdir = claim_workdir(workdir, config)
   total_steps, warmup_steps = (config_lib.steps(config, name, len(train_source)) for name in ("total", "warmup"))
   optimizer = optim.make_optimizer(config, total_steps, warmup_steps)
@@ -94,6 +97,11 @@ def start_state(run: Run, init_key, checkpoints: Checkpoints) -> steps.TrainStat
     return jax.jit(init, out_shardings=sharding.replicated(run.mesh))(init_key)
   print(f"resuming from step {saved}", flush=True)
   return checkpoints.restore(saved, sharding.place_like(jax.eval_shape(init, init_key), run.mesh))
+
+
+def place(run: Run, batch: dict) -> jax.Array:
+  """The images of a batch on the devices, each with its share."""
+  return jax.device_put(batch["image"], sharding.batched(run.mesh))
 
 
 def compile_step(run: Run, state: steps.TrainState, key):
@@ -131,16 +139,16 @@ def train(run: Run) -> steps.TrainState:
       return state
     evaluator = Evaluator(run.model, config.levels, run.validation_source, config.batch_size, run.mesh)
     sampler = Sampler(run.model, config.image_shape, config.levels, config.sample_num, run.mesh)
-    batches = data.read(run.batches, start)
+    reader = data.Reader(run.batches, start, config.data.workers, config.data.max_bad_images)
+    images = data.place_ahead(reader, functools.partial(place, run))
     train_step = compile_step(run, state, noise_key)
 
-    with MetricLog(run.workdir, config, start, run.total_steps) as log:
+    with MetricLog(run.workdir, config, start, run.total_steps) as log, contextlib.closing(reader):
       for step in range(start + 1, run.total_steps + 1):
-        images = jax.device_put(next(batches)["image"], sharding.batched(run.mesh))
-        state, metrics = train_step(state, images, noise_key)
+        state, metrics = train_step(state, next(images), noise_key)
         log.step_done()
         if run.due("log", step) or step == 1:
-          log.train(step, {name: float(value) for name, value in metrics.items()})
+          log.train(step, {name: float(value) for name, value in metrics.items()} | reader.counts())
         due = [name for name in ("eval", "sample", "checkpoint") if run.due(name, step)]
         if due:
           jax.block_until_ready(state)
@@ -179,7 +187,10 @@ def main(argv) -> None:
     run = prepare(flags.FLAGS.config, flags.FLAGS.workdir, config_flags.get_override_values(flag))
   except (ValueError, OSError) as error:  # OSError: no such config file
     sys.exit(f"error: {error}")
-  train(run)
+  try:
+    train(run)
+  except BadImage as error:
+    sys.exit(f"error: {error}")
   print(f"done; results are in {run.workdir}")
 
 

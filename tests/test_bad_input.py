@@ -30,7 +30,7 @@ def compile_nothing(monkeypatch):
     ({"patch_size": 8}, "equal halves.*1x1 patches"),
     ({"heads": 3}, r"heads=3 must divide width=8; try one of \[1, 2, 4, 8\]"),
     ({"batch_size": 1598}, "batch_size=1598 is larger than the 1597 images.*set it lower"),
-    ({"data.source": "folder:missing", "levels": 256}, "missing' does not exist or is no folder"),
+    ({"data.source": "folder:missing", "levels": 256}, "missing does not exist; give the path of a folder"),
     ({"data.source": "npz:missing.npz", "levels": 256}, "missing.npz"),
     ({"levels": 256}, "set levels=17"),
     ({"wandb_project": "jet"}, "wandb is not installed; pip install"),

@@ -28,7 +28,7 @@ def variants() -> list[tuple[str, str]]:
 
 
 def stand_in(source, path):
-  """A small set of smooth images of the same kind as the data set of a config that is given by path."""
+  """A small set of smooth images in place of a data set that is given by path or name."""
   kind = source.partition(":")[0]
   rng = np.random.default_rng(0)
   images = rng.integers(64, 192, (36, 1, 1, 3)) + rng.integers(0, 8, (36, 16, 16, 3))
@@ -36,7 +36,7 @@ def stand_in(source, path):
   if kind == "npz":
     np.savez(path / "images.npz", **{f"{split}_images": images for split, images in splits.items()})
     return f"npz:{path / 'images.npz'}"
-  if kind == "folder":
+  if kind in ("folder", "archive", "tfds"):
     for split, chosen in splits.items():
       (path / "images" / split).mkdir(parents=True)
       for i, image in enumerate(chosen):

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jet_jax import data, sources
+from jet_jax import arrays, data, sources
+from jet_jax.images import BadImage
 
 
 def take(batches, count):
@@ -18,10 +19,10 @@ def digits(split="train"):
 
 
 def test_batch_k_is_the_same_whether_reached_or_started_at():
-  whole = take(data.read(data.train_batches(digits(), 32, seed=3)), 7)
+  whole = take(data.Reader(data.train_batches(digits(), 32, seed=3)), 7)
   for start in (0, 3, 6):
     batches = data.train_batches(digits(), 32, seed=3)
-    for k, batch in enumerate(take(data.read(batches, start), 7 - start), start):
+    for k, batch in enumerate(take(data.Reader(batches, start), 7 - start), start):
       for name in ("image", "index"):
         np.testing.assert_array_equal(batch[name], whole[k][name])
         np.testing.assert_array_equal(batches[k][name], whole[k][name])
@@ -64,7 +65,7 @@ def test_photos_give_crops_of_any_size_from_disjoint_regions(size):
   train, validation = (sources.open_source("photos", size, 256, split) for split in ("train", "validation"))
   for source in (train, validation):
     assert {source[i]["image"].shape for i in (0, len(source) - 1)} == {(size, size, 3)}
-  photo = sources._two_photos()[0]
+  photo = arrays._two_photos()[0]
   np.testing.assert_array_equal(train[1]["image"], photo[:size, 1 : 1 + size])
   np.testing.assert_array_equal(train[train.columns - 1]["image"], photo[:size, 480 - size : 480])
   np.testing.assert_array_equal(validation[0]["image"], photo[:size, 480 : 480 + size])
@@ -109,7 +110,7 @@ def test_folder_without_splits_holds_out_by_name(tmp_path):
     Image.new("L", (4, 4), i).save(tmp_path / f"{i}.png")
 
   def names(split):
-    return {path.name for path in sources.open_source(f"folder:{tmp_path}", 4, 256, split).paths}
+    return set(sources.open_source(f"folder:{tmp_path}", 4, 256, split).files.names)
 
   train, validation = names("train"), names("validation")
   assert train | validation == {f"{i}.png" for i in range(100)}
@@ -135,7 +136,7 @@ def test_gray_images_of_a_folder_become_rgb_and_a_broken_one_is_named(tmp_path):
 @pytest.mark.parametrize(
   ("source", "size", "levels", "split", "message"),
   [
-    ("digit", 0, 17, "train", "digits, photos, npz:PATH or folder:PATH"),
+    ("digit", 0, 17, "train", "use digits, photos, npz:PATH, folder:PATH"),
     ("digits", 0, 256, "train", "levels=17"),
     ("digits", 16, 17, "train", "8x8"),
     ("digits", 0, 17, "test", "no image in its split"),
@@ -144,7 +145,7 @@ def test_gray_images_of_a_folder_become_rgb_and_a_broken_one_is_named(tmp_path):
     ("photos", 161, 256, "train", "between 1 and 160"),
     ("photos", 32, 100, "train", "power of two"),
     ("npz:missing.npz", 0, 256, "train", "missing.npz"),
-    ("folder:missing", 8, 256, "train", "is no folder; give"),
+    ("folder:missing", 8, 256, "train", "missing does not exist; give"),
   ],
 )
 def test_sources_that_cannot_be_opened_are_refused(source, size, levels, split, message):
@@ -167,10 +168,90 @@ def test_empty_folders_and_wrong_arrays_are_refused(tmp_path, npz):
   np.savez(tmp_path / "float.npz", train_images=np.zeros((2, 4, 4, 3)))
   with pytest.raises(ValueError, match="uint8"):
     sources.open_source(f"npz:{tmp_path / 'float.npz'}", 0, 256, "train")
-  with pytest.raises(ValueError, match="validation_images or test_images"):
+  with pytest.raises(ValueError, match="validation_images or .* test_images"):
     sources.open_source(f"npz:{tmp_path / 'float.npz'}", 0, 256, "validation")
 
 
 def test_a_batch_larger_than_the_data_set_is_refused():
   with pytest.raises(ValueError, match="1598.*1597"):
     data.train_batches(digits(), 1598, seed=0)
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3, 4])
+def test_the_parts_of_a_batch_make_the_same_batch_on_any_number_of_processes(processes):
+  whole = data.train_batches(digits(), 24, seed=5, flip=True)
+  parts = [data.train_batches(digits(), 24, seed=5, flip=True, part=(i, processes)) for i in range(processes)]
+  for k in (0, 1, 66, 67, 500):  # an epoch ends within batch 66
+    for name, value in whole[k].items():
+      np.testing.assert_array_equal(np.concatenate([part[k][name] for part in parts]), value)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_worker_processes_change_nothing(workers):
+  batches = data.train_batches(digits(), 32, seed=1, flip=True)
+  reader = data.Reader(batches, start=4, workers=workers)
+  for k, batch in enumerate(take(reader, 8), 4):
+    for name, value in batches[k].items():
+      np.testing.assert_array_equal(batch[name], value)
+  reader.close()
+
+
+def test_flips_mirror_about_every_second_image_anew_each_epoch():
+  source = digits()
+  plain, flipped = (data.train_batches(source, 1597, seed=0, flip=flip) for flip in (False, True))
+  mirrored = []
+  for epoch in (0, 1):
+    np.testing.assert_array_equal(plain[epoch]["index"], flipped[epoch]["index"])
+    same = (flipped[epoch]["image"] == plain[epoch]["image"]).all(axis=(1, 2, 3))
+    turned = (flipped[epoch]["image"] == plain[epoch]["image"][:, :, ::-1]).all(axis=(1, 2, 3))
+    assert (same | turned).all()
+    assert 0.4 < turned.mean() < 0.6  # 1,597 coins: 0.5 with a standard deviation of 0.0125
+    mirrored.append(set(flipped[epoch]["index"][turned & ~same].tolist()))
+  assert 0.2 < len(mirrored[0] & mirrored[1]) / 1597 < 0.3
+
+
+def test_place_ahead_places_every_batch_in_order_and_two_ahead():
+  placed = []
+  results = data.place_ahead(iter(range(6)), lambda batch: placed.append(batch) or 10 * batch)
+  assert next(results) == 0
+  assert placed == [0, 1, 2]
+  assert list(results) == [10, 20, 30, 40, 50]
+
+
+@pytest.fixture
+def holes(tmp_path):
+  """A folder of 12 images for training, the 4th and 5th of them unreadable, and one for validation, and one not."""
+  for split, count in (("train", 12), ("val", 2)):
+    (tmp_path / split).mkdir()
+    for k in range(count):
+      Image.new("L", (4, 4), 10 * k).save(tmp_path / split / f"{k:02}.png")
+  for name in ("train/03.png", "train/04.png", "val/01.png"):
+    (tmp_path / name).write_text("no image")
+  return f"folder:{tmp_path}"
+
+
+def test_an_unreadable_image_is_counted_and_the_next_one_stands_in(holes):
+  source = sources.open_source(holes, 4, 256, "train", max_bad_images=2)
+  assert [int(example["image"][0, 0, 0]) for example in source] == [0, 10, 20, 50, 50, *range(50, 120, 10)]
+  reader = data.Reader(data.train_batches(source, 6, seed=0), max_bad_images=2)
+  batches = take(reader, 6)  # three epochs
+  assert reader.bad == {3, 4}
+  assert reader.counts() == {"bad_images": 2}
+  assert sum(int(batch["bad"].sum()) for batch in batches) == 6
+  reader.close()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_more_unreadable_images_than_allowed_end_the_reading_by_name(holes, workers):
+  for cap, message in ((0, r"0[34]\.png"), (1, "2 unreadable images, more than data.max_bad_images=1|in a row")):
+    source = sources.open_source(holes, 4, 256, "train", max_bad_images=cap)
+    reader = data.Reader(data.train_batches(source, 12, seed=0), workers=workers, max_bad_images=cap)
+    with pytest.raises(BadImage, match=message):
+      take(reader, 2)
+    reader.close()
+
+
+def test_evaluation_leaves_unreadable_images_out(holes):
+  source = sources.open_source(holes, 4, 256, "validation", max_bad_images=1)
+  (batch,) = data.eval_batches(source, 4)
+  assert batch["mask"].tolist() == [True, False, False, False]

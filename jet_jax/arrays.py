@@ -1,0 +1,109 @@
+"""Data sets that are held in memory: the embedded ones and npz files.
+
+Each function takes the path, the size and the splits of `sources.open_splits`, and returns the splits in their order.
+"""
+
+import functools
+import pathlib
+import zipfile
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from jet_jax.files import path_of_split
+
+
+class Arrays(Sequence):
+  """Examples from arrays of images, uint8 (N, H, W, C), and of labels, integers (N,) or none."""
+
+  def __init__(self, images: np.ndarray, labels: np.ndarray | None = None):
+    self.images, self.labels = images, labels
+    self.classes = [] if labels is None or not len(labels) else [str(k) for k in range(int(labels.max()) + 1)]
+
+  def __len__(self):
+    return len(self.images)
+
+  def __getitem__(self, i) -> dict[str, Any]:
+    example = {"image": self.images[i], "index": np.int32(i)}
+    return example if self.labels is None else example | {"label": np.int32(self.labels[i])}
+
+
+class _Crops(Sequence):
+  """All square crops of some photographs whose corner lies on a grid of `stride` pixels."""
+
+  classes = ()
+
+  def __init__(self, photos: list[np.ndarray], size: int, stride: int):
+    self.photos, self.size, self.stride = photos, size, stride
+    self.rows, self.columns = ((side - size) // stride + 1 for side in photos[0].shape[:2])
+
+  def __len__(self):
+    return len(self.photos) * self.rows * self.columns
+
+  def __getitem__(self, i) -> dict[str, Any]:
+    photo, row, column = np.unravel_index(i, (len(self.photos), self.rows, self.columns))
+    top, left = row * self.stride, column * self.stride
+    return {"image": self.photos[photo][top : top + self.size, left : left + self.size], "index": np.int32(i)}
+
+
+def digits(path, size, splits):
+  from sklearn.datasets import load_digits  # noqa: PLC0415  slow to import, and needed here alone
+
+  if size not in (0, 8):
+    raise ValueError(f"data.size={size}, but digits are 8x8; set data.size to 8 or 0")
+  digits: Any = load_digits()
+  pixels, labels = digits.images.astype(np.uint8)[..., None], digits.target
+  held_out = np.arange(len(pixels)) % 9 == 0
+  which = {"train": ~held_out, "validation": held_out, "test": np.zeros_like(held_out)}
+  return [Arrays(pixels[which[split]], labels[which[split]]) for split in splits]
+
+
+@functools.cache
+def _two_photos() -> list[np.ndarray]:
+  from sklearn.datasets import load_sample_images  # noqa: PLC0415
+
+  return load_sample_images().images  # china.jpg and flower.jpg, 427 x 640 both
+
+
+def photos(path, size, splits):
+  height, width = _two_photos()[0].shape[:2]
+  border = width * 3 // 4
+  limit = min(height, width - border)
+  if not 1 <= size <= limit:
+    raise ValueError(f"data.size={size} must be between 1 and {limit} for photos, whose validation part is that wide")
+  left, right = ([photo[:, part] for photo in _two_photos()] for part in (slice(border), slice(border, None)))
+  crops = {"train": _Crops(left, size, stride=1), "validation": _Crops(right, size, stride=max(1, size // 4))}
+  return [crops.get(split, []) for split in splits]
+
+
+def npz(path, size, splits):
+  opened = []
+  for split in splits:
+    one_path, names = path_of_split(path, split)
+    with _open_npz(one_path) as arrays:
+      name = next((name for name in names if f"{name}_images" in arrays), None)
+      if name is None:
+        wanted = " or ".join(f"{name}_images" for name in names)
+        raise ValueError(f"{one_path} has no array {wanted}; it has {', '.join(arrays) or 'none'}")
+      pixels = arrays[f"{name}_images"]
+      labels = arrays.get(f"{name}_labels")
+    if pixels.dtype != np.uint8 or pixels.ndim != 4:
+      raise ValueError(f"{one_path}: {name}_images is {pixels.dtype} {pixels.shape}; it must be uint8 (N, H, W, C)")
+    if labels is not None and (labels.shape != pixels.shape[:1] or labels.dtype.kind not in "iu"):
+      raise ValueError(f"{one_path}: {name}_labels is {labels.dtype} {labels.shape}; it must be integers (N,)")
+    if size and pixels.shape[1:3] != (size, size):
+      height, width = pixels.shape[1:3]
+      raise ValueError(f"data.size={size}, but {one_path} holds images of {height}x{width}; set data.size=0")
+    opened.append(Arrays(pixels, labels))
+  return opened
+
+
+def _open_npz(path: str) -> np.lib.npyio.NpzFile:
+  try:
+    if zipfile.is_zipfile(path):  # numpy takes anything else for a pickle, and its message advises to load that
+      return np.load(path, allow_pickle=False)
+    reason = "it is no zip archive" if pathlib.Path(path).is_file() else "there is no such file"
+  except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
+    reason = str(error)
+  raise ValueError(f"data.source='npz:{path}' is no readable .npz file ({reason}); write one with np.savez")

@@ -1,0 +1,78 @@
+"""The bytes of an image file -> pixels, by one rule for each kind of file.
+
+gray                the gray value in each of the three channels
+alpha, transparency laid over white
+palette             looked up
+CMYK                Pillow's conversion; colour profiles are not applied
+16 bits a channel   the high byte
+32 bits a channel   refused: their range is not known
+EXIF orientation    applied
+animated            the first frame
+any size            the shortest side is brought to `size` by averaging over area, and the middle is cut out
+truncated, broken   refused
+more than 89 million pixels, or 256 MiB   refused from the header, before anything is decoded
+formats             PNG, JPEG, WebP, BMP, GIF, TIFF, PPM, whatever the file is called; no other decoder is ever run
+"""
+
+import io
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+MAX_PIXELS = 89_478_485  # 256 MiB of RGB, Pillow's own threshold for a warning
+MAX_BYTES = 2**28  # of a file
+WHITE = (255, 255, 255, 255)
+
+
+class BadImage(ValueError):
+  """An image that cannot be read, or is not used by the rules above; the message says which and why."""
+
+
+def decode(data: bytes, size: int, channels: int = 3) -> np.ndarray:
+  """Pixels of an image file.
+
+  Args:
+    data: the whole file.
+    size: side in pixels of the square that it is brought to; 0 keeps height and width.
+    channels: 3 for RGB, 1 for gray.
+
+  Returns:
+    uint8 (H, W, channels).
+
+  Raises:
+    BadImage: see above.
+  """
+  if len(data) > MAX_BYTES:
+    raise BadImage(f"it has {len(data):,} bytes, more than {MAX_BYTES:,}")
+  try:
+    with Image.open(io.BytesIO(data), formats=FORMATS) as file:
+      if file.width * file.height > MAX_PIXELS:
+        raise BadImage(f"it has {file.width} x {file.height} pixels, more than {MAX_PIXELS:,}")
+      image = _to_mode(ImageOps.exif_transpose(_to_eight_bits(file)), "RGB" if channels == 3 else "L")
+  except BadImage:
+    raise
+  except UnidentifiedImageError as error:
+    raise BadImage(f"it is no {', '.join(FORMATS)} file") from error
+  except Exception as error:  # Pillow's decoders raise whatever they stumble over; to us each means a broken file
+    raise BadImage(str(error) or type(error).__name__) from error
+  if size:
+    image = ImageOps.fit(image, (size, size), Image.Resampling.BOX)  # BOX averages over area: no aliasing
+  return np.asarray(image).reshape(image.height, image.width, channels)
+
+
+def _to_eight_bits(image: Image.Image) -> Image.Image:
+  if image.mode in ("I", "F"):
+    raise BadImage(f"it has 32-bit pixels (mode {image.mode}), whose range is not known")
+  if image.mode.startswith("I;16"):
+    rotated = ImageOps.exif_transpose(image)  # the new image has no EXIF data
+    return Image.fromarray((np.asarray(rotated) >> 8).astype(np.uint8))
+  return image
+
+
+def _to_mode(image: Image.Image, mode: str) -> Image.Image:
+  if image.has_transparency_data:
+    image = image.convert("RGBA")
+    image = Image.alpha_composite(Image.new("RGBA", image.size, WHITE), image)
+  return image.convert(mode)

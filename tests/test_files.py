@@ -1,0 +1,157 @@
+"""A folder, a zip and a tar of the same files are the same data set."""
+
+import io
+import pickle
+import tarfile
+import zipfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jet_jax import sources
+from jet_jax.files import open_files
+from jet_jax.images import BadImage
+
+NAMES = ["b/2.png", "a/1.png", "a/deep/3.PNG", "b/0.jpeg"]
+
+
+def picture(value, file_format="PNG"):
+  buffer = io.BytesIO()
+  Image.new("RGB", (4, 4), (value, 0, 0)).save(buffer, file_format)
+  return buffer.getvalue()
+
+
+def write(path, contents: dict[str, bytes]):
+  """Writes a folder, a zip or a tar, as the suffix says."""
+  if path.suffix == ".zip":
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+      for name, data in contents.items():
+        archive.writestr(name, data)
+  elif path.suffix == ".tar":
+    path.write_bytes(tar(contents))
+  else:
+    for name, data in contents.items():
+      (path / name).parent.mkdir(parents=True, exist_ok=True)
+      (path / name).write_bytes(data)
+  return path
+
+
+def tar(contents, mode="w"):
+  buffer = io.BytesIO()
+  with tarfile.open(fileobj=buffer, mode=mode) as archive:
+    for name, data in contents.items():
+      member = tarfile.TarInfo(name)
+      member.size = len(data)
+      archive.addfile(member, io.BytesIO(data))
+  return buffer.getvalue()
+
+
+@pytest.mark.parametrize("prefix", ["", "set/", "./one/two/"])
+@pytest.mark.parametrize("kind", ["folder", "files.zip", "files.tar"])
+def test_folders_and_archives_hold_the_same_files_in_the_same_order(tmp_path, kind, prefix):
+  contents = {prefix + name: picture(k) for k, name in enumerate(NAMES)}
+  rubbish = {"notes.txt": b"text", ".hidden.png": b"", "__MACOSX/a/._1.png": b"", "a/.cache/9.png": b""}
+  files = open_files(write(tmp_path / kind, contents | {prefix + name: data for name, data in rubbish.items()}))
+  assert files.names == sorted(NAMES)
+  assert list(files) == [contents[prefix + name] for name in sorted(NAMES)]
+  copy = pickle.loads(pickle.dumps(files.subset([2, 0])))  # as it goes to another process
+  assert copy.names == [sorted(NAMES)[2], sorted(NAMES)[0]]
+  assert list(copy) == [files[2], files[0]]
+
+
+def test_a_tar_of_tars_is_read_where_it_lies(tmp_path):
+  classes = {f"n{k}.tar": tar({f"n{k}_{j}.png": picture(10 * k + j) for j in range(3)}) for k in range(2)}
+  files = open_files(write(tmp_path / "whole.tar", classes))
+  assert files.names == [f"n{k}/n{k}_{j}.png" for k in range(2) for j in range(3)]
+  assert list(files) == [picture(10 * k + j) for k in range(2) for j in range(3)]
+
+
+@pytest.mark.parametrize("kind", ["folder", "set.zip", "set.tar"])
+def test_classes_are_folders_and_are_counted_over_both_splits(tmp_path, kind):
+  contents = {"set/train/cat/1.png": picture(1), "set/train/dog/2.png": picture(2), "set/val/dog/3.png": picture(3)}
+  path = write(tmp_path / kind, contents)
+  train, validation = sources.open_splits(f"archive:{path}", 4, 256, ["train", "validation"])
+  assert list(train.classes) == list(validation.classes) == ["cat", "dog"]
+  assert [int(example["label"]) for example in train] == [0, 1]
+  assert [int(example["label"]) for example in validation] == [1]
+  assert validation[0]["image"][0, 0].tolist() == [3, 0, 0]
+
+
+def test_a_path_with_split_in_it_names_an_archive_a_split(tmp_path):
+  write(tmp_path / "train.zip", {"cat/1.png": picture(1), "dog/2.png": picture(2)})
+  write(tmp_path / "val.zip", {"dog/3.png": picture(3)})
+  source = f"archive:{tmp_path}/{{split}}.zip"
+  train, validation = sources.open_splits(source, 4, 256, ["train", "validation"])
+  assert [len(train), len(validation)] == [2, 1]
+  assert int(validation[0]["label"]) == 1
+  with pytest.raises(ValueError, match=r"test\.zip does not exist"):
+    sources.open_source(source, 4, 256, "test")
+
+
+def test_names_that_climb_and_links_are_only_names(tmp_path):
+  secret = tmp_path / "secret.png"
+  secret.write_bytes(picture(9))
+  inside = tmp_path / "inside"
+  inside.mkdir()
+  before = sorted(tmp_path.iterdir())
+  climbing = {"../../up.png": picture(1), "/etc/root.png": picture(2), "plain.png": picture(3)}
+  for path in (write(inside / "climb.zip", climbing), write(inside / "climb.tar", climbing)):
+    files = open_files(path)
+    assert list(files) == [picture(1), picture(2), picture(3)]
+  with tarfile.open(inside / "links.tar", "w") as archive:
+    for kind, name in ((tarfile.SYMTYPE, "soft.png"), (tarfile.LNKTYPE, "hard.png")):
+      link = tarfile.TarInfo(name)
+      link.type, link.linkname = kind, str(secret)
+      archive.addfile(link)
+  assert len(open_files(inside / "links.tar")) == 0
+  assert sorted(tmp_path.iterdir()) == before  # nothing was written
+
+
+def test_archives_that_cannot_be_read_are_refused_by_name(tmp_path):
+  (tmp_path / "text.tar").write_text("no archive" * 100)
+  (tmp_path / "compressed.tar.gz").write_bytes(tar({"a.png": picture(1)}, "w:gz"))
+  (tmp_path / "cut.tar").write_bytes(tar({f"{k}.png": picture(k) * 20 for k in range(9)})[:9000])
+  whole = write(tmp_path / "whole.zip", {"a.png": picture(1)}).read_bytes()
+  (tmp_path / "cut.zip").write_bytes(whole[: len(whole) // 2])
+  for name, message in {
+    "missing.zip": "does not exist",
+    "text.tar": r"no readable folder, \.zip or \.tar",
+    "compressed.tar.gz": "uncompress it once",
+    "cut.tar": "no readable",
+    "cut.zip": "no readable",
+  }.items():
+    with pytest.raises(ValueError, match=f"{name}.*{message}"):
+      open_files(tmp_path / name)
+
+
+def test_broken_members_are_bad_images(tmp_path, monkeypatch):
+  path = write(tmp_path / "set.zip", {"a.png": picture(1), "b.png": picture(2)})
+  data = bytearray(path.read_bytes())
+  data[data.index(b"a.png") + 10] ^= 255
+  path.write_bytes(data)
+  files = open_files(path)
+  with pytest.raises(BadImage):
+    files[0]
+  assert files[1] == picture(2)
+  monkeypatch.setattr("jet_jax.files.MAX_BYTES", 10)
+  for kind in ("folder", "x.zip", "x.tar"):
+    with pytest.raises(BadImage, match="more than 10"):
+      open_files(write(tmp_path / kind, {"c.png": picture(3)}))[0]
+
+
+def test_a_bad_image_is_named_with_its_data_set_and_number(tmp_path):
+  path = write(tmp_path / "set.zip", {"train/a.png": picture(1), "train/b.png": b"no image"})
+  source = sources.open_source(f"archive:{path}", 4, 256, "train")
+  with pytest.raises(BadImage, match=rf"b\.png \(image 1\) in {path}"):
+    source[1]
+
+
+def test_files_of_several_shapes_need_a_size(tmp_path):
+  path = write(tmp_path / "train", {"a.png": picture(1)})
+  Image.new("RGB", (5, 7)).save(path / "b.png")
+  source = sources.open_source(f"folder:{tmp_path}", 0, 256, "train")
+  assert source[0]["image"].shape == (4, 4, 3)
+  with pytest.raises(BadImage, match=r"\(7, 5, 3\).*\(4, 4, 3\); set data.size"):
+    source[1]
+  assert np.stack([example["image"] for example in sources.open_source(f"folder:{tmp_path}", 4, 256, "train")]).any()
