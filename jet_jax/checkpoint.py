@@ -10,8 +10,8 @@ import shutil
 import jax
 import orbax.checkpoint as ocp
 
+from jet_jax import cluster, sharding
 from jet_jax import config as config_lib
-from jet_jax import sharding
 from jet_jax.jet import Jet
 from jet_jax.steps import TrainState
 
@@ -32,7 +32,9 @@ class Checkpoints:
   def __init__(self, workdir: str | pathlib.Path, keep: int | None = None):
     self.directory = pathlib.Path(workdir).absolute() / "checkpoints"
     if keep is not None:
-      self._remove_unfinished()
+      if cluster.is_writer():
+        self._remove_unfinished()
+      cluster.wait("unfinished checkpoints are removed")
     self._manager = ocp.CheckpointManager(
       self.directory,
       options=ocp.CheckpointManagerOptions(
@@ -106,7 +108,8 @@ def claim_workdir(workdir: str | pathlib.Path, config: config_lib.Config) -> pat
             f"{workdir} holds a run with {name}={old!r}, and this one has {name}={new!r}; "
             "use another --workdir, or the same value"
           )
-    config_lib.save(config, workdir / "config.json")
+    if cluster.is_writer():
+      config_lib.save(config, workdir / "config.json")
   except OSError as error:
     raise ValueError(f"workdir {workdir} cannot be used ({error}); give a folder that can be written") from error
   return workdir

@@ -6,6 +6,7 @@ start, `--config.some.field=value` works for all of them, a misspelled name is r
 
 import ast
 import difflib
+import importlib.util
 import json
 import math
 import pathlib
@@ -33,6 +34,7 @@ def default_config() -> Config:
   config.data.source = "digits"  # digits, photos, npz:PATH, folder:PATH, archive:PATH or tfds:NAME; see sources.py
   config.data.size = 0  # side in pixels that images are brought to; 0 keeps the size they have
   config.data.data_dir = ""  # of tfds:NAME; empty means $TFDS_DATA_DIR or ~/tensorflow_datasets
+  config.data.num_examples = placeholder(int)  # images to train on, filled in from the data
   config.data.flip = False  # mirror every second training image, at random, left to right
   config.data.max_bad_images = 0  # unreadable images to skip before the run stops; see sources.py
   config.data.workers = 0  # processes that read ahead; 0 reads in threads, which is faster where decoding is cheap
@@ -57,6 +59,8 @@ def default_config() -> Config:
     for unit, kind in UNITS.items():
       config[f"{duration}_{unit}"] = placeholder(kind)
   config.batch_size = 1024  # images a step, over all devices
+  config.microbatches = 1  # parts of a batch that are computed one after the other, to save memory
+  config.mesh = ConfigDict({"data": -1, "fsdp": 1})  # devices on each axis, -1 is the rest; see sharding.py
 
   config.lr = 3e-4  # peak
   config.wd = 1e-5  # weight decay a step at the peak of the schedule, not multiplied by lr
@@ -131,6 +135,22 @@ def resolve(config: Config, flag_overrides=()) -> Config:
     _drop_other_units(resolved, name)
   _check(resolved)
   return resolved
+
+
+def from_file(argument: str) -> Config:
+  """The resolved config of `--config=FILE[:ARGUMENT]`, for tools. ValueError if there is none, or it is wrong."""
+  path, _, rest = argument.partition(":")
+  spec = importlib.util.spec_from_file_location("config", path)
+  if spec is None or spec.loader is None or not pathlib.Path(path).is_file():
+    raise ValueError(f"--config={path} is no Python file; give the path of a config")
+  module = importlib.util.module_from_spec(spec)
+  try:
+    spec.loader.exec_module(module)
+  except SyntaxError as error:
+    raise ValueError(f"--config={path} is no Python that can be read ({error}); mend that line") from error
+  if not hasattr(module, "get_config"):
+    raise ValueError(f"--config={path} has no function get_config; give the path of a config, as in configs/")
+  return resolve(module.get_config(rest))
 
 
 def steps(config: Config, duration: str, num_examples: int) -> int:
@@ -227,7 +247,7 @@ def _parse(text: str):
 
 def _set(config, name, value) -> None:
   path = _find(config, name)
-  is_optional = path[0] == "image_shape" or path[0].rpartition("_")[0] in DURATIONS
+  is_optional = path[-1] in ("image_shape", "num_examples") or path[0].rpartition("_")[0] in DURATIONS
   *parents, leaf = path
   for parent in parents:
     config = config[parent]
@@ -267,7 +287,7 @@ def _check(config) -> None:
     "adam_b1": (0, below_one), "adam_b2": (0, below_one), "ema_decay": (0, below_one), "clip_norm": (1e-9, 1e30),
     "eval_noise_samples": (1, largest), "sample_num": (1, largest), "sample_temperature": (0, 1e3),
     "checkpoint_keep": (1, largest), "data.size": (0, largest), "data.max_bad_images": (0, largest),
-    "data.workers": (0, 256),
+    "data.workers": (0, 256), "microbatches": (1, largest),
   }  # fmt: skip
   values = dict(_leaves(config))
   for name, (low, high) in ranges.items():

@@ -65,8 +65,8 @@ class Coupling(nn.Module):
     """
     if self.inverse:
       x = permute(x, route)
-    else:
-      self.sow("intermediates", "state", x)
+    # For reports, and recorded only if the caller asks for the collection; both states are in this coupling's order.
+    self.sow("intermediates", "entered", x)
     x1, x2 = rearrange(x, "b (half n d) -> half b n d", half=2, n=self.tokens)
     bias, raw_scale = ViT(self.block_depth, self.width, self.heads, self.dtype, name="vit")(x1)
     scale, log_scale = scale_and_log(raw_scale, self.scale_bound, self.scale_floor)
@@ -76,10 +76,8 @@ class Coupling(nn.Module):
     else:
       x2 = (x2 + bias) * scale
     x = rearrange([x1, x2], "half b n d -> b (half n d)")
-    # For reports; recorded only if the caller asks for the collection.
+    self.sow("intermediates", "left", x)
     self.sow("intermediates", "scale_range", jnp.stack([scale.min(), scale.max()]))
-    if self.inverse:
-      self.sow("intermediates", "state", x)
-    else:
+    if not self.inverse:
       x = permute(x, route)
     return x, logdet

@@ -1,20 +1,24 @@
 """Batches of a data set: batch k is a pure function of (seed, k), so that resuming is starting at k."""
 
+import functools
 import os
+import sys
 from collections import deque
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import grain
 import numpy as np
 from absl import flags
 
+from jet_jax import cluster
 from jet_jax.images import BadImage
 from jet_jax.sources import Example
 
 READ_THREADS = min(16, os.cpu_count() or 1)
 
 
-def train_batches(source, batch_size: int, seed: int, flip: bool = False, part=(0, 1)) -> grain.MapDataset:
+def train_batches(source, batch_size: int, seed: int, flip: bool = False, rows=None) -> grain.MapDataset:
   """Endless shuffled batches, to be indexed or read; every epoch visits each example once, in an order of its own.
 
   Args:
@@ -22,25 +26,29 @@ def train_batches(source, batch_size: int, seed: int, flip: bool = False, part=(
     batch_size: images a batch, over all processes.
     seed: of the order, and of the flips.
     flip: mirror every second image, at random, left to right.
-    part: (i, n) for the i-th of n equal parts of each batch, which one of n processes reads.
+    rows: numbers of those images of each batch that this process reads; all by default.
 
   Returns:
-    Element k is batch k, or this part of it: {"image": uint8 (B, H, W, C), "index": int32 (B,), ...}.
+    Element k is batch k, or these rows of it: {"image": uint8 (B, H, W, C), "index": int32 (B,), ...}.
 
   Raises:
-    ValueError: more images in a batch than in the data set, or a batch that cannot be divided among the processes.
+    ValueError: more images in a batch than in the data set.
   """
-  process, processes = part
   if batch_size > len(source):
     raise ValueError(f"batch_size={batch_size} is larger than the {len(source)} images to train on; set it lower")
-  if batch_size % processes:
-    lower = max(1, batch_size // processes) * processes
-    raise ValueError(f"batch_size={batch_size} must be a multiple of the {processes} processes; try {lower}")
   examples = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
   if flip:
     examples = examples.random_map(_flip)  # its generator depends on the seed and on the place in the order alone
-  # Parts are cut last and lie one after the other, so that together they are the same batch for any number of them.
-  return examples.batch(batch_size // processes)[process::processes]
+  if rows is None or len(rows) == batch_size:
+    return examples.batch(batch_size)
+  # Rows are chosen from the order of all, so that the batch is the same for any number of processes.
+  batch = functools.partial(_some_rows, examples, batch_size, rows)
+  return grain.MapDataset.range(sys.maxsize // batch_size).map(batch)
+
+
+def _some_rows(examples: Any, batch_size: int, rows, k: int) -> Example:
+  chosen = [examples[k * batch_size + int(row)] for row in rows]
+  return {name: np.stack([example[name] for example in chosen]) for name in chosen[0]}
 
 
 def _flip(example: Example, rng: np.random.Generator) -> Example:
@@ -72,7 +80,8 @@ class Reader(Iterator[Example]):
     if workers:
       if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()  # grain reads its own flags, which are at their defaults in a library or notebook
-      dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2))
+      options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
+      dataset = dataset.mp_prefetch(options, worker_init_fn=functools.partial(cluster.end_with, os.getpid()))
     self._batches = iter(dataset)
 
   def close(self) -> None:

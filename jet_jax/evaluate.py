@@ -4,7 +4,6 @@ python -m jet_jax.evaluate --workdir=DIR [--step=N] [--split=validation] [--nois
 """
 
 import argparse
-import functools
 import json
 import sys
 
@@ -12,7 +11,7 @@ import jax
 import numpy as np
 from absl import logging
 
-from jet_jax import checkpoint, data, sharding, sources, steps
+from jet_jax import checkpoint, cluster, data, programs, sharding, sources
 
 NOISE_SEED = 0  # the same noise for every run and step, so that differences are the models'
 
@@ -31,7 +30,7 @@ class Evaluator:
   def __init__(self, model, levels: int, source, batch_size: int, mesh):
     self.source, self.mesh = source, mesh
     self.batch_size = -(-min(batch_size, len(source)) // mesh.size) * mesh.size
-    self._step = jax.jit(functools.partial(steps.eval_step, model=model, levels=levels))
+    self._step = programs.eval_program(model, levels, mesh)
 
   def __call__(self, variables, noise_samples: int = 1) -> dict[str, float]:
     """Bits per dimension, averaged over images and over draws of the noise.
@@ -48,7 +47,7 @@ class Evaluator:
     keys = [jax.random.fold_in(jax.random.key(NOISE_SEED), draw) for draw in range(noise_samples)]
     bits = []
     for batch in data.eval_batches(self.source, self.batch_size):
-      images, index = jax.device_put((batch["image"], batch["index"]), sharding.batched(self.mesh))
+      images, index = (sharding.place_batch(batch[name], self.mesh) for name in ("image", "index"))
       draws = np.stack([self._step(variables, images, index, key) for key in keys])
       bits.append(draws.mean(axis=0, dtype=np.float64)[batch["mask"]])
     bits = np.concatenate(bits)
@@ -71,21 +70,26 @@ def main(argv=None) -> None:
   parser.add_argument("--step", type=int, help="checkpoint to evaluate; the newest by default")
   parser.add_argument("--split", default="validation", choices=sources.SPLITS)
   parser.add_argument("--noise_samples", type=int, default=1, help="draws of the dequantization noise an image")
+  parser.add_argument("--source", help="the images, as config.data.source, if they are not where they were")
+  parser.add_argument("--data_dir", help="of prepared data sets, likewise")
   args = parser.parse_args(argv)
   try:
     if args.noise_samples < 1:
       raise ValueError(f"--noise_samples={args.noise_samples} must be at least 1")
+    cluster.join()
     mesh = sharding.make_mesh()
     config, model, variables, step = checkpoint.load_run(args.workdir, mesh, args.step)
+    config.data.source = sources.absolute(args.source) if args.source else config.data.source
+    config.data.data_dir = args.data_dir or config.data.data_dir
     (source,) = sources.open_config(config, [args.split])
     shape = source[0]["image"].shape
     if shape != config.image_shape:
       raise ValueError(f"{config.data.source} has images of {shape}, the flow is for {config.image_shape}; give others")
+    result = Evaluator(model, config.levels, source, config.batch_size, mesh)(variables, args.noise_samples)
   except ValueError as error:
     sys.exit(f"error: {error}")
-  evaluator = Evaluator(model, config.levels, source, config.batch_size, mesh)
-  result = evaluator(variables, args.noise_samples)
-  print(json.dumps({"step": step, "split": args.split, **result}))
+  if cluster.is_writer():
+    print(json.dumps({"step": step, "split": args.split, **result}))
 
 
 if __name__ == "__main__":

@@ -148,8 +148,8 @@ class Jet(nn.Module):
     """
     height, width, channels = image_shape
     for name in ("couplings", "block_depth", "width", "heads", "patch_size", "scale_bound"):
-      if getattr(self, name) <= 0:
-        raise ValueError(f"{name}={getattr(self, name)} must be positive")
+      if not 0 < getattr(self, name) < jnp.inf:  # refuses NaN too
+        raise ValueError(f"{name}={getattr(self, name)} must be positive and finite")
     for name, side in (("height", height), ("width", width)):
       if side % self.patch_size:
         tiling = [p for p in range(1, side + 1) if side % p == 0]

@@ -11,9 +11,13 @@ import time
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
+from jet_jax import cluster
+
 
 class MetricLog:
-  """Writes metrics of steps after `start`; what an interrupted run had logged beyond it is dropped, to come again.
+  """Metrics of steps after `start`; what an interrupted run had logged beyond it is dropped, to come again.
+
+  The first of several processes writes, the others do nothing.
 
   Args:
     workdir: of the run.
@@ -24,25 +28,27 @@ class MetricLog:
 
   def __init__(self, workdir: pathlib.Path, config, start: int, total: int):
     self.total, self.batch_size = total, config.batch_size
-    path = workdir / "metrics.jsonl"
-    _drop_steps_after(start, path)
-    self._jsonl = path.open("a")
-    self._tensorboard = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1)
-    self._wandb = _start_wandb(workdir, config) if config.wandb_project else None
-    self._bar = tqdm(
-      initial=start, total=total, unit="step", leave=False, dynamic_ncols=True, disable=not sys.stderr.isatty()
-    )
     self._clock = _Clock(start)
+    self._writes = cluster.is_writer()
+    hide_bar = not (self._writes and sys.stderr.isatty())
+    self._bar = tqdm(initial=start, total=total, unit="step", leave=False, dynamic_ncols=True, disable=hide_bar)
+    if self._writes:
+      path = workdir / "metrics.jsonl"
+      _drop_steps_after(start, path)
+      self._jsonl = path.open("a")
+      self._tensorboard = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1)
+      self._wandb = _start_wandb(workdir, config) if config.wandb_project else None
 
   def __enter__(self):
     return self
 
   def __exit__(self, *error):
-    self._jsonl.close()
-    self._tensorboard.close()
     self._bar.close()
-    if self._wandb:
-      self._wandb.finish()
+    if self._writes:
+      self._jsonl.close()
+      self._tensorboard.close()
+      if self._wandb:
+        self._wandb.finish()
 
   def step_done(self) -> None:
     """Moves the progress bar by a step."""
@@ -73,9 +79,12 @@ class MetricLog:
 
   def samples(self, step: int, image) -> None:
     """Shows a grid of samples, uint8 (H, W, 3), in TensorBoard."""
-    self._tensorboard.add_image("samples", image, step, dataformats="HWC")
+    if self._writes:
+      self._tensorboard.add_image("samples", image, step, dataformats="HWC")
 
   def _write(self, step, metrics) -> None:
+    if not self._writes:
+      return
     self._jsonl.write(json.dumps({"step": step, **metrics}) + "\n")
     self._jsonl.flush()
     for name, value in metrics.items():
@@ -85,6 +94,8 @@ class MetricLog:
       self._wandb.log(metrics, step=step)
 
   def _print(self, step, *parts) -> None:
+    if not self._writes:
+      return
     digits = len(str(self.total))
     tqdm.write("  ".join([f"step {step:>{digits}}/{self.total}", *parts]))
     sys.stdout.flush()

@@ -4,20 +4,18 @@ python -m jet_jax.sample --workdir=DIR [--step=N] [--num=64] [--seed=0] [--tempe
 """
 
 import argparse
-import functools
 import json
 import math
 import pathlib
 import sys
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from einops import rearrange
 from PIL import Image
 
-from jet_jax import checkpoint, likelihood, sharding, steps
+from jet_jax import checkpoint, cluster, programs, sharding
 
 CHUNK = 256  # images in one pass through the flow
 SHORTEST_SIDE = 48  # of an image in a grid, in pixels; smaller ones are enlarged
@@ -38,9 +36,7 @@ class Sampler:
   def __init__(self, model, image_shape, levels: int, num: int, mesh):
     self.num, self.mesh = num, mesh
     self.chunk = -(-min(num, CHUNK) // mesh.size) * mesh.size
-    self._step = jax.jit(
-      functools.partial(steps.sample_step, model=model, image_shape=tuple(image_shape), levels=levels)
-    )
+    self._step = programs.sample_program(model, image_shape, levels, mesh)
 
   def __call__(self, variables, seed: int = 0, temperature: float = 1.0) -> np.ndarray:
     """Image i depends on `seed` and i alone, not on how many are drawn.
@@ -55,8 +51,8 @@ class Sampler:
     """
     chunks = []
     for start in range(0, self.num, self.chunk):
-      keys = likelihood.example_keys(jax.random.key(seed), jnp.arange(start, start + self.chunk))
-      chunks.append(np.asarray(self._step(variables, jax.device_put(keys, sharding.batched(self.mesh)), temperature)))
+      index = sharding.place_batch(np.arange(start, start + self.chunk, dtype=np.int32), self.mesh)
+      chunks.append(np.asarray(self._step(variables, jax.random.key(seed), index, temperature)))
     return np.concatenate(chunks)[: self.num]
 
 
@@ -107,6 +103,7 @@ def main(argv=None) -> None:
   try:
     if args.num < 1 or args.temperature < 0:
       raise ValueError(f"--num={args.num} must be at least 1 and --temperature={args.temperature} at least 0")
+    cluster.join()
     mesh = sharding.make_mesh()
     config, model, variables, step = checkpoint.load_run(args.workdir, mesh, args.step)
   except ValueError as error:

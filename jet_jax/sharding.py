@@ -1,13 +1,46 @@
-"""Where each array lives: batches split over all devices, everything else on every device."""
+"""Where each array lives. The mesh has two axes, and a batch is split over both:
+
+data  every group of devices along it holds a whole copy of the state
+fsdp  the devices along it share one copy of parameters, optimizer state and average, each with a part
+
+All rules are here: `state` for what is trained, `batched` for whatever has images first, `replicated` for the rest.
+"""
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+AXES = ("data", "fsdp")
+SMALLEST = 2**12  # numbers in an array worth splitting; a smaller one costs more to collect than to keep
 
 
-def make_mesh() -> Mesh:
-  """All devices on one axis, "data"."""
-  return Mesh(np.asarray(jax.devices()), ("data",))
+def make_mesh(config_mesh=None, devices=None) -> Mesh:
+  """A mesh over all devices.
+
+  Args:
+    config_mesh: `config.mesh`, the size of each axis; -1 for one of them takes the devices that the other leaves.
+      None is a copy of the state on every device.
+    devices: those to use; all of all processes by default.
+
+  Raises:
+    ValueError: the sizes do not multiply to the number of devices.
+  """
+  devices = jax.devices() if devices is None else devices
+  sizes = dict(config_mesh) if config_mesh else {"data": -1, "fsdp": 1}
+  shape = _fill(sizes, len(devices))
+  return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+
+
+def _fill(sizes: dict[str, int], count: int) -> tuple[int, ...]:
+  given = [sizes[axis] for axis in AXES]
+  known = int(np.prod([size for size in given if size != -1]))
+  wrong = f"mesh.data={sizes['data']}, mesh.fsdp={sizes['fsdp']} must multiply to the {count} devices there are"
+  if any(size < 1 and size != -1 for size in given) or given.count(-1) > 1 or count % known:
+    raise ValueError(f"{wrong}; set mesh.fsdp to a divisor of {count} and mesh.data to -1 for the rest")
+  filled = tuple(count // known if size == -1 else size for size in given)
+  if np.prod(filled) != count:
+    raise ValueError(f"{wrong}; set mesh.data to -1 for the rest")
+  return filled
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -16,17 +49,76 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def batched(mesh: Mesh) -> NamedSharding:
-  """The leading axis split over the devices."""
-  return NamedSharding(mesh, PartitionSpec("data"))
+  """The leading axis split over all devices."""
+  return NamedSharding(mesh, PartitionSpec(AXES))
 
 
-def check_batch_size(batch_size: int, mesh: Mesh) -> None:
-  """Raises ValueError if the devices cannot share a batch evenly."""
-  if batch_size % mesh.size:
-    lower = max(1, batch_size // mesh.size) * mesh.size
-    raise ValueError(f"batch_size={batch_size} must be a multiple of the {mesh.size} devices; try {lower}")
+def keep_split(x: jax.Array) -> jax.Array:
+  """Keeps an activation split along its first axis, images or their tokens, while a program for a mesh is traced.
+
+  Else XLA would rather split its features, as the weights are, and send activations around instead of weights.
+  """
+  if set(AXES) <= set(jax.sharding.get_abstract_mesh().axis_names):
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(AXES))
+  return x
 
 
-def place_like(tree, mesh: Mesh):
-  """Shapes and dtypes of a tree of arrays, to be restored as copies on every device: a tree of ShapeDtypeStructs."""
-  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)), tree)
+def state(shapes, mesh: Mesh):
+  """Shardings of a tree of arrays or ShapeDtypeStructs: parameters, what has their shapes, and permutations.
+
+  The first axis of a parameter is that of the scan over couplings and never split, or every step of the scan would
+  wait for one device. Of the others the largest that can be split evenly is, over "fsdp"; the last of equals. Index
+  tables, scalars and small arrays are copied.
+  """
+
+  def rule(leaf):
+    parts = mesh.shape["fsdp"]
+    axes = [axis for axis in range(1, leaf.ndim) if leaf.shape[axis] % parts == 0]
+    if parts == 1 or not axes or leaf.size < SMALLEST or np.issubdtype(leaf.dtype, np.integer):
+      return replicated(mesh)
+    split = max(axes, key=lambda axis: (leaf.shape[axis], axis))
+    return NamedSharding(mesh, PartitionSpec(*(["fsdp" if axis == split else None for axis in range(leaf.ndim)])))
+
+  return jax.tree.map(rule, shapes)
+
+
+def place_like(shapes, mesh: Mesh):
+  """Shapes and dtypes of a state, with their shardings: a tree of ShapeDtypeStructs, to restore or compile by."""
+  return jax.tree.map(
+    lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), shapes, state(shapes, mesh)
+  )
+
+
+def check_batch_size(batch_size: int, mesh: Mesh, microbatches: int = 1) -> None:
+  """Raises ValueError if the devices cannot share a batch, or each part of it that is computed at a time, evenly."""
+  unit = mesh.size * microbatches
+  if batch_size % unit:
+    parts = f"{mesh.size} devices" + (f" x {microbatches} microbatches" if microbatches > 1 else "")
+    raise ValueError(
+      f"batch_size={batch_size} must be a multiple of the {parts}; try {max(1, batch_size // unit) * unit}"
+    )
+
+
+def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
+  """Which rows of a batch lie on the devices of this process, in order."""
+  places = batched(mesh).addressable_devices_indices_map((batch_size,)).values()
+  return np.unique(np.concatenate([np.arange(batch_size)[place] for place in places if place]))
+
+
+def place_batch(values: np.ndarray, mesh: Mesh, batch_size: int | None = None) -> jax.Array:
+  """A batch on the devices of all processes.
+
+  Args:
+    values: (b, ...), what this process knows of it: its `local_rows`, or the whole batch.
+    mesh: devices.
+    batch_size: rows of the whole batch; None if `values` are all of them.
+  """
+  rows = np.arange(len(values)) if batch_size is None else local_rows(mesh, batch_size)
+  batch_size = batch_size or len(values)
+
+  def part(index):
+    start, stop, _ = index[0].indices(batch_size)
+    first = np.searchsorted(rows, start)
+    return values[first : first + stop - start]
+
+  return jax.make_array_from_callback((batch_size, *values.shape[1:]), batched(mesh), part)

@@ -64,7 +64,9 @@ def bits_per_dim(model: Jet, variables, images, noise_keys, levels: int) -> jax.
   return likelihood.bits_per_dim(z, logdet, levels)
 
 
-def train_step(state: TrainState, images, key, *, model, optimizer, levels, ema_decay) -> tuple[TrainState, dict]:
+def train_step(
+  state: TrainState, images, key, *, model, optimizer, levels, ema_decay, microbatches=1
+) -> tuple[TrainState, dict]:
   """One update by maximum likelihood.
 
   Args:
@@ -72,6 +74,7 @@ def train_step(state: TrainState, images, key, *, model, optimizer, levels, ema_
     images: uint8 (B, H, W, C).
     key: the run's noise key; this step's noise depends on it, on `state.step` and on the place in the batch alone.
     model, optimizer, levels, ema_decay: constants of the run.
+    microbatches: parts of the batch that are computed one after the other; they change rounding only.
 
   Returns:
     The state after the step, and float32 scalars: "bits_per_dim" (mean over the batch, before the update) and
@@ -79,11 +82,21 @@ def train_step(state: TrainState, images, key, *, model, optimizer, levels, ema_
   """
   noise_keys = likelihood.example_keys(jax.random.fold_in(key, state.step), jnp.arange(images.shape[0]))
 
-  def loss(params):
+  def loss(params, images, noise_keys):
     variables = {"params": params, "permutations": state.permutations}
     return jnp.mean(bits_per_dim(model, variables, images, noise_keys, levels))
 
-  value, grads = jax.value_and_grad(loss)(state.params)
+  def add_part(total, part):
+    return jax.tree.map(jnp.add, total, jax.value_and_grad(loss)(state.params, *part)), None
+
+  if microbatches == 1:
+    value, grads = jax.value_and_grad(loss)(state.params, images, noise_keys)
+  else:
+    # Part i has the rows i, i + m, ...: some of every device's, so that no image moves.
+    parts = [x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1) for x in (images, noise_keys)]
+    zeros = jax.tree.map(jnp.zeros_like, (jnp.float32(0), state.params))
+    total, _ = jax.lax.scan(add_part, zeros, parts)
+    value, grads = jax.tree.map(lambda x: x / microbatches, total)
   updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
   ema = state.ema
@@ -111,18 +124,19 @@ def eval_step(variables, images, index, key, *, model, levels) -> jax.Array:
   return bits_per_dim(model, variables, images, likelihood.example_keys(key, index), levels)
 
 
-def sample_step(variables, keys, temperature, *, model, image_shape, levels) -> jax.Array:
+def sample_step(variables, key, index, temperature, *, model, image_shape, levels) -> jax.Array:
   """Images from the flow: latents from the prior, one inverse pass, rounded to pixels.
 
   Args:
     variables: `params` and `permutations`.
-    keys: PRNG keys (B,), one an image, so that an image does not depend on its batch.
+    key: of the latents.
+    index: int32 (B,), number of each image; an image depends on `key` and its number alone, not on its batch.
     temperature: factor on the latents; below 1 samples are smoother and less varied.
     model, image_shape, levels: constants of the run; (H, W, C).
 
   Returns:
     uint8 (B, H, W, C).
   """
-  z = temperature * likelihood.sample_prior(keys, image_shape)
+  z = temperature * likelihood.sample_prior(likelihood.example_keys(key, index), image_shape)
   x, _ = model.apply(variables, z, method="inverse")
   return likelihood.quantize(x, levels)

@@ -19,8 +19,8 @@ import optax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from jet_jax import cluster, data, estimate, optim, programs, sharding, sources, steps
 from jet_jax import config as config_lib
-from jet_jax import data, optim, sharding, sources, steps
 from jet_jax.checkpoint import Checkpoints, claim_workdir
 from jet_jax.config import Config
 from jet_jax.evaluate import Evaluator
@@ -65,63 +65,65 @@ def prepare(config: Config, workdir: str | pathlib.Path, flag_overrides=()) -> R
   check_wandb(config.wandb_project)
   config.data.source = sources.absolute(config.data.source)
   config.data.data_dir = sources.absolute_data_dir(config.data.data_dir)
-  mesh = sharding.make_mesh()
-  sharding.check_batch_size(config.batch_size, mesh)
+  mesh = sharding.make_mesh(config.mesh)
+  sharding.check_batch_size(config.batch_size, mesh, config.microbatches)
   train_source, validation_source = sources.open_both(config)
   config.image_shape = train_source[0]["image"].shape
+  config.data.num_examples = len(train_source)
   model = Jet(**config.model)
   model.check(config.image_shape)
-  batches = data.train_batches(train_source, config.batch_size, config.seed, config.data.flip)
+  rows = sharding.local_rows(mesh, config.batch_size)
+  batches = data.train_batches(train_source, config.batch_size, config.seed, config.data.flip, rows)
   workdir = claim_workdir(workdir, config)
   total_steps, warmup_steps = (config_lib.steps(config, name, len(train_source)) for name in ("total", "warmup"))
   optimizer = optim.make_optimizer(config, total_steps, warmup_steps)
   return Run(config, workdir, mesh, len(train_source), batches, validation_source, model, optimizer, total_steps)
 
 
-def initializer(run: Run):
-  """The function from a PRNG key to the state at step 0."""
-  return functools.partial(
-    steps.init_state,
-    model=run.model,
-    optimizer=run.optimizer,
-    image_shape=run.config.image_shape,
-    with_ema=run.config.ema_decay > 0,
-  )
+def say(text: str) -> None:
+  """Prints a line, once for all processes."""
+  if cluster.is_writer():
+    print(text, flush=True)
 
 
 def start_state(run: Run, init_key, checkpoints: Checkpoints) -> steps.TrainState:
   """The newest checkpoint of the run, or a fresh state."""
-  init = initializer(run)
+  parts = run.config, run.model, run.optimizer, run.mesh
   saved = checkpoints.latest_step()
   if saved is None:
-    return jax.jit(init, out_shardings=sharding.replicated(run.mesh))(init_key)
-  print(f"resuming from step {saved}", flush=True)
-  return checkpoints.restore(saved, sharding.place_like(jax.eval_shape(init, init_key), run.mesh))
+    return programs.init_program(*parts)(init_key)
+  say(f"resuming from step {saved}")
+  return checkpoints.restore(saved, programs.state_shapes(*parts))
 
 
 def place(run: Run, batch: dict) -> jax.Array:
   """The images of a batch on the devices, each with its share."""
-  return jax.device_put(batch["image"], sharding.batched(run.mesh))
+  return sharding.place_batch(batch["image"], run.mesh, run.config.batch_size)
 
 
-def compile_step(run: Run, state: steps.TrainState, key):
-  """The training step, compiled, with the state's memory reused for the next state."""
-  step = functools.partial(
-    steps.train_step,
-    model=run.model,
-    optimizer=run.optimizer,
-    levels=run.config.levels,
-    ema_decay=run.config.ema_decay,
-  )
-  placed = sharding.replicated(run.mesh)
-  jitted = jax.jit(
-    step, in_shardings=(placed, sharding.batched(run.mesh), placed), out_shardings=placed, donate_argnums=0
-  )
-  images = jax.ShapeDtypeStruct((run.config.batch_size, *run.config.image_shape), "uint8")
+def compile_step(run: Run):
+  """The training step, compiled; tells what the run will cost. ValueError if it does not fit into the devices."""
+  parts = run.config, run.model, run.optimizer, run.mesh
+  arguments = programs.train_arguments(*parts)
+  say(estimate.describe(run.config, run.model, arguments[0], run.mesh, run.num_examples, run.total_steps))
+  limit = estimate.memory_limit(jax.local_devices())
+  estimate.check_fits("the state alone", estimate.bytes_a_device(arguments[0]), limit)
   began = time.perf_counter()
-  compiled = jitted.lower(state, images, key).compile()
-  print(f"compiled the training step in {time.perf_counter() - began:.1f} s", flush=True)
+  compiled = programs.train_program(*parts).lower(*arguments).compile()
+  needed = estimate.bytes_of_program(compiled)
+  say(f"compiled the training step in {time.perf_counter() - began:.1f} s; it takes {needed / 2**20:,.0f} MiB a device")
+  estimate.check_fits("the training step", needed, limit)
   return compiled
+
+
+@contextlib.contextmanager
+def _saving_before(error_type, save):
+  """Calls `save` when an error of this type leaves the context, so that what was trained is not lost to it."""
+  try:
+    yield
+  except error_type:
+    save()
+    raise
 
 
 def train(run: Run) -> steps.TrainState:
@@ -129,21 +131,18 @@ def train(run: Run) -> steps.TrainState:
   config = run.config
   init_key, noise_key = jax.random.split(jax.random.key(config.seed))
   with Checkpoints(run.workdir, config.checkpoint_keep) as checkpoints:
-    state = start_state(run, init_key, checkpoints)
-    count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    devices = f"{run.mesh.size} {jax.devices()[0].device_kind} device{'s' * (run.mesh.size > 1)}"
-    print(f"{count:,} parameters, {run.num_examples:,} images, {run.total_steps:,} steps, {devices}", flush=True)
-    start = int(state.step)
+    start = checkpoints.latest_step() or 0
     if start >= run.total_steps:
-      print(f"this run is finished: step {start} of {run.total_steps} is saved in {run.workdir}")
-      return state
+      say(f"this run is finished: step {start} of {run.total_steps} is saved in {run.workdir}")
+      return start_state(run, init_key, checkpoints)
+    train_step = compile_step(run)
+    state = start_state(run, init_key, checkpoints)
     evaluator = Evaluator(run.model, config.levels, run.validation_source, config.batch_size, run.mesh)
     sampler = Sampler(run.model, config.image_shape, config.levels, config.sample_num, run.mesh)
     reader = data.Reader(run.batches, start, config.data.workers, config.data.max_bad_images)
     images = data.place_ahead(reader, functools.partial(place, run))
-    train_step = compile_step(run, state, noise_key)
-
-    with MetricLog(run.workdir, config, start, run.total_steps) as log, contextlib.closing(reader):
+    log = MetricLog(run.workdir, config, start, run.total_steps)
+    with log, contextlib.closing(reader), _saving_before(BadImage, lambda: checkpoints.save(state)):
       for step in range(start + 1, run.total_steps + 1):
         state, metrics = train_step(state, next(images), noise_key)
         log.step_done()
@@ -157,7 +156,8 @@ def train(run: Run) -> steps.TrainState:
               log.validation(step, evaluator(state.variables(), config.eval_noise_samples))
             if "sample" in due:
               grid = make_grid(sampler(state.variables(), temperature=config.sample_temperature), config.levels)
-              save_png(grid, run.workdir / "samples" / f"{step}.png")
+              if cluster.is_writer():
+                save_png(grid, run.workdir / "samples" / f"{step}.png")
               log.samples(step, grid)
             if "checkpoint" in due:
               checkpoints.save(state)
@@ -184,14 +184,15 @@ def main(argv) -> None:
     logging.set_verbosity(logging.ERROR)  # below it, orbax tells every step of a save
   flag = flags.FLAGS["config"]
   try:
+    cluster.join()
     run = prepare(flags.FLAGS.config, flags.FLAGS.workdir, config_flags.get_override_values(flag))
   except (ValueError, OSError) as error:  # OSError: no such config file
     sys.exit(f"error: {error}")
   try:
     train(run)
-  except BadImage as error:
+  except ValueError as error:  # a bad image, or too little memory
     sys.exit(f"error: {error}")
-  print(f"done; results are in {run.workdir}")
+  say(f"done; results are in {run.workdir}")
 
 
 if __name__ == "__main__":

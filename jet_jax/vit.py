@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
+from jet_jax.sharding import keep_split
+
 LAYER_NORM_EPSILON = 1e-6
 
 
@@ -89,11 +91,12 @@ class ViT(nn.Module):
     position = self.param("position_embedding", nn.initializers.normal(std), (tokens, self.width))
     x = rearrange(rearrange(x, "(b n) e -> b n e", n=tokens) + position.astype(self.dtype), "b n e -> (b n) e")
 
+    x = keep_split(x)
     for i in range(self.block_depth):
       y = norm(name=f"block{i}_attention_norm")(x)
       x = x + Attention(self.heads, tokens, self.dtype, name=f"block{i}_attention")(y)
       y = norm(name=f"block{i}_mlp_norm")(x)
-      x = x + Mlp(self.dtype, name=f"block{i}_mlp")(y)
+      x = keep_split(x + Mlp(self.dtype, name=f"block{i}_mlp")(y))
 
     x = norm(name="final_norm")(x)
     head_dtype = jnp.promote_types(self.dtype, jnp.float32)

@@ -168,6 +168,8 @@ def test_permutations_are_constants_drawn_from_the_key(tiny_flow):
     ({"patch_size": 1}, (8, 8, 3), "even"),
     ({"patch_size": 8}, (8, 8, 3), "equal halves"),
     ({"couplings": 0}, (8, 8, 3), "couplings=0 must be positive"),
+    ({"scale_bound": float("nan")}, (8, 8, 3), "scale_bound=nan must be positive and finite"),
+    ({"scale_bound": float("inf")}, (8, 8, 3), "scale_bound=inf must be positive and finite"),
     ({"remat": "some"}, (8, 8, 3), "none, dots, full"),
     ({"dtype": "float16"}, (8, 8, 3), "bfloat16"),
   ],

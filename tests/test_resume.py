@@ -11,7 +11,7 @@ import time
 import chex
 import jax
 
-from jet_jax import sharding, train
+from jet_jax import programs, train
 from jet_jax.checkpoint import Checkpoints
 
 TOTAL = 160
@@ -28,9 +28,8 @@ def start(workdir):
 
 def final_state(workdir):
   run = train.prepare(train.config_lib.load(workdir), workdir)
-  like = jax.eval_shape(train.initializer(run), jax.random.key(0))
   with Checkpoints(workdir) as checkpoints:
-    return checkpoints.restore(TOTAL, sharding.place_like(like, run.mesh))
+    return checkpoints.restore(TOTAL, programs.state_shapes(run.config, run.model, run.optimizer, run.mesh))
 
 
 def newest_step(workdir):

@@ -9,7 +9,6 @@ is spent waiting for data: the same steps with the pipeline and with one batch t
 
 import argparse
 import contextlib
-import importlib.util
 import itertools
 import json
 import os
@@ -24,7 +23,7 @@ import numpy as np
 from absl import logging
 
 from jet_jax import config as config_lib
-from jet_jax import data, records, sharding, sources, train
+from jet_jax import data, programs, records, sources, train
 from tools import prepare_data, releases
 
 SUBSET = 8192
@@ -75,8 +74,8 @@ def memory_by_epoch(source, batch_size: int, epochs: int) -> list[float]:
 def waiting(run: train.Run, steps_a_turn: int, turns: int) -> dict[str, float]:
   """Milliseconds of a training step with the pipeline and with a batch that stays, and the difference as a share."""
   init_key, key = jax.random.split(jax.random.key(run.config.seed))
-  state = jax.jit(train.initializer(run), out_shardings=sharding.replicated(run.mesh))(init_key)
-  step = train.compile_step(run, state, key)
+  state = programs.init_program(run.config, run.model, run.optimizer, run.mesh)(init_key)
+  step = train.compile_step(run)
   reader = data.Reader(run.batches, 0, run.config.data.workers)
   streams = {"pipeline": data.place_ahead(reader, lambda batch: train.place(run, batch))}
   streams["one_batch"] = itertools.repeat(next(streams["pipeline"]))
@@ -115,17 +114,6 @@ def benchmark_data(config, workers: list[int], seconds: float, turns: int) -> di
     return result | waiting(run, steps_a_turn=5, turns=turns) if turns else result
 
 
-def load_config(argument: str):
-  """The config of `--config=FILE:ARGUMENT`. ValueError if there is no such file."""
-  path, _, rest = argument.partition(":")
-  spec = importlib.util.spec_from_file_location("config", path)
-  if spec is None or spec.loader is None or not pathlib.Path(path).is_file():
-    raise ValueError(f"--config={path} is no Python file; give the path of a config")
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return config_lib.resolve(module.get_config(rest))
-
-
 def main(argv=None) -> None:
   """Prints a table and one JSON object."""
   parser = argparse.ArgumentParser(prog="python -m tools.benchmark", description="How fast things are.")
@@ -136,7 +124,7 @@ def main(argv=None) -> None:
   parser.add_argument("--turns", type=int, default=5, help="of training with and without the pipeline; 0 leaves it out")
   args = parser.parse_args(argv)
   try:
-    config = load_config(args.config)
+    config = config_lib.from_file(args.config)
     result = benchmark_data(config, [int(n) for n in args.workers.split(",")], args.seconds, args.turns)
   except ValueError as error:
     sys.exit(f"error: {error}")

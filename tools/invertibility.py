@@ -5,14 +5,14 @@ python -m tools.invertibility --config=configs/NAME.py[:argument] [--num=8]     
 
 Every input goes forward and back, with a float32 and a bfloat16 predictor, through the first 1, 2, 4, ... couplings
 and through all. The inputs are images of the data at the centre of their bins, and what no data looks like: constants,
-noise, all 1, -1, 100 and -100. Latents, from the prior and 100 times as large, go back and forward.
+noise, all 1, -1, 100 and -100. Latents, from the prior and 100 times as large, go back and forward. In the JSON null
+stands for what is not finite.
 """
 
 import argparse
 import functools
-import importlib.util
 import json
-import pathlib
+import math
 import sys
 from typing import Any
 
@@ -38,9 +38,11 @@ def _there_and_back(model: Jet, inverse_first: bool, variables, x):
   (back, logdet_back), then_record = apply(halfway, method=then)
   first: Any = there_record["intermediates"]["couplings"]
   second: Any = then_record["intermediates"]["couplings"]
+  # On the way back a coupling leaves what entered it on the way there.
+  entered, left = first["entered"][0], second["left"][0]
   largest = lambda states: jnp.max(jnp.abs(states), axis=(1, 2))
-  errors, sizes = largest(first["state"][0] - second["state"][0]), largest(first["state"][0])
-  return back, logdet + logdet_back, errors, sizes, first["scale_range"][0], jnp.max(jnp.abs(halfway))
+  scale_range, reach = first["scale_range"][0], jnp.max(jnp.abs(halfway))
+  return back, logdet + logdet_back, largest(entered - left), largest(entered), scale_range, reach
 
 
 def measure(model: Jet, variables, x, inverse_first: bool = False) -> dict:
@@ -53,11 +55,17 @@ def measure(model: Jet, variables, x, inverse_first: bool = False) -> dict:
     inverse_first: whether x are latents, which go back and forward, and not images, which go forward and back.
 
   Returns:
-    "max_error" and "mean_error" of x against what came back; "relative_error", the former over max(1, |x|);
-    "logdet_error", the largest |logdet_forward + logdet_inverse| a dimension, in nats; "reach", the largest number
-    halfway; "error_by_coupling", the largest error in front of each coupling; "first_growth", the first coupling on the
-    second way where that exceeds `GROWTH` times the largest number there, or None; "scale_range", smallest and largest
-    scale of each coupling; "back", what came back. What is not finite stays so.
+    "max_error", "mean_error": of |x - back| over all numbers.
+    "relative_error": `max_error` divided by the largest |x|, or by 1 if that is less.
+    "logdet_error": the largest |logdet_there + logdet_back| of an image, in nats a dimension.
+    "reach": the largest number halfway.
+    "error_by_coupling": the largest difference between what entered a coupling on the way there and what left it on the
+      way back.
+    "first_growth": the first coupling on the way back where that exceeds `GROWTH`, or `GROWTH` times the largest number
+      that entered if it is above 1, and so the one that made the error; None if there is none.
+    "scale_range": smallest and largest scale of each coupling.
+    "back": what came back.
+    What is not finite stays so.
   """
   result = jax.tree.map(np.asarray, _there_and_back(model, inverse_first, variables, x))
   back, logdet_sum, errors, sizes, scale_range, reach = result
@@ -93,7 +101,7 @@ def report(model: Jet, variables, images, levels: int) -> list[dict]:
 
   Returns:
     One dict each, as of `measure`, with "input", "predictor" and "couplings"; for images also "exact_pixels", the share
-    of pixels that are the same after rounding.
+    of pixels that come back finite and are the same after rounding.
   """
   width = likelihood.bin_width(levels)
   shape = images.shape
@@ -115,8 +123,9 @@ def report(model: Jet, variables, images, levels: int) -> list[dict]:
         result = measure(*flow, jnp.asarray(x), inverse_first=name.startswith("latents"))
         row = {"predictor": predictor, "couplings": depth, "input": name} | result
         back = row.pop("back")
-        if name == "images":
-          row["exact_pixels"] = float(np.mean(np.asarray(likelihood.quantize(back, levels)) == images))
+        if name == "images":  # NaN, too, rounds to some pixel
+          same = np.asarray(likelihood.quantize(back, levels)) == images
+          row["exact_pixels"] = float(np.mean(same & np.isfinite(back)))
         rows.append(row)
   return rows
 
@@ -138,19 +147,41 @@ def table(rows: list[dict]) -> str:
   return "\n".join(lines)
 
 
+def _nulls(value):
+  """The same tree of dicts and lists with None, JSON's null, for numbers that are not finite, which JSON lacks."""
+  if isinstance(value, dict):
+    return {key: _nulls(item) for key, item in value.items()}
+  if isinstance(value, list):
+    return [_nulls(item) for item in value]
+  return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def _initial_run(config_argument: str):
   """`(config, model, variables, step)` of a config file at initialization."""
-  path, _, argument = config_argument.partition(":")
-  spec = importlib.util.spec_from_file_location("config", path)
-  if spec is None or spec.loader is None or not pathlib.Path(path).is_file():
-    raise ValueError(f"--config={path} is no Python file; give the path of a config")
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  config = config_lib.resolve(module.get_config(argument))
-  source = sources.open_source(config.data.source, config.data.size, config.levels, "validation")
+  config = config_lib.from_file(config_argument)
+  (source,) = sources.open_config(config, ["validation"])
+  config.image_shape = source[0]["image"].shape
   model = Jet(**config.model)
-  model.check(source[0]["image"].shape)
+  model.check(config.image_shape)
   return config, model, jax.jit(model.init)(jax.random.key(config.seed), source[0]["image"][None] * 1.0), 0
+
+
+def _open_run(args):
+  """`(config, model, variables, step)` and images, uint8 (num, H, W, C), for the flags of the command."""
+  if args.config and args.step is not None:
+    raise ValueError(f"--step={args.step} is a checkpoint of a --workdir, and --config has none; leave it out")
+  run = load_run(args.workdir, sharding.make_mesh(), args.step) if args.workdir else _initial_run(args.config)
+  config = run[0]
+  (source,) = sources.open_config(config, ["validation"])
+  if not 1 <= args.num <= len(source):
+    raise ValueError(f"--num={args.num} must be at least 1 and at most the {len(source)} validation images")
+  chosen = np.linspace(0, len(source) - 1, args.num).astype(int)
+  images = np.stack([source[i]["image"] for i in chosen])
+  if images.shape[1:] != config.image_shape:
+    raise ValueError(
+      f"{config.data.source} has images of {images.shape[1:]}, the flow is for {config.image_shape}; give others"
+    )
+  return run, images
 
 
 def main(argv=None) -> None:
@@ -160,22 +191,21 @@ def main(argv=None) -> None:
   )
   what = parser.add_mutually_exclusive_group(required=True)
   what.add_argument("--workdir", help="work directory of a training run")
-  what.add_argument("--config", help="config file, with its argument after a colon")
+  what.add_argument(
+    "--config",
+    help="config file, with its argument after a colon; with a scale_bound of 2 a new flow is the identity, whose "
+    "report is exact whatever the maths",
+  )
   parser.add_argument("--step", type=int, help="checkpoint of the run; the newest by default")
   parser.add_argument("--num", type=int, default=8, help="images")
   args = parser.parse_args(argv)
   try:
-    run = load_run(args.workdir, sharding.make_mesh(), args.step) if args.workdir else _initial_run(args.config)
-    config, model, variables, step = run
-    source = sources.open_source(config.data.source, config.data.size, config.levels, "validation")
-    if not 1 <= args.num <= len(source):
-      raise ValueError(f"--num={args.num} must be at least 1 and at most the {len(source)} validation images")
+    (config, model, variables, step), images = _open_run(args)
   except ValueError as error:
     sys.exit(f"error: {error}")
-  every = np.linspace(0, len(source) - 1, args.num).astype(int)
-  rows = report(model, variables, np.stack([source[i]["image"] for i in every]), config.levels)
+  rows = report(model, variables, images, config.levels)
   print(table(rows))
-  print(json.dumps({"step": step, "rows": rows}))
+  print(json.dumps({"step": step, "rows": _nulls(rows)}, allow_nan=False))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,80 @@
+"""What is compiled: the functions of steps.py, with the place of every argument and result."""
+
+import functools
+
+import jax
+
+from jet_jax import sharding, steps
+
+
+def initializer(config, model, optimizer):
+  """The function from a PRNG key to the state at step 0. `config` is resolved; `image_shape`, `ema_decay` are read."""
+  with_ema = config.ema_decay > 0
+  return functools.partial(
+    steps.init_state, model=model, optimizer=optimizer, image_shape=config.image_shape, with_ema=with_ema
+  )
+
+
+def state_shapes(config, model, optimizer, mesh):
+  """The state as ShapeDtypeStructs with their shardings, to restore or compile by."""
+  return sharding.place_like(jax.eval_shape(initializer(config, model, optimizer), jax.random.key(0)), mesh)
+
+
+def init_program(config, model, optimizer, mesh):
+  """key -> the state at step 0, each part made where it lives."""
+  placed = jax.tree.map(lambda x: x.sharding, state_shapes(config, model, optimizer, mesh))
+  return jax.jit(initializer(config, model, optimizer), out_shardings=placed)
+
+
+def train_program(config, model, optimizer, mesh):
+  """(state, images uint8 (B, H, W, C), key) -> (state, metrics); the old state's memory becomes the new one's."""
+  placed = jax.tree.map(lambda x: x.sharding, state_shapes(config, model, optimizer, mesh))
+  everywhere = sharding.replicated(mesh)
+  step = functools.partial(
+    steps.train_step,
+    model=model,
+    optimizer=optimizer,
+    levels=config.levels,
+    ema_decay=config.ema_decay,
+    microbatches=config.microbatches,
+  )
+  return jax.jit(
+    _on(mesh, step),
+    in_shardings=(placed, sharding.batched(mesh), everywhere),
+    out_shardings=(placed, everywhere),
+    donate_argnums=0,
+  )
+
+
+def eval_program(model, levels: int, mesh):
+  """(variables, images uint8 (B, H, W, C), index int32 (B,), key) -> bits per dimension (B,), on every device."""
+  step = functools.partial(steps.eval_step, model=model, levels=levels)
+  return jax.jit(_on(mesh, step), out_shardings=sharding.replicated(mesh))
+
+
+def sample_program(model, image_shape, levels: int, mesh):
+  """(variables, key, index int32 (B,), temperature) -> images uint8 (B, H, W, C), on every device."""
+  step = functools.partial(steps.sample_step, model=model, image_shape=tuple(image_shape), levels=levels)
+  return jax.jit(_on(mesh, step), out_shardings=sharding.replicated(mesh))
+
+
+def _on(mesh, function):
+  """The function, traced where `sharding.keep_split` knows the mesh."""
+
+  @functools.wraps(function)
+  def traced(*arguments):
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+      return function(*arguments)
+
+  return traced
+
+
+def train_arguments(config, model, optimizer, mesh):
+  """Shapes of what `train_program` takes."""
+  images = jax.ShapeDtypeStruct((config.batch_size, *config.image_shape), "uint8", sharding=sharding.batched(mesh))
+  return state_shapes(config, model, optimizer, mesh), images, key_shape()
+
+
+def key_shape():
+  """Shape of a PRNG key."""
+  return jax.eval_shape(lambda: jax.random.key(0))

@@ -1,0 +1,82 @@
+"""Arrays by name from a file that `np.savez` wrote, or that only says so."""
+
+import contextlib
+import lzma
+import math
+import pathlib
+import struct
+import tokenize
+import zipfile
+import zlib
+from collections.abc import Mapping
+
+import numpy as np
+
+# What zipfile, the decompressors and numpy's reader of headers raise for a file that is damaged, encrypted, compressed
+# by a method that Python lacks (both RuntimeError), or larger than the memory.
+UNREADABLE = (
+  OSError, EOFError, ValueError, TypeError, SyntaxError, RuntimeError, OverflowError, MemoryError, struct.error,
+  tokenize.TokenError, zipfile.BadZipFile, zlib.error, lzma.LZMAError,
+)  # fmt: skip
+
+
+class Npz(Mapping[str, np.ndarray]):
+  """The arrays of an npz file, each read when it is asked for; nothing is unpickled.
+
+  Args:
+    path: of the file, which stays open until the context is left.
+
+  Raises:
+    ValueError: what cannot be read, at once or when it is asked for; names the file, the array and the reason.
+    KeyError: an array that is not there.
+  """
+
+  def __init__(self, path: str | pathlib.Path):
+    self.path = path
+    with self._named(str(path)):
+      if not pathlib.Path(path).is_file():
+        raise ValueError("there is no such file")
+      self._archive = zipfile.ZipFile(path)
+    self._members = {info.filename.removesuffix(".npy"): info for info in self._archive.infolist()}
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *error):
+    self._archive.close()
+
+  def __len__(self):
+    return len(self._members)
+
+  def __iter__(self):
+    return iter(self._members)
+
+  def __contains__(self, name):  # Mapping's own would read the array
+    return name in self._members
+
+  def __getitem__(self, name: str) -> np.ndarray:
+    self.header(name)
+    with self._named(f"{name} in {self.path}"), self._archive.open(self._members[name]) as member:
+      return np.lib.format.read_array(member, allow_pickle=False)
+
+  def header(self, name: str) -> tuple[tuple[int, ...], np.dtype]:
+    """Shape and dtype of an array, of which nothing is decompressed yet."""
+    info = self._members[name]
+    with self._named(f"{name} in {self.path}"), self._archive.open(info) as member:
+      version = np.lib.format.read_magic(member)
+      if version == (1, 0):
+        shape, _, dtype = np.lib.format.read_array_header_1_0(member)
+      else:
+        shape, _, dtype = np.lib.format.read_array_header_2_0(member)
+      claimed, there = math.prod(shape) * dtype.itemsize, info.file_size - member.tell()
+      if claimed != there and not dtype.hasobject:  # memory is taken by the claim
+        raise ValueError(f"its header claims {dtype} {shape}, {claimed:,} bytes, and it has {there:,}")
+      return shape, dtype
+
+  @contextlib.contextmanager
+  def _named(self, what: str):
+    try:
+      yield
+    except UNREADABLE as error:
+      reason = str(error).partition("\n")[0] or type(error).__name__  # numpy's second line is advice to trust the file
+      raise ValueError(f"{what} cannot be read ({reason}); give an npz of plain arrays, by np.savez") from error
