@@ -7,39 +7,58 @@ by the variables JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID. 
 import importlib.util
 import os
 import pathlib
+import subprocess
+import sys
 import threading
 import time
 
 import jax
 
 TIMEOUT = 300  # seconds that processes wait for each other
+KILL_PARENT_AFTER = """
+import os, signal, sys, time
+parent = os.getppid()
+time.sleep(float(sys.argv[1]))
+if os.getppid() == parent:
+  sys.stderr.write(sys.argv[2])
+  sys.stderr.flush()
+  os.kill(parent, signal.SIGKILL)
+"""
 EXPLICIT = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
 
 def join() -> None:
   """Joins the other processes, if there are any. To be called before anything else of JAX.
 
+  Ends the process, with a line that says who misses whom, if they have not come up in time: JAX itself would abort it.
+
   Raises:
-    ValueError: half of what says that there are others is missing, or they did not come up in time.
+    ValueError: half of what says that there are others is missing.
   """
   given = {name: os.environ[name] for name in EXPLICIT if os.environ.get(name)}
   if given and len(given) < len(EXPLICIT):
     missing = ", ".join(name for name in EXPLICIT if name not in given)
     raise ValueError(f"{' and '.join(given)} set, but not {missing}; set all three, or none to run alone")
+  if not (given or _is_task_of_many() or _is_on_tpu()):
+    return
   timeout = int(os.environ.get("JET_JAX_CLUSTER_TIMEOUT", TIMEOUT))
+  address, count, number = given.values() if given else (None, None, None)
+  who, where = (f"process {number} of {count}", f" at {address}") if given else ("this process", "")
+
+  missed = (
+    f"error: {who} did not find the others{where} within {timeout} s; start all of them, and see that the first can be "
+    "reached at its address and port from the rest\n"
+  )
+  # JAX waits without letting any other thread of this process run, and would then abort it in its own words.
+  watch = subprocess.Popen([sys.executable, "-c", KILL_PARENT_AFTER, str(timeout), missed])
   try:
-    if given:
-      address, count, number = given.values()
-      jax.distributed.initialize(address, int(count), int(number), initialization_timeout=timeout)
-    elif _is_task_of_many() or _is_on_tpu():
-      jax.distributed.initialize(initialization_timeout=timeout)
+    numbers = (int(count), int(number)) if given else (None, None)
+    jax.distributed.initialize(address, *numbers, initialization_timeout=timeout + 60)
   except (RuntimeError, ValueError) as error:
-    who = f"process {given['JAX_PROCESS_ID']} of {given['JAX_NUM_PROCESSES']}" if given else "this process"
-    where = f" at {given['JAX_COORDINATOR_ADDRESS']}" if given else ""
-    raise ValueError(
-      f"{who} did not find the others{where} within {timeout} s ({str(error).splitlines()[0]}); start all of them, and "
-      "see that the first can be reached at its address and port from the rest"
-    ) from error
+    raise ValueError(f"{who} cannot join the others{where} ({str(error).splitlines()[0]})") from error
+  finally:
+    watch.kill()
+    watch.wait()
 
 
 def is_writer() -> bool:

@@ -168,6 +168,8 @@ def main(argv=None) -> None:
     chosen = args.programs.split(",")
     if unknown := set(chosen) - set(PROGRAMS):
       raise ValueError(f"--programs has {', '.join(unknown)}; use some of {','.join(PROGRAMS)}")
+    if args.find_batch and args.platform == "cpu":
+      raise ValueError("--find_batch needs a TPU topology, whose memory is known; leave --platform=cpu away")
     jax.config.update("jax_platforms", "cpu")  # this machine's own accelerator stays out of it
     if args.platform == "cpu":
       jax.config.update("jax_num_cpu_devices", args.devices)

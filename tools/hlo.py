@@ -12,7 +12,9 @@ COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*->.*\{$")
 INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?[\w.\-]+ = (.*)$")
 COLLECTIVE = re.compile(rf"^(.*?)\s({'|'.join(KINDS)})(-start)?\(")
 ARRAY = re.compile(r"(\w+)\[([\d,]*)\]")
-CALLED = re.compile(r"(?:calls|to_apply|body|condition|branch_computations)=\{?%?([\w.\-]+(?:, %?[\w.\-]+)*)\}?")
+CALLED = re.compile(
+  r"(?:calls|to_apply|body|condition)=%?([\w.\-]+)|(?:branch_computations|called_computations)=\{([^}]*)\}"
+)
 TRIPS = re.compile(r'known_trip_count"?:\{"?n"?:"?(\d+)')
 
 
@@ -34,8 +36,8 @@ def collectives(text: str) -> dict[str, dict[str, int]]:
       trips = int(match[1]) if (match := TRIPS.search(body)) else 1
       calls[name] += [
         (called.lstrip("%"), trips if " while(" in body else 1)
-        for group in CALLED.findall(body)
-        for called in group.split(", ")
+        for one, several in CALLED.findall(body)
+        for called in (one or several).split(", ")
       ]
       if match := COLLECTIVE.match(body):
         found[name].append((match[2], _result_bytes(match[1], is_start=bool(match[3]))))

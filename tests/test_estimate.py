@@ -1,0 +1,53 @@
+"""What a run is said to cost is what the compiler counts."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jet_jax import estimate, optim, programs, sharding, train
+from jet_jax.config import resolve
+from jet_jax.jet import Jet
+
+
+@pytest.mark.parametrize(("block_depth", "kinds"), [(1, ("channels",)), (3, ("spatial",))])
+def test_forward_flops_are_those_that_xla_counts(block_depth, kinds):
+  model = Jet(couplings=1, block_depth=block_depth, width=256, heads=4, patch_size=4, kinds=kinds, remat="none")
+  images = jax.ShapeDtypeStruct((2, 32, 32, 3), "float32")
+  variables = jax.eval_shape(model.init, jax.random.key(0), images)
+  counted = jax.jit(model.apply).lower(variables, images).compile().cost_analysis()["flops"] / 2
+  formula = estimate.forward_flops(model, (32, 32, 3))
+  assert formula < counted < 1.03 * formula  # what is above are norms, softmax, GELU and the affine maths
+
+
+def test_flops_grow_with_couplings_and_a_step_takes_three_times_the_forward_pass():
+  one, many = (Jet(couplings=n, width=64, heads=2) for n in (1, 7))
+  assert estimate.forward_flops(many, (64, 64, 3)) == 7 * estimate.forward_flops(one, (64, 64, 3))
+  assert estimate.train_flops(one, (64, 64, 3)) == 3 * estimate.forward_flops(one, (64, 64, 3))
+
+
+def test_the_bytes_of_the_state_are_those_of_the_compiled_step(tiny_config):
+  config = resolve(tiny_config())
+  config.image_shape = (8, 8, 1)
+  model, mesh = Jet(**config.model), sharding.make_mesh()
+  optimizer = optim.make_optimizer(config, 10, 1)
+  arguments = programs.train_arguments(config, model, optimizer, mesh)
+  compiled = programs.train_program(config, model, optimizer, mesh).lower(*arguments).compile()
+  state = estimate.bytes_a_device(arguments[0])
+  images, key = 16 * 64, 8
+  assert state + images + key == compiled.memory_analysis().argument_size_in_bytes
+  assert estimate.bytes_of_program(compiled) > state + images
+
+
+@pytest.mark.parametrize("limit", [2**10, 2**20])
+def test_a_run_that_does_not_fit_is_refused_before_its_state_is_made(tiny_config, tmp_path, monkeypatch, limit):
+  monkeypatch.setattr(estimate, "memory_limit", lambda devices: limit)
+  monkeypatch.setattr(train, "start_state", lambda *_: pytest.fail("the state was made"))
+  run = train.prepare(tiny_config(batch_size=256), tmp_path)
+  with pytest.raises(ValueError, match=r"needs .* GiB on each device, which has .*mesh\.fsdp .*microbatches"):
+    train.train(run)
+
+
+def test_a_cpu_has_the_memory_of_the_machine():
+  devices = jax.local_devices()
+  assert 2**28 < estimate.memory_limit(devices) * len(devices) < 2**50
+  assert jnp.zeros(1).nbytes == 4
