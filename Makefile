@@ -6,6 +6,7 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+LIBTPU := $(CURDIR)/.venv/libtpu/libtpu/libtpu.so
 DEMO ?= runs/digits
 
 .PHONY: demo test test-slow lint clean
@@ -22,10 +23,14 @@ demo: .venv/installed
 	$(BIN)/python -m jet_jax.sample --workdir=$(DEMO) --temperature=0.8 --out=$(DEMO)/samples.png
 	@echo "digits that the flow has drawn: $(DEMO)/samples.png"
 
-test: .venv/installed
+# The TPU's compiler, for one test; apart from the environment, where JAX would look for TPUs in every run. May fail.
+.venv/libtpu: .venv/installed
+	-@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $@ libtpu==0.0.42.1
+
+test: .venv/installed .venv/libtpu
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest -n 2 -m "not slow"
+	if test -f $(LIBTPU); then export TPU_LIBRARY_PATH=$(LIBTPU); fi; $(BIN)/python -m pytest -n 2 -m "not slow"
 
 test-slow: .venv/installed
 	$(BIN)/python -m pytest -m slow

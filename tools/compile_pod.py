@@ -29,8 +29,9 @@ PROGRAMS = ("train", "eval", "sample")
 
 def topology_devices(topology: str) -> list:
   """Devices of a TPU topology such as "v5e:16x16". ValueError if libtpu is missing or knows no such topology."""
-  # libtpu would look for the host that it is on, and wait.
+  # libtpu would look for the host that it is on, and wait; and would let one process at a time use it.
   os.environ.update({"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0"})
+  os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
   from jax.experimental import topologies  # noqa: PLC0415
 
   try:
