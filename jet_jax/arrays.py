@@ -1,17 +1,20 @@
 """Data sets that are held in memory: the embedded ones and npz files.
 
-Each function takes the path, the size and the splits of `sources.open_splits`, and returns the splits in their order.
+Each function takes the path and the size of `sources.open_splits`, and returns for each split that there is a function
+that opens it.
 """
 
+import copy
 import functools
-import pathlib
-import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from jet_jax.files import path_of_split
+from jet_jax.files import SPLIT_NAMES, Stretch, paths_of_splits
+from jet_jax.npz import Npz
+
+Splits = dict[str, Callable[[], Sequence]]
 
 
 class Arrays(Sequence):
@@ -27,6 +30,12 @@ class Arrays(Sequence):
   def __getitem__(self, i) -> dict[str, Any]:
     example = {"image": self.images[i], "index": np.int32(i)}
     return example if self.labels is None else example | {"label": np.int32(self.labels[i])}
+
+  def only(self, part: range) -> "Arrays":
+    """The same, with nothing in it but the examples of these numbers, for a process that reads no others."""
+    some: Any = copy.copy(self)
+    some.images, some.labels = Stretch(self.images, part), None if self.labels is None else Stretch(self.labels, part)
+    return some
 
 
 class _Crops(Sequence):
@@ -47,7 +56,7 @@ class _Crops(Sequence):
     return {"image": self.photos[photo][top : top + self.size, left : left + self.size], "index": np.int32(i)}
 
 
-def digits(path, size, splits):
+def digits(path, size) -> Splits:
   from sklearn.datasets import load_digits  # noqa: PLC0415  slow to import, and needed here alone
 
   if size not in (0, 8):
@@ -55,8 +64,8 @@ def digits(path, size, splits):
   digits: Any = load_digits()
   pixels, labels = digits.images.astype(np.uint8)[..., None], digits.target
   held_out = np.arange(len(pixels)) % 9 == 0
-  which = {"train": ~held_out, "validation": held_out, "test": np.zeros_like(held_out)}
-  return [Arrays(pixels[which[split]], labels[which[split]]) for split in splits]
+  which = {"train": ~held_out, "validation": held_out}
+  return {split: functools.partial(Arrays, pixels[mask], labels[mask]) for split, mask in which.items()}
 
 
 @functools.cache
@@ -66,44 +75,38 @@ def _two_photos() -> list[np.ndarray]:
   return load_sample_images().images  # china.jpg and flower.jpg, 427 x 640 both
 
 
-def photos(path, size, splits):
+def photos(path, size) -> Splits:
   height, width = _two_photos()[0].shape[:2]
   border = width * 3 // 4
   limit = min(height, width - border)
   if not 1 <= size <= limit:
     raise ValueError(f"data.size={size} must be between 1 and {limit} for photos, whose validation part is that wide")
   left, right = ([photo[:, part] for photo in _two_photos()] for part in (slice(border), slice(border, None)))
-  crops = {"train": _Crops(left, size, stride=1), "validation": _Crops(right, size, stride=max(1, size // 4))}
-  return [crops.get(split, []) for split in splits]
+  return {
+    "train": functools.partial(_Crops, left, size, stride=1),
+    "validation": functools.partial(_Crops, right, size, stride=max(1, size // 4)),
+  }
 
 
-def npz(path, size, splits):
-  opened = []
-  for split in splits:
-    one_path, names = path_of_split(path, split)
-    with _open_npz(one_path) as arrays:
-      name = next((name for name in names if f"{name}_images" in arrays), None)
-      if name is None:
-        wanted = " or ".join(f"{name}_images" for name in names)
-        raise ValueError(f"{one_path} has no array {wanted}; it has {', '.join(arrays) or 'none'}")
-      pixels = arrays[f"{name}_images"]
-      labels = arrays.get(f"{name}_labels")
-    if pixels.dtype != np.uint8 or pixels.ndim != 4:
-      raise ValueError(f"{one_path}: {name}_images is {pixels.dtype} {pixels.shape}; it must be uint8 (N, H, W, C)")
-    if labels is not None and (labels.shape != pixels.shape[:1] or labels.dtype.kind not in "iu"):
-      raise ValueError(f"{one_path}: {name}_labels is {labels.dtype} {labels.shape}; it must be integers (N,)")
-    if size and pixels.shape[1:3] != (size, size):
-      height, width = pixels.shape[1:3]
-      raise ValueError(f"data.size={size}, but {one_path} holds images of {height}x{width}; set data.size=0")
-    opened.append(Arrays(pixels, labels))
-  return opened
+def npz(path, size) -> Splits:
+  found = {}
+  paths = paths_of_splits(path) or {"train": path}  # to say of it that it is not there
+  for split, one_path in paths.items():
+    with Npz(one_path) as arrays:
+      name = next((name for name in SPLIT_NAMES[split] if f"{name}_images" in arrays), None)
+    if name:
+      found[split] = functools.partial(_npz_split, one_path, name, size)
+  return found
 
 
-def _open_npz(path: str) -> np.lib.npyio.NpzFile:
-  try:
-    if zipfile.is_zipfile(path):  # numpy takes anything else for a pickle, and its message advises to load that
-      return np.load(path, allow_pickle=False)
-    reason = "it is no zip archive" if pathlib.Path(path).is_file() else "there is no such file"
-  except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
-    reason = str(error)
-  raise ValueError(f"data.source='npz:{path}' is no readable .npz file ({reason}); write one with np.savez")
+def _npz_split(path: str, name: str, size: int) -> Arrays:
+  with Npz(path) as arrays:
+    pixels, labels = arrays[f"{name}_images"], arrays.get(f"{name}_labels")
+  if pixels.dtype != np.uint8 or pixels.ndim != 4:
+    raise ValueError(f"{path}: {name}_images is {pixels.dtype} {pixels.shape}; it must be uint8 (N, H, W, C)")
+  if labels is not None and (labels.shape != pixels.shape[:1] or labels.dtype.kind not in "iu"):
+    raise ValueError(f"{path}: {name}_labels is {labels.dtype} {labels.shape}; it must be integers (N,)")
+  if size and pixels.shape[1:3] != (size, size):
+    height, width = pixels.shape[1:3]
+    raise ValueError(f"data.size={size}, but {path} holds images of {height}x{width}; set data.size=0")
+  return Arrays(pixels, labels)

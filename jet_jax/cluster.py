@@ -42,7 +42,7 @@ def join() -> None:
   if not (given or _is_task_of_many() or _is_on_tpu()):
     return
   timeout = int(os.environ.get("JET_JAX_CLUSTER_TIMEOUT", TIMEOUT))
-  address, count, number = given.values() if given else (None, None, None)
+  address, count, number = (given[name] for name in EXPLICIT) if given else ("", "", "")
   who, where = (f"process {number} of {count}", f" at {address}") if given else ("this process", "")
 
   missed = (
@@ -52,8 +52,8 @@ def join() -> None:
   # JAX waits without letting any other thread of this process run, and would then abort it in its own words.
   watch = subprocess.Popen([sys.executable, "-c", KILL_PARENT_AFTER, str(timeout), missed])
   try:
-    numbers = (int(count), int(number)) if given else (None, None)
-    jax.distributed.initialize(address, *numbers, initialization_timeout=timeout + 60)
+    explicit = (address, int(count), int(number)) if given else ()
+    jax.distributed.initialize(*explicit, initialization_timeout=timeout + 60)
   except (RuntimeError, ValueError) as error:
     raise ValueError(f"{who} cannot join the others{where} ({str(error).splitlines()[0]})") from error
   finally:

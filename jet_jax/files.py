@@ -16,15 +16,24 @@ import re
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from jet_jax.images import MAX_BYTES, SUFFIXES, BadImage
 
-# The names that each split goes by, of which the first that there is counts. A set without a validation split is
-# validated on its test split.
-SPLIT_NAMES = {"train": ["train"], "validation": ["validation", "val", "valid", "test"], "test": ["test"]}
+# The names that each split goes by, in small or capital letters, of which the first that there is counts.
+SPLIT_NAMES = {"train": ["train"], "validation": ["validation", "val", "valid"], "test": ["test"]}
 SPLIT_FOLDERS = {name for names in SPLIT_NAMES.values() for name in names}
+
+
+class Stretch:
+  """Part of a list or an array under the numbers that it has in the whole; all that travels to another process."""
+
+  def __init__(self, whole: Any, part: range):
+    self.first, self.items = part.start, whole[part.start : part.stop]
+
+  def __getitem__(self, i):
+    return self.items[i - self.first]
 
 
 class Files(Sequence):
@@ -54,23 +63,33 @@ class Files(Sequence):
   def _read(self, member) -> bytes:
     raise NotImplementedError
 
-  def subset(self, keep: Sequence[int]) -> "Files":
+  def subset(self, numbers: Sequence[int]) -> "Files":
     """The files of these numbers, under the names they have here."""
-    part = copy.copy(self)
-    part.names, part._members = [self.names[i] for i in keep], [self._members[i] for i in keep]
-    return part
+    some = copy.copy(self)
+    some.names, some._members = [self.names[i] for i in numbers], [self._members[i] for i in numbers]
+    return some
+
+  def only(self, part: range) -> "Files":
+    """The same, with nothing in it but the files of these numbers, for a process that reads no others."""
+    some: Any = copy.copy(self)
+    some.names, some._members = Stretch(self.names, part), Stretch(self._members, part)
+    return some
 
 
 class Folder(Files):
-  """Files below a folder; links to files are followed, since many data sets are made of them."""
+  """Files below a folder; links are followed, since many data sets are made of them."""
 
   def __init__(self, path: pathlib.Path):
-    files = (pathlib.Path(root, name) for root, _, names in os.walk(path) for name in names)
-    super().__init__(path, ((file.relative_to(path).as_posix(), file) for file in files if file.is_file()))
+    super().__init__(path, ((os.path.relpath(file, path), file) for file in _walk(str(path))))
 
   def _read(self, member):
-    _check_size(member.stat().st_size)
-    return member.read_bytes()
+    _refuse_too_long(os.stat(member).st_size)  # noqa: PTH116  a Path takes five times the memory of its string
+    with open(member, "rb") as file:  # noqa: PTH123
+      return file.read()
+
+  def paths(self) -> Iterator[tuple[str, str]]:
+    """Name and path of each file."""
+    return zip(self.names, self._members, strict=True)
 
 
 class Zip(Files):
@@ -80,7 +99,7 @@ class Zip(Files):
     super().__init__(path, ((info.filename, info) for info in _opened_zip(path).infolist() if not info.is_dir()))
 
   def _read(self, member):
-    _check_size(member.file_size)
+    _refuse_too_long(member.file_size)
     return _opened_zip(self.path).read(member)
 
 
@@ -93,54 +112,66 @@ class Tar(Files):
 
   def _read(self, member):
     start, count = member
-    _check_size(count)
+    _refuse_too_long(count)
     with self.path.open("rb") as file:
       file.seek(start)
       return file.read(count)
 
 
 def open_files(path: str | pathlib.Path) -> Files:
-  """The image files in a folder or archive; errors as of `open_together`."""
-  return open_together({"all": path})["all"]
+  """The image files in a folder or archive; names begin below the folder that all lie in.
+
+  Raises:
+    ValueError: as `open_as_named` does.
+  """
+  files = open_as_named(path)
+  pass_over_common_folders(files, stop=lambda folder: split_called(folder) is not None)
+  return files
 
 
-def open_together(paths: Mapping[str, str | pathlib.Path]) -> dict[str, Files]:
-  """Parts of a data set, each a folder or archive. Folders that everything in all of them lies in are passed over.
+def open_as_named(path: str | pathlib.Path) -> Files:
+  """The image files in a folder or archive, under the names they have there.
 
   Raises:
     ValueError: no such path, not a folder, zip or tar, a compressed tar, or a broken archive.
   """
-  parts = {name: _open(pathlib.Path(path)) for name, path in paths.items()}
-  folders = {posixpath.dirname(name) for files in parts.values() for name in files.names}
-  common = posixpath.commonpath(folders).split("/") if folders else []
-  depth = len(list(itertools.takewhile(lambda folder: folder and folder not in SPLIT_FOLDERS, common)))
-  for files in parts.values():
-    files.names = ["/".join(name.split("/")[depth:]) for name in files.names]
-  return parts
-
-
-def _open(path: pathlib.Path) -> Files:
-  if path.is_dir():
-    return Folder(path)
+  path = pathlib.Path(path)
   try:
-    if zipfile.is_zipfile(path):
-      return Zip(path)
-    with path.open("rb") as file:
-      magic = file.read(6)
-    if magic.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")):
-      raise ValueError(f"{path} is compressed as a whole and can only be read from its start; uncompress it once")
-    return Tar(path)
+    return Folder(path) if path.is_dir() else _open_archive(path)
   except FileNotFoundError as error:
     raise ValueError(f"{path} does not exist; give the path of a folder, a .zip or a .tar") from error
   except (OSError, tarfile.TarError, zipfile.BadZipFile) as error:
     raise ValueError(f"{path} is no readable folder, .zip or .tar ({error})") from error
 
 
-def path_of_split(path: str, split: str) -> tuple[str, list[str]]:
-  """The path of a split, and the names that its arrays may go by."""
-  names = SPLIT_NAMES[split]
-  paths = [path.replace("{split}", name) for name in names]
-  return next((one for one in paths if pathlib.Path(one).exists()), paths[0]), names
+def _open_archive(path: pathlib.Path) -> Files:
+  with path.open("rb") as file:
+    magic = file.read(6)
+  if magic.startswith((b"PK\3\4", b"PK\5\6")):  # not by its end, which may be a zip in a tar
+    return Zip(path)
+  if magic.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")):
+    raise ValueError(f"{path} is compressed as a whole and can only be read from its start; uncompress it once")
+  return Tar(path)
+
+
+def pass_over_common_folders(files: Files, stop: Callable[[str], bool]) -> None:
+  """Takes off the names the folders that all files lie in, up to the first of which `stop` is true."""
+  folders = {posixpath.dirname(name) for name in files.names}
+  common = posixpath.commonpath(folders).split("/") if folders else []
+  depth = len(list(itertools.takewhile(lambda folder: folder and not stop(folder), common)))
+  files.names = [name.split("/", depth)[-1] for name in files.names]
+
+
+def split_called(folder: str) -> str | None:
+  """The name of the split that a folder is called after, in small letters, if it is."""
+  return folder.lower() if folder.lower() in SPLIT_FOLDERS else None
+
+
+def paths_of_splits(path: str) -> dict[str, str]:
+  """The path of each split that there is, for a path with `{split}` in it; the same path for all without that."""
+  paths = {split: [path.replace("{split}", name) for name in names] for split, names in SPLIT_NAMES.items()}
+  there = {split: [one for one in several if pathlib.Path(one).exists()] for split, several in paths.items()}
+  return {split: several[0] for split, several in there.items() if several}
 
 
 @functools.lru_cache(maxsize=4)
@@ -162,11 +193,30 @@ def _tar_members(archive: tarfile.TarFile, start: int = 0, folder: str = ""):
       yield folder + member.name, (start + member.offset_data, member.size)
 
 
+def _walk(folder: str, above: tuple = ()) -> Iterator[str]:
+  """Paths of all files below a folder. A link to a folder that it lies in itself is not followed."""
+  status = os.stat(folder)  # noqa: PTH116
+  here = (status.st_dev, status.st_ino)
+  if here in above:
+    return
+  with os.scandir(folder) as entries:
+    for entry in entries:
+      if _is_hidden(entry.name):
+        continue
+      if entry.is_dir():
+        yield from _walk(entry.path, (*above, here))
+      elif entry.is_file():
+        yield entry.path
+
+
+def _is_hidden(part: str) -> bool:
+  return re.fullmatch(r"__MACOSX|\.[^.].*", part, re.DOTALL) is not None
+
+
 def _is_image(name: str) -> bool:
-  hidden = any(re.fullmatch(r"__MACOSX|\.[^.].*", part) for part in name.split("/"))
-  return not hidden and name.lower().endswith(SUFFIXES)
+  return name.lower().endswith(SUFFIXES) and not any(map(_is_hidden, name.split("/")))
 
 
-def _check_size(count: int) -> None:
+def _refuse_too_long(count: int) -> None:
   if count > MAX_BYTES:  # before it is read
     raise BadImage(f"it has {count:,} bytes, more than {MAX_BYTES:,}")

@@ -4,7 +4,7 @@ gray                the gray value in each of the three channels
 alpha, transparency laid over white
 palette             looked up
 CMYK                Pillow's conversion; colour profiles are not applied
-16 bits a channel   the high byte
+16 bits a channel   the high byte; white where a gray value is declared transparent
 32 bits a channel   refused: their range is not known
 EXIF orientation    applied
 animated            the first frame
@@ -50,7 +50,7 @@ def decode(data: bytes, size: int, channels: int = 3) -> np.ndarray:
     with Image.open(io.BytesIO(data), formats=FORMATS) as file:
       if file.width * file.height > MAX_PIXELS:
         raise BadImage(f"it has {file.width} x {file.height} pixels, more than {MAX_PIXELS:,}")
-      image = _to_mode(ImageOps.exif_transpose(_to_eight_bits(file)), "RGB" if channels == 3 else "L")
+      image = _to_mode(_to_eight_bits(ImageOps.exif_transpose(file)), "RGB" if channels == 3 else "L")
   except BadImage:
     raise
   except UnidentifiedImageError as error:
@@ -66,8 +66,9 @@ def _to_eight_bits(image: Image.Image) -> Image.Image:
   if image.mode in ("I", "F"):
     raise BadImage(f"it has 32-bit pixels (mode {image.mode}), whose range is not known")
   if image.mode.startswith("I;16"):
-    rotated = ImageOps.exif_transpose(image)  # the new image has no EXIF data
-    return Image.fromarray((np.asarray(rotated) >> 8).astype(np.uint8))
+    values = np.asarray(image)
+    high = (values >> 8).astype(np.uint8)
+    return Image.fromarray(np.where(values == image.info.get("transparency"), 255, high).astype(np.uint8))
   return image
 
 

@@ -8,7 +8,7 @@ import functools
 import os
 import pathlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from jet_jax import images
 from jet_jax.files import SPLIT_NAMES
 from jet_jax.images import BadImage
 
-FIX = "prepare or copy the data set again, or raise data.max_bad_images"
+REPAIR = "prepare or copy the data set again, or raise data.max_bad_images"
 VERSION = re.compile(r"\d+\.\d+\.\d+")
 
 
@@ -34,11 +34,13 @@ class Records(Sequence):
     """`folder`: of one version of the data set. `size`: as for `images.decode`."""
     self.folder, self.split, self.size = str(folder), split, size
     features = info(folder).features
+    if "image" not in features:
+      raise ValueError(f"{folder} has no feature 'image', only {', '.join(features)}; use a data set of images")
     self._shape, self._is_file = _image_format(features["image"], folder)
     if size and not self._is_file and self._shape[:2] != (size, size):
       height, width = self._shape[:2]
       raise ValueError(f"data.size={size}, but {folder} holds pixels of {height}x{width}; set data.size=0")
-    self.classes = list(features["label"].names or []) if "label" in features else []
+    self.classes = _class_names(features["label"]) if "label" in features else []
 
   def __len__(self):
     return len(_data_source(self.folder, self.split))
@@ -55,7 +57,7 @@ class Records(Sequence):
         image = np.frombuffer(data, np.uint8).reshape(self._shape)
     except ValueError as error:
       name = b"".join(features["name"].bytes_list.value).decode(errors="replace")
-      raise BadImage(f"record {i} in {self.shard(i)}{f', {name}' if name else ''}: {error}; {FIX}") from error
+      raise BadImage(f"{self.where(i)}{f', {name}' if name else ''}: {error}; {REPAIR}") from error
     example = {"image": image, "index": np.int32(i)}
     return example | {"label": np.int32(features["label"].int64_list.value[0])} if self.classes else example
 
@@ -68,7 +70,11 @@ class Records(Sequence):
     try:
       return example.FromString(_data_source(self.folder, self.split)[i]).features.feature
     except (RuntimeError, DecodeError) as error:  # of array_record, of protobuf
-      raise BadImage(f"record {i} in {self.shard(i)}: {error}; {FIX}") from error
+      raise BadImage(f"{self.where(i)}: {error}; {REPAIR}") from error
+
+  def where(self, i: int) -> str:
+    """What an error says of example i."""
+    return f"record {i} in {self.shard(i)} of {self.folder}"
 
   def shard(self, i: int) -> str:
     """Name of the file that holds record i."""
@@ -79,17 +85,13 @@ class Records(Sequence):
     raise IndexError(i)
 
 
-def open_records(name: str, data_dir: str, size: int, splits: Sequence[str]) -> list[Sequence]:
-  """Splits of a prepared data set.
+def open_records(name: str, data_dir: str, size: int) -> dict[str, Callable[[], Sequence]]:
+  """For each split of a prepared data set a function that opens it.
 
   Args:
     name: "name", "name/config" or either with ":1.0.0"; without a version the newest counts.
     data_dir: where data sets are prepared.
     size: as for `images.decode`; pixels that are no files have to have it already.
-    splits: of "train", "validation" and "test".
-
-  Returns:
-    The splits in this order, of those that it lacks an empty list.
 
   Raises:
     ValueError: no such data set, not array_record, a missing file, or images that this module cannot read.
@@ -102,15 +104,21 @@ def open_records(name: str, data_dir: str, size: int, splits: Sequence[str]) -> 
       "cannot be shuffled exactly; convert it by\n"
       f"  python -m tools.prepare_data --dataset=tfds --source={folder} --data_dir=NEW_FOLDER"
     )
-  opened = []
-  for wanted in splits:
-    split = next((split for split in SPLIT_NAMES[wanted] if split in about.splits), None)
-    if split:
-      for file in about.splits[split].filepaths:
-        if not os.path.isfile(file):  # noqa: PTH113  epath
-          raise ValueError(f"{file} is missing; prepare {name!r} again")
-    opened.append(Records(folder, split, size) if split else [])
-  return opened
+  found = {}
+  for split, names in SPLIT_NAMES.items():
+    called = next((one for one in names if one in about.splits), None)
+    if called:
+      found[split] = functools.partial(_open_split, folder, called, size)
+  return found
+
+
+def _open_split(folder: pathlib.Path, split: str, size: int) -> Sequence:
+  if not info(folder).splits[split].num_examples:  # it has no files
+    return []
+  for file in info(folder).splits[split].filepaths:
+    if not os.path.isfile(file):  # noqa: PTH113  epath
+      raise ValueError(f"{file} is missing; prepare or copy the data set again")
+  return Records(folder, split, size)
 
 
 def find(name: str, data_dir: str) -> pathlib.Path:
@@ -123,7 +131,8 @@ def find(name: str, data_dir: str) -> pathlib.Path:
   if versions:
     return max(versions, key=lambda path: [int(number) for number in path.name.split(".")])
   below = pathlib.Path(data_dir).glob("**/dataset_info.json") if pathlib.Path(data_dir).is_dir() else []
-  there = sorted({path.parent.relative_to(data_dir).as_posix() for path in below})
+  whole = {path.parent for path in below if VERSION.fullmatch(path.parent.name)}
+  there = sorted(path.relative_to(data_dir).as_posix() for path in whole)
   wanted = f"{name}:{version}" if version else name
   raise ValueError(
     f"data.source='tfds:{wanted}' is not prepared in data.data_dir={data_dir!r}, which holds "
@@ -140,7 +149,13 @@ def info(folder: str | pathlib.Path) -> Any:
 def _builder(folder: str) -> Any:
   import tensorflow_datasets as tfds  # noqa: PLC0415  takes a second, and only these data sets need it
 
-  return tfds.builder_from_directory(folder)
+  try:
+    return tfds.builder_from_directory(folder)
+  except Exception as error:  # TFDS raises whatever it stumbles over; to us each means a broken file
+    reason = f"{type(error).__name__}: {error}"
+    raise ValueError(
+      f"the metadata in {folder} cannot be read ({reason}); prepare or copy the data set again"
+    ) from error
 
 
 @functools.lru_cache(maxsize=16)
@@ -150,6 +165,13 @@ def _data_source(folder: str, split: str) -> Any:
 
   raw = tfds.decode.DeserializeMethod.RAW_BYTES
   return _builder(folder).as_data_source(split, deserialize_method=raw, file_format="array_record")
+
+
+def _class_names(feature: Any) -> list[str]:
+  """Names of the labels; a number that is no class, a text or a list of labels is no label to us."""
+  import tensorflow_datasets as tfds  # noqa: PLC0415
+
+  return list(feature.names or []) if isinstance(feature, tfds.features.ClassLabel) else []
 
 
 def _image_format(feature: Any, folder) -> tuple[tuple[int, ...], bool]:

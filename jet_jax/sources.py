@@ -7,30 +7,32 @@ photos        every crop of `data.size` pixels of scikit-learn's two photographs
 npz:PATH      arrays `train_images` and `validation_images` (or `test_images`), uint8 (N, H, W, C), and, if there are
               any, `train_labels` and so on, integers (N,)
 folder:PATH   image files below a folder, made RGB and square as images.py says. Splits are PATH/train and
-              PATH/validation (or val, valid, test); without these, 5% of the files by a hash of the name, and at least
-              one, are for validation. The folder that a file lies in, next below the split, is its class
+              PATH/validation (or val, valid, test, in small or capital letters); without these, 5% of the files by a
+              hash of the name, and at least one, are for validation. The folder that a file lies in, next below the
+              split, is its class; the classes are those of the training split, and a split that has others has no
+              labels. A folder that a whole split lies in, and which is no class, is passed over
 archive:PATH  the same in a .zip or .tar, not unpacked
 tfds:NAME     a data set of TensorFlow Datasets that is prepared as array_record in `data.data_dir`; see records.py
 
-A PATH with `{split}` in it names one file or folder a split, such as archive:images_{split}.zip.
+A PATH with `{split}` in it names one file or folder a split, such as archive:images_{split}.zip. A set without a
+validation split is validated on its test split.
 """
 
-import hashlib
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from jet_jax import arrays, images
-from jet_jax.files import SPLIT_NAMES, Files, open_files, open_together, path_of_split
+from jet_jax import arrays, layouts
+from jet_jax.files import SPLIT_NAMES
 from jet_jax.images import BadImage
 from jet_jax.records import open_records
 
 Example = dict[str, Any]
 SPLITS = tuple(SPLIT_NAMES)
-HELD_OUT = 0.05  # share of the files for validation where nobody chose them
+STANDS_FOR = {"train": ["train"], "validation": ["validation", "test"], "test": ["test"]}
 
 
 def open_splits(
@@ -50,39 +52,59 @@ def open_splits(
   Raises:
     ValueError: unknown, missing or empty source or split; a size or number of levels that the source does not have.
   """
-  kind, _, path = source.partition(":")
-  kinds = {
-    "digits": arrays.digits,
-    "photos": arrays.photos,
-    "npz": arrays.npz,
-    "folder": _files,
-    "archive": _files,
-    "tfds": open_records,
-  }
-  if kind not in kinds or (kind not in ("digits", "photos")) != bool(path):
-    raise ValueError(
-      f"data.source={source!r} is unknown; use digits, photos, npz:PATH, folder:PATH, archive:PATH or tfds:NAME"
-    )
   for split in splits:
     if split not in SPLITS:
       raise ValueError(f"unknown split {split!r}; use one of {', '.join(SPLITS)}")
+  there = _splits(source, size, data_dir)
+  kind = source.partition(":")[0]
   if kind == "digits":
     if levels != 17:
       raise ValueError(f"levels={levels}, but digits have pixel values 0..16; set levels=17")
   elif levels & (levels - 1):
     raise ValueError(f"levels={levels} must be a power of two for the 8-bit images of {source!r}; 256 keeps all bits")
-  if kind == "tfds":
-    opened = open_records(path, absolute_data_dir(data_dir), size, splits)
-  else:
-    opened = kinds[kind](path, size, splits)
-  for split, examples in zip(splits, opened, strict=True):
-    if not len(examples):
-      raise ValueError(f"data.source={source!r} has no image in its split {split!r}; add some or use another split")
+  opened = [_open_split(source, there, split) for split in splits]
   if kind in ("folder", "archive", "tfds") and not size:
-    opened = [_OneShape(examples) for examples in opened]
+    opened = [_OneShape(examples, max_bad_images) for examples in opened]
   if levels not in (17, 256):
     opened = [_FewerLevels(examples, levels) for examples in opened]
   return [_StandIns(examples, max_bad_images) for examples in opened] if max_bad_images else opened
+
+
+def open_all(source: str, size: int, data_dir: str = "") -> dict[str, Any]:
+  """The splits that a data set has itself, none standing for another, with the pixel values and shapes they have."""
+  there = _splits(source, size, data_dir)
+  return {split: _open_split(source, there, split) for split in there}
+
+
+def _splits(source: str, size: int, data_dir: str) -> arrays.Splits:
+  """For each split that a data set has a function that opens it."""
+  kind, _, path = source.partition(":")
+  kinds: dict[str, Callable[[str, int], arrays.Splits]] = {
+    "digits": arrays.digits,
+    "photos": arrays.photos,
+    "npz": arrays.npz,
+    "folder": layouts.files_by_split,
+    "archive": layouts.files_by_split,
+    "tfds": lambda name, size: open_records(name, absolute_data_dir(data_dir), size),
+  }
+  if kind not in kinds or (kind not in ("digits", "photos")) != bool(path):
+    raise ValueError(
+      f"data.source={source!r} is unknown; use digits, photos, npz:PATH, folder:PATH, archive:PATH or tfds:NAME"
+    )
+  return kinds[kind](path, size)
+
+
+def _open_split(source: str, there: arrays.Splits, split: str) -> Any:
+  found = next((one for one in STANDS_FOR[split] if one in there), None)
+  if found is None:
+    names = " or ".join(name for one in STANDS_FOR[split] for name in SPLIT_NAMES[one])
+    raise ValueError(
+      f"data.source={source!r} has no split {split!r}, which may be called {names}; it has {', '.join(there) or 'none'}"
+    )
+  examples = there[found]()
+  if not len(examples):
+    raise ValueError(f"data.source={source!r} has no image in its split {found!r}; add some or use another split")
+  return examples
 
 
 def open_source(source: str, size: int, levels: int, split: str, **options) -> Any:
@@ -110,35 +132,14 @@ def open_config(config, splits: Sequence[str]) -> Sequence[Any]:
 
 def absolute(source: str) -> str:
   """The source with its path made absolute, so that it means the same wherever a command is given."""
-  kind, colon, path = source.partition(":")
-  return f"{kind}:{pathlib.Path(path).absolute()}" if colon and kind != "tfds" else source
+  kind, _, path = source.partition(":")
+  return f"{kind}:{pathlib.Path(path).absolute()}" if path and kind != "tfds" else source
 
 
 def absolute_data_dir(data_dir: str) -> str:
   """Where prepared data sets lie: `data_dir`, or what TFDS itself uses if it is empty."""
   folder = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
   return str(pathlib.Path(folder).expanduser().absolute())
-
-
-class Images(Sequence):
-  """Image files, read when asked for. A file's class is the folder it lies in, if they all lie in one."""
-
-  def __init__(self, files: Files, size: int, classes: list[str]):
-    self.files, self.names, self.size, self.classes = files, files.names, size, classes
-    self._label = {name: np.int32(k) for k, name in enumerate(classes)}
-
-  def __len__(self):
-    return len(self.files)
-
-  def __getitem__(self, i) -> Example:
-    name = self.files.names[i]
-    try:
-      example = {"image": images.decode(self.files[i], self.size), "index": np.int32(i)}
-    except BadImage as error:
-      raise BadImage(
-        f"{name} (image {i}) in {self.files.path}: {error}; repair or remove it, or raise max_bad_images"
-      ) from error
-    return example | {"label": self._label[class_of(name)]} if self.classes else example
 
 
 class _FewerLevels(Sequence):
@@ -156,10 +157,11 @@ class _FewerLevels(Sequence):
 
 
 class _OneShape(Sequence):
-  """Examples as large as the first; another shape is a `BadImage`."""
+  """Examples as large as the first readable one; another shape is a `BadImage`."""
 
-  def __init__(self, examples):
-    self.examples, self.classes, self.shape = examples, examples.classes, examples[0]["image"].shape
+  def __init__(self, examples, max_bad_images: int):
+    self.examples, self.classes = examples, examples.classes
+    self.shape = readable(examples, 0, max_bad_images)[0]["image"].shape
 
   def __len__(self):
     return len(self.examples)
@@ -167,7 +169,8 @@ class _OneShape(Sequence):
   def __getitem__(self, i) -> Example:
     example = self.examples[i]
     if example["image"].shape != self.shape:
-      raise BadImage(f"image {i} is {example['image'].shape} and the first one {self.shape}; set data.size")
+      shape = example["image"].shape
+      raise BadImage(f"{self.examples.where(i)} is {shape} and the first image {self.shape}; set data.size")
     return example
 
 
@@ -183,56 +186,24 @@ class _StandIns(Sequence):
   def __getitem__(self, i) -> Example:
     if not 0 <= i < len(self):
       raise IndexError(i)
-    for ahead in range(self.max_bad_images + 1):
-      try:
-        example = self.examples[(i + ahead) % len(self)]
-      except BadImage as error:
-        last = error
-      else:
-        return example | {"index": np.int32(i), "bad": np.bool_(ahead > 0)}
-    raise BadImage(f"more than data.max_bad_images={self.max_bad_images} in a row; the last is {last}")
+    example, ahead = readable(self.examples, i, self.max_bad_images)
+    return example | {"index": np.int32(i), "bad": np.bool_(ahead > 0)}
 
 
-def _files(path, size, splits):
-  """Folders and archives."""
-  if "{split}" in path:
-    paths = {split: path_of_split(path, split)[0] for split in SPLITS}
-    parts = open_together({split: one for split, one in paths.items() if split in splits or pathlib.Path(one).exists()})
-  else:
-    parts = _split_by_name(open_files(path))
-  folders = {split: {class_of(name) for name in files.names} for split, files in parts.items()}
-  classes = sorted(set().union(*folders.values()) - {""})
-  return [
-    Images(parts[split], size, classes if "" not in folders[split] else []) if split in parts else []
-    for split in splits
-  ]
+def readable(examples, i: int, max_bad_images: int) -> tuple[Example, int]:
+  """Example i, or the next readable one, and how far ahead that lies.
 
-
-def _split_by_name(files: Files) -> dict[str, Files]:
-  """The splits of files that are together in one place."""
-  if not len(files):
-    raise ValueError(f"no image below {files.path}; files must end in one of {', '.join(images.SUFFIXES)}")
-  tops = {name.partition("/")[0] for name in files.names}
-  if "train" in tops:
-    parts = {}
-    for split, names in SPLIT_NAMES.items():
-      top = next((name for name in names if name in tops), split)
-      parts[split] = files.subset([i for i, name in enumerate(files.names) if name.startswith(f"{top}/")])
-      parts[split].names = [name.partition("/")[2] for name in parts[split].names]
-    return parts
-  return split_by_hash(files, HELD_OUT)
-
-
-def split_by_hash(files: Files, held_out: float) -> dict[str, Files]:
-  """Training and validation files: the share `held_out` with the lowest SHA-256 of the name, at least one of them."""
-  hashes = [hashlib.sha256(name.encode()).digest() for name in files.names]
-  limit = max(min(hashes), int(held_out * 2**64).to_bytes(8, "big"))
-  return {
-    "train": files.subset([i for i, rank in enumerate(hashes) if rank > limit]),
-    "validation": files.subset([i for i, rank in enumerate(hashes) if rank <= limit]),
-  }
-
-
-def class_of(name: str) -> str:
-  """The folder next below the split; "" if the file lies in none."""
-  return name.rpartition("/")[0].partition("/")[0]
+  Raises:
+    BadImage: none of it and the next `max_bad_images` can be read.
+  """
+  for ahead in range(max_bad_images):
+    try:
+      return examples[(i + ahead) % len(examples)], ahead
+    except BadImage:
+      pass
+  try:
+    return examples[(i + max_bad_images) % len(examples)], max_bad_images
+  except BadImage as error:
+    if not max_bad_images:
+      raise
+    raise BadImage(f"more than max_bad_images={max_bad_images} in a row; the last is {error}") from error

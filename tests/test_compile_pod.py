@@ -83,7 +83,7 @@ HloModule jit_step
   ROOT %less = pred[] compare(%i, %n)
 }
 ENTRY %main (x: f32[8,4]) -> f32[8,4] {
-  %w = (s32[], f32[8,4]) while(%init), condition=%region.2, body=%region.1, backend_config={"known_trip_count":{"n":"5"}}
+  %w = (s32[], f32[8,4]) while(%init), condition=%region.2, body=%region.1, x={"known_trip_count":{"n":"5"}}
   ROOT %r = f32[2,4]{1,0} reduce-scatter(%v), to_apply=%add
 }
 """

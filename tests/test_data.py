@@ -1,6 +1,7 @@
 """Batches are a pure function of (seed, step); every split is what it says."""
 
 import itertools
+import pathlib
 
 import numpy as np
 import pytest
@@ -139,7 +140,7 @@ def test_gray_images_of_a_folder_become_rgb_and_a_broken_one_is_named(tmp_path):
     ("digit", 0, 17, "train", "use digits, photos, npz:PATH, folder:PATH"),
     ("digits", 0, 256, "train", "levels=17"),
     ("digits", 16, 17, "train", "8x8"),
-    ("digits", 0, 17, "test", "no image in its split"),
+    ("digits", 0, 17, "test", "no split 'test', which may be called test; it has train, validation"),
     ("digits", 0, 17, "dev", "train, validation, test"),
     ("photos", 0, 256, "train", "between 1 and 160"),
     ("photos", 161, 256, "train", "between 1 and 160"),
@@ -163,13 +164,21 @@ def test_empty_folders_and_wrong_arrays_are_refused(tmp_path, npz):
   (tmp_path / "text.npz").write_text("text")
   np.save(tmp_path / "bare.npy", np.zeros(3))
   for name in ("empty.npz", "text.npz", "bare.npy"):
-    with pytest.raises(ValueError, match=f"{name}' is no readable .npz file"):
+    with pytest.raises(ValueError, match=f"{name} cannot be read"):
       sources.open_source(f"npz:{tmp_path / name}", 0, 256, "train")
   np.savez(tmp_path / "float.npz", train_images=np.zeros((2, 4, 4, 3)))
   with pytest.raises(ValueError, match="uint8"):
     sources.open_source(f"npz:{tmp_path / 'float.npz'}", 0, 256, "train")
-  with pytest.raises(ValueError, match="validation_images or .* test_images"):
+  with pytest.raises(ValueError, match="no split 'validation', which may be called .* or test; it has train"):
     sources.open_source(f"npz:{tmp_path / 'float.npz'}", 0, 256, "validation")
+
+
+def test_an_empty_path_is_refused_and_does_not_become_the_current_folder(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  assert sources.absolute("folder:images") == f"folder:{tmp_path / 'images'}"
+  for source in ("folder:", "archive:", "npz:", "tfds:"):
+    with pytest.raises(ValueError, match=f"{source}' is unknown; use .* folder:PATH"):
+      sources.open_source(sources.absolute(source), 8, 256, "train")
 
 
 def test_a_batch_larger_than_the_data_set_is_refused():
@@ -180,10 +189,12 @@ def test_a_batch_larger_than_the_data_set_is_refused():
 @pytest.mark.parametrize("processes", [1, 2, 3, 4])
 def test_the_parts_of_a_batch_make_the_same_batch_on_any_number_of_processes(processes):
   whole = data.train_batches(digits(), 24, seed=5, flip=True)
-  parts = [data.train_batches(digits(), 24, seed=5, flip=True, part=(i, processes)) for i in range(processes)]
+  rows = np.array_split(np.random.default_rng(0).permutation(24), processes)  # any rows, not only neighbours
+  parts = [data.train_batches(digits(), 24, seed=5, flip=True, rows=np.sort(part)) for part in rows]
+  order = np.argsort(np.concatenate([np.sort(part) for part in rows]))
   for k in (0, 1, 66, 67, 500):  # an epoch ends within batch 66
     for name, value in whole[k].items():
-      np.testing.assert_array_equal(np.concatenate([part[k][name] for part in parts]), value)
+      np.testing.assert_array_equal(np.concatenate([part[k][name] for part in parts])[order], value)
 
 
 @pytest.mark.parametrize("workers", [1, 3])
@@ -243,12 +254,27 @@ def test_an_unreadable_image_is_counted_and_the_next_one_stands_in(holes):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_more_unreadable_images_than_allowed_end_the_reading_by_name(holes, workers):
-  for cap, message in ((0, r"0[34]\.png"), (1, "2 unreadable images, more than data.max_bad_images=1|in a row")):
+  (pathlib.Path(holes.removeprefix("folder:")) / "train" / "07.png").write_text("no image")
+  for cap, message in (
+    (0, r"0[347]\.png"),
+    (1, "more than max_bad_images=1 in a row"),
+    (2, "3 unreadable images, more than data.max_bad_images=2"),
+  ):
     source = sources.open_source(holes, 4, 256, "train", max_bad_images=cap)
     reader = data.Reader(data.train_batches(source, 12, seed=0), workers=workers, max_bad_images=cap)
     with pytest.raises(BadImage, match=message):
       take(reader, 2)
     reader.close()
+
+
+def test_the_first_image_may_be_unreadable_too(tmp_path, holes):
+  (tmp_path / "train" / "00.png").write_text("no image")
+  for size in (0, 4):
+    source = sources.open_source(holes, size, 256, "train", max_bad_images=2)
+    assert source[0]["image"].shape == (4, 4, 3)
+    assert source[0]["bad"]
+  with pytest.raises(BadImage, match=r"00\.png"):
+    sources.open_source(holes, 0, 256, "train")
 
 
 def test_evaluation_leaves_unreadable_images_out(holes):

@@ -1,6 +1,7 @@
 """A folder, a zip and a tar of the same files are the same data set."""
 
 import io
+import os
 import pickle
 import tarfile
 import zipfile
@@ -85,8 +86,66 @@ def test_a_path_with_split_in_it_names_an_archive_a_split(tmp_path):
   train, validation = sources.open_splits(source, 4, 256, ["train", "validation"])
   assert [len(train), len(validation)] == [2, 1]
   assert int(validation[0]["label"]) == 1
-  with pytest.raises(ValueError, match=r"test\.zip does not exist"):
+  with pytest.raises(ValueError, match="no split 'test', which may be called test; it has train, validation"):
     sources.open_source(source, 4, 256, "test")
+
+
+def test_archives_a_split_may_have_a_folder_of_their_own(tmp_path):
+  write(tmp_path / "set_train.zip", {"set_train/cat/1.png": picture(1), "set_train/dog/2.png": picture(2)})
+  write(tmp_path / "set_val.zip", {"set_val/dog/3.png": picture(3)})
+  train, validation = sources.open_splits(f"archive:{tmp_path}/set_{{split}}.zip", 4, 256, ["train", "validation"])
+  assert list(train.classes) == list(validation.classes) == ["cat", "dog"]
+  assert int(validation[0]["label"]) == 1
+
+
+def test_splits_may_be_called_in_capitals(tmp_path):
+  write(tmp_path / "set", {"Train/1.png": picture(1), "Train/2.png": picture(2), "VAL/3.png": picture(3)})
+  train, validation = sources.open_splits(f"folder:{tmp_path / 'set'}", 4, 256, ["train", "validation"])
+  assert [example["image"][0, 0, 0] for example in train] == [1, 2]
+  assert [example["image"][0, 0, 0] for example in validation] == [3]
+
+
+@pytest.mark.parametrize("others", [["boat", "car"], ["val2017"]])
+@pytest.mark.parametrize("like_split", ["train", "train2017", "Test"])
+def test_a_folder_called_as_a_split_beside_others_is_refused(tmp_path, like_split, others):
+  names = [f"{folder}/{k}.png" for folder in (like_split, *others) for k in range(9)]
+  path = write(tmp_path / "set.zip", {name: picture(1) for name in names})
+  with pytest.raises(ValueError, match=f"set.zip has folders {like_split}.* beside .*{others[-1]}.*Rename or move"):
+    sources.open_source(f"archive:{path}", 4, 256, "train")
+
+
+def test_a_split_in_a_folder_that_is_no_class_has_no_labels(tmp_path):
+  """As Tiny ImageNet has it."""
+  names = [f"train/n{k}/images/{j}.JPEG" for k in range(2) for j in range(3)]
+  names += [f"{split}/images/{j}.JPEG" for split in ("val", "test") for j in range(2)]
+  path = write(tmp_path / "tiny", {name: picture(1) for name in names})
+  opened = sources.open_splits(f"folder:{path}", 4, 256, ["train", "validation", "test"])
+  assert [list(examples.classes) for examples in opened] == [["n0", "n1"], [], []]
+  assert [len(examples) for examples in opened] == [6, 2, 2]
+
+
+def test_links_to_folders_are_followed_and_never_in_circles(tmp_path):
+  path = write(tmp_path / "set", {"train/cat/1.png": picture(1)})
+  elsewhere = write(tmp_path / "elsewhere", {"dog/2.png": picture(2), "dog/3.png": picture(3)})
+  (path / "train/dog").symlink_to(elsewhere / "dog")
+  (path / "val").symlink_to(elsewhere)  # twice below the set is no circle
+  (path / "train/cat/above").symlink_to(path)
+  assert open_files(path).names == ["train/cat/1.png", *(f"{a}/dog/{b}.png" for a in ("train", "val") for b in (2, 3))]
+
+
+def test_a_tar_that_ends_in_a_zip_is_a_tar(tmp_path):
+  inner = write(tmp_path / "inner.zip", {"wrong.png": picture(9)}).read_bytes()
+  files = open_files(write(tmp_path / "set.tar", {"a.png": picture(1), "z.zip": inner}))
+  assert files.names == ["a.png"]
+  assert files[0] == picture(1)
+
+
+def test_names_that_are_no_utf8_are_names(tmp_path):
+  write(tmp_path / "set", {f"{k}.png": picture(k) for k in range(9)})
+  with open(os.fsencode(tmp_path / "set") + b"/\xff\xfe.png", "wb") as file:  # noqa: PTH123
+    file.write(picture(9))
+  opened = sources.open_splits(f"folder:{tmp_path / 'set'}", 4, 256, ["train", "validation"])
+  assert sorted(example["image"][0, 0, 0] for examples in opened for example in examples) == list(range(10))
 
 
 def test_names_that_climb_and_links_are_only_names(tmp_path):
@@ -134,6 +193,13 @@ def test_broken_members_are_bad_images(tmp_path, monkeypatch):
   with pytest.raises(BadImage):
     files[0]
   assert files[1] == picture(2)
+  data = write(tmp_path / "locked.zip", {"a.png": picture(1)}).read_bytes()
+  for header, flags in ((b"PK\3\4", 6), (b"PK\1\2", 8)):
+    at = data.index(header) + flags
+    data = data[:at] + bytes([data[at] | 1]) + data[at + 1 :]  # as of an encrypted member
+  (tmp_path / "locked.zip").write_bytes(data)
+  with pytest.raises(BadImage, match="encrypted"):
+    open_files(tmp_path / "locked.zip")[0]
   monkeypatch.setattr("jet_jax.files.MAX_BYTES", 10)
   for kind in ("folder", "x.zip", "x.tar"):
     with pytest.raises(BadImage, match="more than 10"):
@@ -152,6 +218,6 @@ def test_files_of_several_shapes_need_a_size(tmp_path):
   Image.new("RGB", (5, 7)).save(path / "b.png")
   source = sources.open_source(f"folder:{tmp_path}", 0, 256, "train")
   assert source[0]["image"].shape == (4, 4, 3)
-  with pytest.raises(BadImage, match=r"\(7, 5, 3\).*\(4, 4, 3\); set data.size"):
+  with pytest.raises(BadImage, match=rf"b\.png \(image 1\) in {tmp_path} is \(7, 5, 3\).*\(4, 4, 3\); set data.size"):
     source[1]
   assert np.stack([example["image"] for example in sources.open_source(f"folder:{tmp_path}", 4, 256, "train")]).any()

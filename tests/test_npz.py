@@ -7,7 +7,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from tools.npz import Npz
+from jet_jax.npz import Npz
 
 
 def header_of(shape, dtype="<f4"):

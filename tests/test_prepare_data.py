@@ -3,8 +3,10 @@
 import hashlib
 import io
 import json
+import os
 import pathlib
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,10 +19,11 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 from tensorboardX.record_writer import RecordWriter
+from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
 from jet_jax import data, records, sources
 from jet_jax.images import BadImage
-from tools import prepare_data
+from tools import prepare_data, releases, shards, unfinished
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (60, 8, 8, 3), np.uint8)
 
@@ -97,33 +100,221 @@ def test_the_manifest_tells_what_went_in(prepared, archive):
   assert manifest["splits"] == {"train": 50, "validation": 10}
   assert manifest["left_out"] == []
   assert "averaging over area" in manifest["rule"]
-  assert set(manifest["versions"]) == set(prepare_data.LIBRARIES)
+  assert set(manifest["versions"]) == set(unfinished.LIBRARIES)
 
 
-def test_a_killed_preparation_goes_on_where_it_was(archive, prepared, tmp_path):
-  common = ["--dataset=images", "--name=png", f"--source=archive:{archive}", "--size=8", f"--data_dir={tmp_path}"]
-  command = [sys.executable, "-m", "tools.prepare_data", *common, "--workers=1", "--shard_examples=9"]
-  process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-  unfinished = tmp_path / "png/8x8/1.0.0.png.unfinished"
+def children(process) -> list[int]:
+  """Process numbers of the workers of a running preparation."""
+  found = pathlib.Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+  return [int(one) for one in found if b"spawn_main" in pathlib.Path(f"/proc/{one}/cmdline").read_bytes()]
+
+
+@pytest.fixture
+def half_way(archive, tmp_path):
+  """A running preparation of which some shards are written and most are not, its arguments, and its folder."""
+  common = ["--dataset=images", "--name=png", f"--source=archive:{archive}", "--size=1024", f"--data_dir={tmp_path}"]
+  common += ["--workers=2", "--shard_examples=1"]  # each takes some hundredths of a second
+  command = [sys.executable, "-m", "tools.prepare_data", *common]
+  process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+  folder = tmp_path / "png/1024x1024/1.0.0.png.unfinished"
   until = time.monotonic() + 120
-  while len(list((unfinished / "done").glob("png-*.json"))) < 3:
+  while len(list((folder / "work/results").glob("png-*.json"))) < 3:
     assert process.poll() is None and time.monotonic() < until
     time.sleep(0.002)
+  yield process, common, folder
+  process.kill()
+  process.communicate()
+
+
+def test_a_killed_preparation_goes_on_where_it_was(half_way, archive, tmp_path):
+  process, common, folder = half_way
   process.send_signal(signal.SIGKILL)
   process.wait()
-  if not unfinished.exists():
-    pytest.skip("it finished before the kill")
-  written = {path: path.stat().st_mtime_ns for path in unfinished.glob("*.array_record-?????-of-?????")}
+  written = {path: path.stat().st_mtime_ns for path in folder.glob("*.array_record-?????-of-?????")}
+  assert 3 <= len(written) < 50
+  (folder / "work/png-train.array_record-00049-of-00050.1.part").touch()
   with pytest.raises(ValueError, match="not prepared"):  # half a data set is none
-    records.find("png/8x8", str(tmp_path))
-  assert run(*common, "--workers=2", "--shard_examples=9", "--check")["checked"] == 60
-  finished = tmp_path / "png/8x8/1.0.0"
+    records.find("png/1024x1024", str(tmp_path))
+  assert run(*common, "--check")["checked"] == 60
+  finished = tmp_path / "png/1024x1024/1.0.0"
   kept = sum((finished / path.name).stat().st_mtime_ns == time_ns for path, time_ns in written.items())
   assert kept >= 3
-  names = sorted(path.name for path in (prepared / "png/8x8/1.0.0").iterdir())
-  assert sorted(path.name for path in finished.iterdir()) == names
-  ours, theirs = (records.Records(folder / "png/8x8/1.0.0", "train", 0) for folder in (tmp_path, prepared))
+  names = {path.name for path in finished.iterdir()}
+  others = {name for name in names if "array_record" not in name}
+  assert others == {"manifest.json", "dataset_info.json", "features.json", "label.labels.txt"}
+  assert len(names - others) == 60
+  ours = records.Records(finished, "train", 0)
+  theirs = sources.open_source(f"archive:{archive}", 1024, 256, "train")
   assert all(np.array_equal(one["image"], other["image"]) for one, other in zip(ours, theirs, strict=True))
+
+
+def test_a_killed_worker_ends_the_preparation_with_advice(half_way):
+  process, common, folder = half_way
+  os.kill(children(process)[0], signal.SIGKILL)
+  _, stderr = process.communicate(timeout=60)
+  assert process.returncode == 1
+  assert "error: a worker process was killed, perhaps for lack of memory; give the same command again" in stderr
+  assert "Traceback" not in stderr
+  assert folder.exists()
+  assert run(*common)["splits"] == {"train": 50, "validation": 10}
+
+
+def test_two_preparations_of_one_data_set_do_not_run_together(half_way):
+  _, common, _ = half_way
+  with pytest.raises(SystemExit, match=r"another command is writing .*unfinished; wait"):
+    prepare_data.main(common)
+
+
+def test_a_full_disk_is_told_with_what_is_left(tmp_path, monkeypatch):
+  class Full:
+    def __init__(self, path, options):
+      pass
+
+    def write(self, record):
+      raise RuntimeError("write() failed: No space left on device")
+
+  (tmp_path / "work").mkdir()
+  monkeypatch.setattr(shards, "ArrayRecordWriter", Full)
+  with pytest.raises(OSError, match=r"x cannot be written \(.*No space left.*has [\d,]+ bytes left: make room"):
+    shards.write_shard(tmp_path / "x", [b"record"])
+
+
+def test_what_is_half_written_lies_apart(tmp_path):
+  def two_records_of_three():
+    yield from (b"one", b"two")
+    raise BadImage("broken")
+
+  (tmp_path / "work").mkdir()
+  with pytest.raises(BadImage):
+    shards.write_shard(tmp_path / "x", two_records_of_three())
+  assert [path.name for path in tmp_path.iterdir()] == ["work"]
+  assert [path.suffix for path in (tmp_path / "work").iterdir()] == [".part"]
+
+
+def folder_of(path, splits: dict[str, int]):
+  """Writes a folder of gray PNG files, 0.png and so on, each with its number as its gray value."""
+  for split, count in splits.items():
+    (path / split).mkdir(parents=True, exist_ok=True)
+    for value in range(count):
+      Image.new("L", (4, 4), value).save(path / split / f"{value}.png")
+  return path
+
+
+def images_of(source, tmp_path, *more):
+  """The command line that prepares a source as the data set `few`."""
+  arguments = ["--dataset=images", "--name=few", f"--source={source}", f"--data_dir={tmp_path / 'data'}"]
+  return [*arguments, "--workers=1", *more]
+
+
+def test_validation_and_test_splits_of_one_size_are_both_kept(tmp_path):
+  path = folder_of(tmp_path / "images", {"train": 3, "val": 2, "test": 2})
+  prepare_data.main(images_of(f"folder:{path}", tmp_path))
+  manifest = json.loads((tmp_path / "data/few/4x4/1.0.0/manifest.json").read_text())
+  assert manifest["splits"] == {"train": 3, "validation": 2, "test": 2}
+  assert releases.images(f"folder:{folder_of(tmp_path / 'other', {'train': 3, 'test': 2})}", "x", 0).splits.keys() == {
+    "train",
+    "test",
+  }
+
+
+def test_a_broken_split_is_not_taken_for_a_missing_one(tmp_path):
+  for name in ("train", "val"):
+    shutil.make_archive(str(tmp_path / name), "zip", folder_of(tmp_path / "images" / name, {"a": 3}))
+  (tmp_path / "val.zip").write_bytes((tmp_path / "val.zip").read_bytes()[:300])
+  with pytest.raises(SystemExit, match=r"val\.zip is no readable"):
+    prepare_data.main(images_of(f"archive:{tmp_path}/{{split}}.zip", tmp_path))
+  np.savez(tmp_path / "set.npz", train_images=PIXELS, validation_images=np.zeros((3, 8, 8, 3)))
+  with pytest.raises(SystemExit, match=r"validation_images is float64"):
+    prepare_data.main(images_of(f"npz:{tmp_path / 'set.npz'}", tmp_path))
+
+
+def test_sources_that_changed_are_not_mixed(tmp_path, monkeypatch):
+  path = folder_of(tmp_path / "images", {"train": 4, "val": 2})
+  (path / "train/2.png").write_text("no image")
+  with pytest.raises(SystemExit, match=r"2\.png"):
+    prepare_data.main(images_of(f"folder:{path}", tmp_path))
+  Image.new("L", (4, 4), 99).save(path / "train/2.png")
+  with pytest.raises(SystemExit, match=r"begun with other arguments or sources \(it differs in files\); remove it"):
+    prepare_data.main(images_of(f"folder:{path}", tmp_path))
+  shutil.rmtree(tmp_path / "data")
+  prepare_data.main(images_of(f"folder:{path}", tmp_path))
+  monkeypatch.chdir(tmp_path)
+  prepare_data.main(images_of("folder:images", tmp_path))  # is the same, by a relative path
+  Image.new("L", (4, 4), 98).save(path / "train/2.png")
+  with pytest.raises(SystemExit, match=r"holds another data set \(it differs in files\)"):
+    prepare_data.main(images_of("folder:images", tmp_path))
+
+
+def test_an_archive_that_changed_is_another_source(archive, tmp_path):
+  path = tmp_path / "set.zip"
+  path.write_bytes(archive.read_bytes())
+  for _ in range(2):
+    prepare_data.main(images_of(f"archive:{path}", tmp_path))
+  os.utime(path, (1, 1))
+  with pytest.raises(SystemExit, match=r"holds another data set \(it differs in files\)"):
+    prepare_data.main(images_of(f"archive:{path}", tmp_path))
+
+
+def test_the_cap_covers_the_first_image_and_files_that_are_too_long(tmp_path):
+  path = folder_of(tmp_path / "images", {"train": 5, "val": 1})
+  (path / "train/0.png").write_text("no image")
+  with (path / "train/3.png").open("wb") as file:
+    file.truncate(2**28 + 1)
+  with pytest.raises(SystemExit, match=r"0\.png"):
+    prepare_data.main(images_of(f"folder:{path}", tmp_path, "--max_bad_images=0"))
+  prepare_data.main(images_of(f"folder:{path}", tmp_path, "--max_bad_images=2"))
+  opened = sources.open_source("tfds:few/4x4", 4, 256, "train", data_dir=str(tmp_path / "data"))
+  assert [int(example["image"][0, 0, 0]) for example in opened] == [1, 2, 4]
+
+
+def test_a_split_without_a_readable_image_is_refused(tmp_path):
+  path = folder_of(tmp_path / "images", {"train": 3, "val": 1})
+  (path / "val/0.png").write_text("no image")
+  with pytest.raises(SystemExit, match="no image of the split 'validation' can be read"):
+    prepare_data.main(images_of(f"folder:{path}", tmp_path, "--max_bad_images=9"))
+  assert not (tmp_path / "data/few/4x4/1.0.0").exists()
+
+
+def test_names_that_are_no_utf8_are_kept(tmp_path):
+  path = folder_of(tmp_path / "images", {"train": 2, "val": 1})
+  with open(os.fsencode(path / "train") + b"/\xff.png", "wb") as file:  # noqa: PTH123
+    file.write((path / "train/0.png").read_bytes())
+  prepare_data.main(images_of(f"folder:{path}", tmp_path, "--check"))
+  builder = tfds.builder_from_directory(tmp_path / "data/few/4x4/1.0.0")
+  assert [example["name"] for example in builder.as_data_source("train")] == [b"0.png", b"1.png", b"\xff.png"]
+
+
+def test_a_worker_gets_the_examples_of_its_shard_alone(archive, tmp_path):
+  for source in (f"archive:{archive}", f"npz:{tmp_path / 'set.npz'}"):
+    np.savez(tmp_path / "set.npz", train_images=PIXELS, train_labels=np.arange(60))
+    release = releases.images(source, "set", 0)
+    job = prepare_data.Job(tmp_path, release, (8, 8, 3), "png", shard_examples=7)
+    train = release.splits["train"]
+    for _, split, k, _, examples, part in job.tasks().values():
+      if split == "train":
+        sent = pickle.loads(pickle.dumps(examples))
+        assert part.start == 7 * k
+        for i in part:
+          assert {n: v.tolist() for n, v in sent[i].items()} == {n: v.tolist() for n, v in train[i].items()}
+        with pytest.raises(IndexError):
+          sent[part.stop]
+    assert len(pickle.dumps(job.form)) < 1000
+
+
+@pytest.mark.parametrize(
+  ("argument", "message"),
+  [("--size=-4", "at least 0"), ("--size=4097", "at most 4096"), ("--max_bad_images=-4", "at least 0")],
+)
+def test_numbers_without_sense_are_refused(tmp_path, capsys, argument, message):
+  with pytest.raises(SystemExit):
+    prepare_data.main(images_of("photos", tmp_path, argument))
+  assert f"{argument} must be {message}" in capsys.readouterr().err
+
+
+def test_a_data_set_can_be_checked_without_its_source(prepared, tmp_path):
+  assert run("--dataset=check", f"--source={prepared / 'png/8x8/1.0.0'}", "--workers=1")["checked"] == 60
+  with pytest.raises(SystemExit, match=r"has no dataset_info\.json; give the folder of one version"):
+    prepare_data.main(["--dataset=check", f"--source={prepared}"])
 
 
 def test_another_plan_is_not_mixed_with_what_is_there(prepared, archive):
@@ -166,9 +357,23 @@ def test_broken_shards_are_named(prepared, tmp_path):
     opened[20]
   with pytest.raises(BadImage, match=cut.name):
     prepare_data.check(folder, 1)
+  flipped = folder / "raw-train.array_record-00003-of-00006"
+  content = bytearray(flipped.read_bytes())
+  content[content.index(opened[30]["image"].tobytes()[:8])] ^= 1
+  flipped.write_bytes(content)
+  records._data_source.cache_clear()
+  with pytest.raises(BadImage, match=f"in {flipped.name}"):
+    [opened[i] for i in range(27, 36)]
   cut.unlink()
   with pytest.raises(ValueError, match=f"{cut.name} is missing"):
     sources.open_source("tfds:raw/8x8", 8, 256, "train", data_dir=str(tmp_path))
+
+
+def test_the_newest_version_counts_and_any_can_be_named(prepared, tmp_path):
+  for version in ("1.0.0", "9.0.0", "10.0.0"):
+    shutil.copytree(prepared / "png/8x8/1.0.0", tmp_path / "png/8x8" / version)
+  assert records.find("png/8x8", str(tmp_path)).name == "10.0.0"
+  assert records.find("png/8x8:9.0.0", str(tmp_path)).name == "9.0.0"
 
 
 def test_data_sets_that_are_not_there_are_refused_with_what_there_is(prepared):
@@ -256,9 +461,12 @@ def test_the_new_downsampled_imagenet_has_another_name(tmp_path):
   with zipfile.ZipFile(tmp_path / "Imagenet32_train_npz.zip", "w") as archive:
     for name in list(members)[:10]:
       archive.writestr(f"Imagenet32_train_npz/{name}", members[name])
-  with pytest.raises(SystemExit, match=r"val_data\.npz is neither in .*image-net\.org"):
+  with pytest.raises(SystemExit, match=r"val_data\.npz of 32x32 is neither in .*image-net\.org"):
     prepare_data.main(arguments)
-  (tmp_path / "val_data.npz").write_bytes(members["val_data.npz"])  # unpacked works too
+  (tmp_path / "32").mkdir()
+  (tmp_path / "32/val_data.npz").write_bytes(members["val_data.npz"])  # unpacked works too
+  for name in members:  # and beside the other size
+    np.savez(tmp_path / name, data=np.zeros((1, 3 * 64 * 64), np.uint8), labels=[1])
   prepare_data.main([*arguments, "--workers=1", "--shard_examples=7"])
   opened = sources.open_source("tfds:imagenet_resized/32x32", 32, 256, "train", data_dir=str(tmp_path))
   for k, example in enumerate(opened):
@@ -310,6 +518,63 @@ def test_a_pickle_that_wants_to_run_something_is_refused(tmp_path):
   with pytest.raises(SystemExit, match="the pickle asks for"):
     prepare_data.main(["--dataset=cifar10", f"--source={tmp_path}", f"--data_dir={tmp_path}"])
   assert not (tmp_path / "touched").exists()
+
+
+@pytest.mark.parametrize("content", ["html", "truncated", "garbage", "few bytes"])
+def test_a_broken_cifar10_release_is_refused_by_name(tmp_path, content):
+  path = tmp_path / "cifar-10-python.tar.gz"
+  pixels = np.random.default_rng(4).integers(0, 256, (6, 90, 3072), np.uint8)
+  cifar(tmp_path, "python", pixels, np.zeros((6, 90), int))
+  if content == "html":
+    path.write_text("<html>not found</html>" * 99)
+  elif content == "truncated":
+    path.write_bytes(path.read_bytes()[:100_000])
+  else:
+    data = {"garbage": b"no pickle", "few bytes": pickle.dumps({b"data": b"x", b"labels": []})}[content]
+    with tarfile.open(path, "w:gz") as archive:
+      member = tarfile.TarInfo("data_batch_1")
+      member.size = len(data)
+      archive.addfile(member, io.BytesIO(data))
+  with pytest.raises(SystemExit, match=r"error: .*cifar-10-python\.tar\.gz is broken .* get it again from"):
+    prepare_data.main(["--dataset=cifar10", f"--source={tmp_path}", f"--data_dir={tmp_path}"])
+
+
+@pytest.mark.parametrize("name", ["Imagenet32_train_npz.zip", "train_data_batch_1.npz"])
+def test_a_broken_imagenet_release_is_refused_by_name(tmp_path, name):
+  (tmp_path / name).write_bytes(b"PK")
+  with pytest.raises(SystemExit, match=f"error: .*{name} is broken .* get it again from"):
+    prepare_data.main(["--dataset=imagenet_resized", "--size=32", f"--source={tmp_path}", f"--data_dir={tmp_path}"])
+
+
+def write_records(folder, features, example):
+  """A data set of one record of any features."""
+  (folder / "work").mkdir(parents=True)
+  features = tfds.features.FeaturesDict(features)
+  record = ExampleSerializer(features.get_serialized_info()).serialize_example(example)
+  written = shards.write_shard(folder / "any-train.array_record-00000-of-00001", [record])
+  shards.write_metadata(folder, "any", "1.0.0", features, {"train": [written]})
+
+
+def test_data_sets_of_others_need_an_image_and_may_have_any_label(tmp_path):
+  pixels = tfds.features.Tensor(shape=(2, 2, 3), dtype=np.uint8, encoding="bytes")
+  for k, label in enumerate((np.int64, tfds.features.Text(), tfds.features.Sequence(np.int64))):
+    value = [3, np.bytes_(b"x"), [1, 2]][k]
+    write_records(tmp_path / f"{k}/any/1.0.0", {"image": pixels, "label": label}, {"image": bytes(12), "label": value})
+    opened = sources.open_source("tfds:any", 0, 256, "train", data_dir=str(tmp_path / str(k)))
+    assert opened[0].keys() == {"image", "index"}
+    assert opened.classes == []
+  write_records(tmp_path / "x/any/1.0.0", {"picture": pixels}, {"picture": bytes(12)})
+  with pytest.raises(ValueError, match=r"any/1\.0\.0 has no feature 'image', only picture"):
+    sources.open_source("tfds:any", 0, 256, "train", data_dir=str(tmp_path / "x"))
+
+
+def test_broken_metadata_is_refused_by_name(prepared, tmp_path):
+  for name in ("dataset_info.json", "features.json"):
+    folder = tmp_path / name
+    shutil.copytree(prepared / "png/8x8/1.0.0", folder / "png/8x8/1.0.0")
+    (folder / "png/8x8/1.0.0" / name).write_text('{"half')
+    with pytest.raises(ValueError, match=rf"the metadata in {folder}/png/8x8/1\.0\.0 cannot be read"):
+      sources.open_source("tfds:png/8x8", 8, 256, "train", data_dir=str(folder))
 
 
 def test_imagenet21k_is_resized_and_holds_out_by_name(tmp_path, monkeypatch):

@@ -9,7 +9,6 @@ import sys
 import time
 
 import chex
-import jax
 
 from jet_jax import programs, train
 from jet_jax.checkpoint import Checkpoints

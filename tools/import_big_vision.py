@@ -27,8 +27,8 @@ from jet_jax import config as config_lib
 from jet_jax import optim, sources, steps
 from jet_jax.checkpoint import Checkpoints
 from jet_jax.jet import Jet
+from jet_jax.npz import Npz
 from jet_jax.permutations import INVERTED, SPATIAL_PATTERNS, channel_rows, spatial_row
-from tools.npz import Npz
 
 ROOT = "params/"
 CHANNEL_MASKS = ROOT + "channel_coupling_masks-FREEZE_ME"  # (couplings, K, K) one-hot; zero where a split is spatial

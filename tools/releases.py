@@ -11,18 +11,19 @@ import pickle
 import re
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from jet_jax import arrays, sources
-from jet_jax.files import SPLIT_FOLDERS, open_files
-from jet_jax.images import BadImage
+from jet_jax import arrays, layouts, sources
+from jet_jax.files import open_files, paths_of_splits
 
 IMAGENET = "https://image-net.org/download-images (log in)"
 CIFAR = "https://www.cs.toronto.edu/~kriz/cifar.html"
 CIFAR_CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+BROKEN_ZIP = (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error)
 HELD_OUT_21K = 0.004  # about 51,000 of 13 million images
 
 
@@ -52,10 +53,10 @@ def downsampled_imagenet(path: pathlib.Path, size: int) -> Release:
 
   This is what bits/dim on "ImageNet 32" and "ImageNet 64" meant until about 2021, and the release of the Jet paper.
   """
-  _check_size(size, "downsampled_imagenet")
+  _check_side(size, "downsampled_imagenet")
   files = [_find(path, f"{split}_{size}x{size}.tar", IMAGENET, "downsampled ImageNet") for split in ("train", "valid")]
   splits = {
-    split: sources.Images(open_files(file), 0, []) for split, file in zip(("train", "validation"), files, strict=True)
+    split: layouts.Images(open_files(file), 0, []) for split, file in zip(("train", "validation"), files, strict=True)
   }
   return Release(f"downsampled_imagenet/{size}x{size}", splits, files, UNCHANGED)
 
@@ -65,10 +66,9 @@ def imagenet_resized(path: pathlib.Path, size: int) -> Release:
 
   Smoother images than those of `downsampled_imagenet`, and about 0.25 bits/dim less: figures do not compare.
   """
-  _check_size(size, "imagenet_resized")
+  _check_side(size, "imagenet_resized")
   found = {
-    name: _find_npz(path, name, f"Imagenet{size}_*_npz.zip")
-    for name in [f"train_data_batch_{k}.npz" for k in range(1, 11)] + ["val_data.npz"]
+    name: _find_npz(path, name, size) for name in [f"train_data_batch_{k}.npz" for k in range(1, 11)] + ["val_data.npz"]
   }
   classes = [str(k) for k in range(1000)]
   train = _NpzBatches([found[name] for name in found if name.startswith("train")], size, classes)
@@ -85,9 +85,12 @@ def cifar10(path: pathlib.Path, size: int) -> Release:
   file = next((file for name in names if (file := _in(path, name)).is_file()), None)
   if file is None:
     raise ValueError(f"neither {names[0]} nor {names[1]} is in {path}; get one from {CIFAR}")
-  with tarfile.open(file) as archive:
-    read = _cifar_pickle if archive_has(archive, "data_batch_1") else _cifar_binary
-    batches = [read(archive, f"data_batch_{k}") for k in range(1, 6)] + [read(archive, "test_batch")]
+  try:
+    with tarfile.open(file, "r:gz") as archive:
+      read = _cifar_pickle if archive_has(archive, "data_batch_1") else _cifar_binary
+      batches = [read(archive, f"data_batch_{k}") for k in range(1, 6)] + [read(archive, "test_batch")]
+  except Exception as error:  # a broken pickle raises whatever; to us each means a broken file
+    raise ValueError(f"{file} is broken ({type(error).__name__}: {error}); get it again from {CIFAR}") from error
   pixels = [batch[0].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1) for batch in batches]
   labels = [batch[1] for batch in batches]
   train = arrays.Arrays(np.concatenate(pixels[:5]), np.concatenate(labels[:5]))
@@ -108,28 +111,23 @@ def imagenet21k(path: pathlib.Path, size: int) -> Release:
       "uncompress it once"
     )
   files = open_files(file)
-  parts = sources.split_by_hash(files, HELD_OUT_21K)
-  classes = sorted({sources.class_of(name) for name in files.names})
-  splits = {split: sources.Images(part, size, classes) for split, part in parts.items()}
+  parts = layouts.split_by_hash(files, HELD_OUT_21K)
+  classes = sorted({layouts.class_of(name) for name in files.names})
+  splits = {split: layouts.Images(part, size, classes) for split, part in parts.items()}
   return Release(f"imagenet21k/{size}x{size}", splits, [file], RESIZED)
 
 
 def images(source: str, name: str, size: int) -> Release:
   """Any source of sources.py but `tfds:`: a folder, an archive, an npz file, the embedded sets."""
-  kind, _, path = source.partition(":")
-  if kind == "tfds":
+  if source.startswith("tfds:"):
     raise ValueError(f"--source={source} is prepared already; --dataset=tfds changes its file format")
-  splits = {}
-  for split in sources.SPLITS:
-    try:
-      splits[split] = sources.open_source(source, size, 17 if kind == "digits" else 256, split)
-    except ValueError as error:
-      if split == "train" or isinstance(error, BadImage):
-        raise
-  if "test" in splits and len(splits["test"]) == len(splits.get("validation", [])):
-    del splits["validation"]  # it is the test split under another name
-  files = sorted({pathlib.Path(path.replace("{split}", name)) for name in SPLIT_FOLDERS}) if path else []
-  return Release(name, splits, [file for file in files if file.exists()], RESIZED if size else UNCHANGED)
+  source = sources.absolute(source)
+  splits = sources.open_all(source, size)
+  if "train" not in splits:
+    raise ValueError(f"--source={source} has no split 'train', only {', '.join(splits) or 'none'}; add one")
+  path = source.partition(":")[2]
+  files = sorted({pathlib.Path(one) for one in paths_of_splits(path).values()}) if path else []
+  return Release(name, splits, files, RESIZED if size else UNCHANGED)
 
 
 def archive_has(archive: tarfile.TarFile, name: str) -> bool:
@@ -158,12 +156,15 @@ class _NpzBatches(Sequence):
 @functools.lru_cache(maxsize=1)
 def _npz_batch(file: pathlib.Path, name: str, size: int) -> tuple[np.ndarray, np.ndarray]:
   """Pixels uint8 (N, 3 * size * size) and labels 1..1000 (N,) of a batch; `name` is "" or a member of a zip `file`."""
-  data = file
-  if name:
-    with zipfile.ZipFile(file) as archive:
-      data = io.BytesIO(archive.read(name))
-  with np.load(data, allow_pickle=False) as batch:
-    pixels, labels = batch["data"], np.asarray(batch["labels"])
+  try:
+    data = file
+    if name:
+      with zipfile.ZipFile(file) as archive:
+        data = io.BytesIO(archive.read(name))
+    with np.load(data, allow_pickle=False) as batch:
+      pixels, labels = batch["data"], np.asarray(batch["labels"])
+  except (*BROKEN_ZIP, KeyError) as error:
+    raise ValueError(f"{file} {name} is broken ({error}); get it again from {IMAGENET}") from error
   if pixels.dtype != np.uint8 or pixels.shape != (len(labels), 3 * size * size):
     raise ValueError(
       f"{file} {name}: data is {pixels.dtype} {pixels.shape}; uint8 ({len(labels)}, {3 * size * size}) is expected"
@@ -173,17 +174,33 @@ def _npz_batch(file: pathlib.Path, name: str, size: int) -> tuple[np.ndarray, np
   return pixels, labels
 
 
-def _find_npz(path: pathlib.Path, name: str, archives: str) -> tuple[pathlib.Path, str]:
-  """Where an npz file lies: below `path`, or in one of the zip archives there."""
+def _find_npz(path: pathlib.Path, name: str, size: int) -> tuple[pathlib.Path, str]:
+  """Where the npz file of this size lies: below `path`, or in one of the zip archives there."""
   folder = path if path.is_dir() else path.parent
-  for file in sorted(folder.rglob(name)):
-    return file, ""
-  for file in sorted(folder.glob(archives)):
-    with zipfile.ZipFile(file) as archive:
-      for member in archive.namelist():
-        if pathlib.PurePosixPath(member).name == name:
-          return file, member
-  raise ValueError(f"{name} is neither in {folder} nor in {archives} there; get the npz release from {IMAGENET}")
+  archives = f"Imagenet{size}_*_npz.zip"
+  try:
+    for file in sorted(folder.rglob(name)):
+      if _side(file) == size:  # both sizes have the same names
+        return file, ""
+    for file in sorted(folder.rglob(archives)):
+      with zipfile.ZipFile(file) as archive:
+        for member in archive.namelist():
+          if pathlib.PurePosixPath(member).name == name:
+            return file, member
+  except BROKEN_ZIP as error:
+    raise ValueError(f"{file} is broken ({error}); get it again from {IMAGENET}") from error
+  raise ValueError(
+    f"{name} of {size}x{size} is neither in {folder} nor in {archives} there; get the npz release from {IMAGENET}"
+  )
+
+
+def _side(file: pathlib.Path) -> float:
+  """Side of the square images in an npz file, from its header."""
+  with zipfile.ZipFile(file) as archive, archive.open("data.npy") as data:
+    version = np.lib.format.read_magic(data)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, _ = read(data)
+  return (shape[-1] / 3) ** 0.5
 
 
 def _find(path: pathlib.Path, name: str, page: str, title: str) -> pathlib.Path:
@@ -198,7 +215,7 @@ def _in(path: pathlib.Path, name: str) -> pathlib.Path:
   return (path if path.is_dir() else path.parent) / name
 
 
-def _check_size(size: int, dataset: str) -> None:
+def _check_side(size: int, dataset: str) -> None:
   if size not in (32, 64):
     raise ValueError(f"--size={size}, but {dataset} is released at 32 and 64 pixels; give one of these")
 

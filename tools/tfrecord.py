@@ -8,11 +8,10 @@ import pathlib
 import struct
 from collections.abc import Iterator
 
-from array_record.python.array_record_module import ArrayRecordWriter
 from tensorboardX.record_writer import masked_crc32c
 
 from jet_jax import records
-from tools import workers
+from tools import shards, workers
 
 
 def read(path: pathlib.Path) -> Iterator[bytes]:
@@ -37,21 +36,19 @@ def read(path: pathlib.Path) -> Iterator[bytes]:
 
 def convert_shard(folder: pathlib.Path, path: str, name: str, expected: int) -> dict:
   """Writes the shard `name` in `folder` from a TFRecord file. Returns its "examples" and "bytes"."""
-  target = folder / name
-  temporary = target.with_name(name + ".part")
-  writer = ArrayRecordWriter(str(temporary), "group_size:1")
+  return shards.write_shard(folder / name, _as_many(path, expected)) | {"bad": []}
+
+
+def _as_many(path: str, expected: int) -> Iterator[bytes]:
   count = 0
   for record in read(pathlib.Path(path)):
-    writer.write(record)
+    yield record
     count += 1
-  writer.close()
   if count != expected:
     raise ValueError(f"{path} has {count} records, its data set's metadata says {expected}; prepare it again")
-  temporary.replace(target)
-  return {"examples": count, "bytes": target.stat().st_size, "bad": []}
 
 
-def shards(source: pathlib.Path) -> dict[str, list[tuple[str, str, int]]]:
+def find_shards(source: pathlib.Path) -> dict[str, list[tuple[str, str, int]]]:
   """Split -> (TFRecord file, name of the array_record file, number of records) of each shard of a TFDS data set.
 
   Raises:
@@ -73,9 +70,10 @@ def shards(source: pathlib.Path) -> dict[str, list[tuple[str, str, int]]]:
   return found
 
 
-def run(source: pathlib.Path, folder: pathlib.Path, processes: int, keep: pathlib.Path) -> dict[str, list[dict]]:
-  """Converts all shards into `folder`. Returns split -> what `convert_shard` returned for each."""
-  found = shards(source)
+def run(
+  found: dict[str, list[tuple[str, str, int]]], folder: pathlib.Path, processes: int, results_folder: pathlib.Path
+) -> dict[str, list[dict]]:
+  """Converts what `find_shards` found into `folder`. Returns split -> what `convert_shard` returned for each."""
   tasks = {name: (convert_shard, path, name, length) for parts in found.values() for path, name, length in parts}
-  results = workers.run(tasks, folder, processes, keep)
+  results = workers.run(tasks, folder, processes, results_folder)
   return {split: [results[name] for _, name, _ in parts] for split, parts in found.items()}
