@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from typing import Any
 
 import jax
 
@@ -52,7 +53,7 @@ def join() -> None:
   # JAX waits without letting any other thread of this process run, and would then abort it in its own words.
   watch = subprocess.Popen([sys.executable, "-c", KILL_PARENT_AFTER, str(timeout), missed])
   try:
-    explicit = (address, int(count), int(number)) if given else ()
+    explicit: Any = (address, int(count), int(number)) if given else ()
     jax.distributed.initialize(*explicit, initialization_timeout=timeout + 60)
   except (RuntimeError, ValueError) as error:
     raise ValueError(f"{who} cannot join the others{where} ({str(error).splitlines()[0]})") from error

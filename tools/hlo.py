@@ -8,6 +8,7 @@ BYTES = {
   "pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4,
   "s64": 8, "u64": 8, "f64": 8,
 }  # fmt: skip
+CHANNEL = re.compile(r"channel_id=(\d+)")
 COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*->.*\{$")
 INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?[\w.\-]+ = (.*)$")
 COLLECTIVE = re.compile(rf"^(.*?)\s({'|'.join(KINDS)})(-start)?\(")
@@ -16,6 +17,8 @@ CALLED = re.compile(
   r"(?:calls|to_apply|body|condition)=%?([\w.\-]+)|(?:branch_computations|called_computations)=\{([^}]*)\}"
 )
 TRIPS = re.compile(r'known_trip_count"?:\{"?n"?:"?(\d+)')
+CONDITION = re.compile(r"condition=%?([\w.\-]+)")
+LIMIT = re.compile(r"^s32\[\]\S* constant\((\d+)\)")
 
 
 def collectives(text: str) -> dict[str, dict[str, int]]:
@@ -24,8 +27,9 @@ def collectives(text: str) -> dict[str, dict[str, int]]:
   Args:
     text: `compiled.as_text()`. The bytes of a collective are those of its result on one device.
   """
-  found: dict[str, list[tuple[str, int]]] = defaultdict(list)  # computation -> its collectives
-  calls: dict[str, list[tuple[str, int]]] = defaultdict(list)  # computation -> those it calls, and how often
+  found: dict[str, list[tuple[str, str, int]]] = defaultdict(list)  # computation -> channel, kind, bytes in it
+  calls: dict[str, list[tuple[str, str]]] = defaultdict(list)  # computation -> those it calls, and by what
+  limits: dict[str, int] = {}  # computation -> the largest integer in it: of a loop's condition, how often it runs
   entry = name = ""
   for line in text.splitlines():
     if header := COMPUTATION.match(line):
@@ -33,25 +37,36 @@ def collectives(text: str) -> dict[str, dict[str, int]]:
       entry = name if header[1] else entry
     elif instruction := INSTRUCTION.match(line):
       body = instruction[1]
-      trips = int(match[1]) if (match := TRIPS.search(body)) else 1
-      calls[name] += [
-        (called.lstrip("%"), trips if " while(" in body else 1)
-        for one, several in CALLED.findall(body)
-        for called in (one or several).split(", ")
-      ]
+      called = [one for pair in CALLED.findall(body) for one in (pair[0] or pair[1]).split(", ")]
+      calls[name] += [(one.lstrip("%"), body) for one in called]
       if match := COLLECTIVE.match(body):
-        found[name].append((match[2], _result_bytes(match[1], is_start=bool(match[3]))))
+        channel = number[1] if (number := CHANNEL.search(body)) else line
+        found[name].append((channel, match[2], _result_bytes(match[1], is_start=bool(match[3]))))
+      if match := LIMIT.match(body):
+        limits[name] = max(limits.get(name, 0), int(match[1]))
 
-  counts, sizes = Counter(), Counter()
+  def repeats(instruction: str) -> int:
+    if " while(" not in instruction:
+      return 1
+    if match := TRIPS.search(instruction):
+      return int(match[1])
+    condition = CONDITION.search(instruction)  # compilers for TPUs leave the count there alone
+    return limits.get(condition[1], 1) if condition else 1
+
+  # A collective that runs beside other work stands in the text several times, with one channel.
+  times_by_channel: dict[tuple[str, str, int], int] = {}
 
   def visit(computation: str, times: int) -> None:
-    for kind, size in found[computation]:
-      counts[kind] += times
-      sizes[kind] += times * size
-    for called, repeats in calls[computation]:
-      visit(called, times * repeats)
+    for collective in found[computation]:
+      times_by_channel[collective] = max(times, times_by_channel.get(collective, 0))
+    for called, instruction in calls[computation]:
+      visit(called, times * repeats(instruction))
 
   visit(entry, 1)
+  counts, sizes = Counter(), Counter()
+  for (_, kind, size), times in times_by_channel.items():
+    counts[kind] += times
+    sizes[kind] += times * size
   return {kind: {"count": counts[kind], "bytes": sizes[kind]} for kind in KINDS if counts[kind]}
 
 
