@@ -9,6 +9,8 @@ import sys
 import time
 
 import chex
+import pytest
+from PIL import Image
 
 from jet_jax import programs, train
 from jet_jax.checkpoint import Checkpoints
@@ -91,3 +93,27 @@ def test_torn_and_later_metrics_are_dropped_on_resume(tmp_path):
     log.train(3, {"bits_per_dim": 3.5})
   steps = [json.loads(line)["step"] for line in path.read_text().splitlines()]
   assert steps == [1, 2, 3]
+
+
+@pytest.mark.parametrize("checkpoint_steps", [0, 1])
+def test_a_run_that_meets_a_broken_image_keeps_what_it_has_trained(tiny_config, tmp_path, checkpoint_steps):
+  for split, count in (("train", 40), ("val", 2)):
+    (tmp_path / split).mkdir()
+    for k in range(count):
+      Image.new("RGB", (8, 8), (k, k, k)).save(tmp_path / split / f"{k:02}.png")
+  config = tiny_config(
+    levels=256, total_steps=9, eval_steps=0, sample_steps=0, checkpoint_steps=checkpoint_steps, batch_size=8,
+    **{"data.source": f"folder:{tmp_path}", "data.size": 8},
+  )  # fmt: skip
+  run = train.prepare(config, tmp_path / "run")
+  last = run.batches[4]["index"][0]  # of the last batch of the first epoch
+  (tmp_path / "train" / f"{last:02}.png").write_bytes(b"")
+  with pytest.raises(ValueError, match=rf"{last:02}\.png"):
+    train.train(train.prepare(config, tmp_path / "run"))
+  with Checkpoints(tmp_path / "run") as checkpoints:
+    assert checkpoints.latest_step() == 2  # batches are placed two ahead
+  config.data.max_bad_images = 1
+  assert int(train.train(train.prepare(config, tmp_path / "run")).step) == 9
+  lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+  assert [line["step"] for line in lines] == list(range(1, 10))
+  assert lines[-1]["train/bad_images"] == 1
