@@ -22,8 +22,9 @@ from jet_jax import estimate, optim, programs, sharding, sources
 from jet_jax.jet import Jet
 from tools import hlo
 
-# Bytes of memory of a chip (https://cloud.google.com/tpu/docs/system-architecture-tpu-vm, read 2026).
-HBM = {"TPU v4": 32e9, "TPU v5 lite": 16e9, "TPU v5": 95e9, "TPU v5p": 95e9, "TPU v6 lite": 32e9, "TPU7x": 192e9}
+# GiB of memory of a chip (https://cloud.google.com/tpu/docs/system-architecture-tpu-vm, read 2026).
+HBM = {"TPU v4": 32, "TPU v5 lite": 16, "TPU v5": 95, "TPU v5p": 95, "TPU v6 lite": 32, "TPU7x": 192}
+USABLE = 0.95  # the rest is for the runtime, batches on their way, and what other programs leave behind
 PROGRAMS = ("train", "eval", "sample")
 
 
@@ -86,7 +87,7 @@ def compile_one(program: str, config, mesh) -> dict[str, Any]:
   needed = estimate.bytes_of_program(compiled)
   kinds = hlo.collectives(compiled.as_text())
   return {
-    "fits": needed <= HBM[kind] if kind in HBM else None,
+    "fits": needed <= USABLE * HBM[kind] * 2**30 if kind in HBM else None,
     "hbm_bytes_per_chip": needed,
     "argument_bytes": memory.argument_size_in_bytes,
     "temporary_bytes": memory.temp_size_in_bytes,
