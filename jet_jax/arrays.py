@@ -57,6 +57,7 @@ class _Crops(Sequence):
 
 
 def digits(path, size) -> Splits:
+  """scikit-learn's handwritten digits, 8x8x1 in {0 .. 16}, with labels; every ninth is held out."""
   from sklearn.datasets import load_digits  # noqa: PLC0415  slow to import, and needed here alone
 
   if size not in (0, 8):
@@ -76,6 +77,7 @@ def _two_photos() -> list[np.ndarray]:
 
 
 def photos(path, size) -> Splits:
+  """Square crops of scikit-learn's two photographs; the right-hand quarter of each is for validation."""
   height, width = _two_photos()[0].shape[:2]
   border = width * 3 // 4
   limit = min(height, width - border)
@@ -89,6 +91,7 @@ def photos(path, size) -> Splits:
 
 
 def npz(path, size) -> Splits:
+  """Arrays of an npz file, or of one a split if `path` has `{split}` in it."""
   found = {}
   paths = paths_of_splits(path) or {"train": path}  # to say of it that it is not there
   for split, one_path in paths.items():
