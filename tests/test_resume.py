@@ -12,7 +12,7 @@ import chex
 import pytest
 from PIL import Image
 
-from jet_jax import programs, train
+from jet_jax import evaluate, programs, train
 from jet_jax.checkpoint import Checkpoints
 
 TOTAL = 160
@@ -117,3 +117,19 @@ def test_a_run_that_meets_a_broken_image_keeps_what_it_has_trained(tiny_config, 
   lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
   assert [line["step"] for line in lines] == list(range(1, 10))
   assert lines[-1]["train/bad_images"] == 1
+
+
+def test_a_data_set_that_has_grown_is_refused_and_a_moved_one_can_be_evaluated(tiny_config, tmp_path, capsys):
+  for split, count in (("train", 16), ("val", 3)):
+    (tmp_path / "images" / split).mkdir(parents=True)
+    for k in range(count):
+      Image.new("RGB", (8, 8), (k, k, k)).save(tmp_path / "images" / split / f"{k}.png")
+  settings = {"data.source": f"folder:{tmp_path / 'images'}", "data.size": 8}
+  config = tiny_config(levels=256, total_steps=1, eval_steps=0, sample_steps=0, batch_size=8, **settings)
+  train.train(train.prepare(config, tmp_path / "run"))
+  Image.new("RGB", (8, 8)).save(tmp_path / "images" / "train" / "more.png")
+  with pytest.raises(ValueError, match=r"data\.num_examples=16, and this one has data\.num_examples=17"):
+    train.prepare(config, tmp_path / "run")
+  (tmp_path / "images").rename(tmp_path / "moved")
+  evaluate.main([f"--workdir={tmp_path / 'run'}", f"--source=folder:{tmp_path / 'moved'}"])
+  assert json.loads(capsys.readouterr().out.splitlines()[-1])["num_images"] == 3
