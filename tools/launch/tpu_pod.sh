@@ -23,7 +23,8 @@ for ((attempt = 1; attempt <= attempts; attempt++)); do
   case $(state) in
     READY) ;;
     MISSING)
-      gcloud compute tpus tpu-vm create "$TPU" --zone="$ZONE" --accelerator-type="$TYPE" --version="$version" ${SPOT:+--spot}
+      gcloud compute tpus tpu-vm create "$TPU" --zone="$ZONE" --accelerator-type="$TYPE" --version="$version" ${SPOT:+--spot} \
+        || { echo "no slice yet; trying again" >&2; sleep 60; continue; }
       ;;
     *)
       gcloud compute tpus tpu-vm delete "$TPU" --zone="$ZONE" --quiet || true
