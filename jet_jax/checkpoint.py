@@ -6,6 +6,7 @@ DIR/checkpoints/STEP/training what training needs besides. A step counts from th
 
 import pathlib
 import shutil
+from typing import NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
@@ -32,9 +33,9 @@ class Checkpoints:
   def __init__(self, workdir: str | pathlib.Path, keep: int | None = None):
     self.directory = pathlib.Path(workdir).absolute() / "checkpoints"
     if keep is not None:
-      if cluster.is_writer():
-        self._remove_unfinished()
-      cluster.wait("unfinished checkpoints are removed")
+      with cluster.agreed():
+        if cluster.is_writer():
+          self._remove_unfinished()
     self._manager = ocp.CheckpointManager(
       self.directory,
       options=ocp.CheckpointManagerOptions(
@@ -115,22 +116,30 @@ def claim_workdir(workdir: str | pathlib.Path, config: config_lib.Config) -> pat
   return workdir
 
 
-def load_run(workdir: str | pathlib.Path, mesh, step: int | None = None):
+class Trained(NamedTuple):
+  """A trained run: `variables` are `params` (or their average) and `permutations`, from checkpoint `step`."""
+
+  config: config_lib.Config
+  model: Jet
+  variables: dict
+  step: int
+  mesh: jax.sharding.Mesh
+
+
+def load_run(workdir: str | pathlib.Path, step: int | None = None, mesh=None) -> Trained:
   """All that evaluation and sampling need of a trained run.
 
   Args:
     workdir: of the run.
-    mesh: devices, every one of which receives a copy.
     step: which checkpoint; None is the newest.
-
-  Returns:
-    `(config, model, variables, step)`.
+    mesh: devices; by default the run's own mesh, as far as there are devices for it.
 
   Raises:
     ValueError: no such work directory or step.
   """
   config = config_lib.load(workdir)
   model = Jet(**config.model)
+  mesh = sharding.nearest_mesh(config.mesh) if mesh is None else mesh
   if not (pathlib.Path(workdir) / "checkpoints").is_dir():
     raise ValueError(f"no checkpoint in {workdir}; train until the first one is saved")
   with Checkpoints(workdir) as checkpoints:
@@ -139,4 +148,5 @@ def load_run(workdir: str | pathlib.Path, mesh, step: int | None = None):
     # Shapes do not depend on the kinds. The splits themselves are saved, and need not be such as could be drawn.
     like = jax.eval_shape(model.clone(kinds=("channels",)).init, jax.random.key(0), images)
     like["ema"] = like["params"] if config.ema_decay else None
-    return config, model, checkpoints.restore_variables(step, sharding.place_like(like, mesh)), step
+    variables = checkpoints.restore_variables(step, sharding.place_like(like, mesh))
+  return Trained(config, model, variables, step, mesh)

@@ -1,21 +1,27 @@
-"""Several processes as one run: joining them, and letting one of them write.
+"""Several processes as one run: joining them, letting one of them write, and ending all when one fails.
 
-A process belongs to a cluster if it runs under SLURM or Open MPI with more than one task, on a TPU, or if it is told so
-by the variables JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID. Otherwise it is alone.
+A process belongs to a cluster if it runs under SLURM or Open MPI with more than one task, on a TPU of several hosts, or
+if it is told so by the variables JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID. Otherwise it is alone.
 """
 
+import contextlib
 import importlib.util
+import itertools
 import os
 import pathlib
 import subprocess
 import sys
 import threading
 import time
-from typing import Any
+import traceback
+from typing import Any, NoReturn
 
 import jax
+from jax._src import distributed  # its client has no public name; orbax uses it so too
 
-TIMEOUT = 300  # seconds that processes wait for each other
+TIMEOUT = 300  # seconds that processes wait for each other to come up
+SILENCE = 30  # seconds without a sign of life after which a process counts as dead, and the others end
+PATIENCE = 3600  # seconds that a living process may take longer than another, to read a folder for example
 KILL_PARENT_AFTER = """
 import os, signal, sys, time
 parent = os.getppid()
@@ -40,8 +46,10 @@ def join() -> None:
   if given and len(given) < len(EXPLICIT):
     missing = ", ".join(name for name in EXPLICIT if name not in given)
     raise ValueError(f"{' and '.join(given)} set, but not {missing}; set all three, or none to run alone")
-  if not (given or _is_task_of_many() or _is_on_tpu()):
+  is_told = bool(given) or _is_task_of_many()
+  if not (is_told or _may_be_on_tpu()):
     return
+  jax.config.update("jax_enable_preemption_service", False)  # it would swallow SIGTERM
   timeout = int(os.environ.get("JET_JAX_CLUSTER_TIMEOUT", TIMEOUT))
   address, count, number = (given[name] for name in EXPLICIT) if given else ("", "", "")
   who, where = (f"process {number} of {count}", f" at {address}") if given else ("this process", "")
@@ -54,12 +62,17 @@ def join() -> None:
   watch = subprocess.Popen([sys.executable, "-c", KILL_PARENT_AFTER, str(timeout), missed])
   try:
     explicit: Any = (address, int(count), int(number)) if given else ()
-    jax.distributed.initialize(*explicit, initialization_timeout=timeout + 60)
+    jax.distributed.initialize(*explicit, initialization_timeout=timeout + 60, heartbeat_timeout_seconds=SILENCE)
   except (RuntimeError, ValueError) as error:
-    raise ValueError(f"{who} cannot join the others{where} ({str(error).splitlines()[0]})") from error
+    if not is_told and isinstance(error, ValueError):
+      return  # nothing here knows of others
+    raise ValueError(
+      f"{who} cannot join the others{where} ({str(error).splitlines()[0]}); set {', '.join(EXPLICIT)} for each process"
+    ) from error
   finally:
     watch.kill()
     watch.wait()
+  sys.excepthook = _end_at_once
 
 
 def is_writer() -> bool:
@@ -67,12 +80,51 @@ def is_writer() -> bool:
   return jax.process_index() == 0
 
 
-def wait(name: str) -> None:
-  """Returns when all processes have come to the place of this name."""
-  if jax.process_count() > 1:
-    from jax.experimental import multihost_utils  # noqa: PLC0415
+_rounds = itertools.count()
 
-    multihost_utils.sync_global_devices(name)
+
+def exchange(text: str = "") -> list[str]:
+  """What each process says, in the order of their numbers; returns when all have come here.
+
+  Not by the devices, whose collectives would give up on a process that takes longer than another.
+  """
+  if jax.process_count() == 1:
+    return [text]
+  client, key = distributed.global_state.client, f"jet_jax/{next(_rounds)}"
+  assert client is not None
+  client.key_value_set(f"{key}/{jax.process_index()}", text)
+  client.wait_at_barrier(key, PATIENCE * 1000)
+  said = dict(client.key_value_dir_get(key))
+  return [said[f"{key}/{number}"] for number in range(jax.process_count())]
+
+
+@contextlib.contextmanager
+def agreed():
+  """Leaves the context when all processes have; an error of one is a ValueError in the others, which names it."""
+  try:
+    yield
+  except Exception as error:
+    exchange(str(error) or repr(error))
+    raise
+  for number, message in enumerate(exchange()):
+    if message:
+      raise ValueError(f"process {number}: {message}")
+
+
+def fail(error: Exception) -> NoReturn:
+  """Ends this process with one line."""
+  message = f"error: {error}"
+  if jax.process_count() > 1:
+    print(message, file=sys.stderr, flush=True)
+    os._exit(1)  # at an orderly exit it would wait for the others, and they for it
+  sys.exit(message)
+
+
+def _end_at_once(*error) -> None:
+  """Instead of the orderly exit of a process with an error that nobody caught."""
+  traceback.print_exception(*error)
+  sys.stderr.flush()
+  os._exit(1)
 
 
 def end_with(parent: int, *_) -> None:
@@ -87,13 +139,12 @@ def end_with(parent: int, *_) -> None:
 
 
 def _is_task_of_many() -> bool:
-  """Under `srun` or `mpirun`, one of several."""
-  counts = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")
-  is_step = "SLURM_PROCID" in os.environ or "OMPI_COMM_WORLD_RANK" in os.environ
-  return is_step and any(int(os.environ.get(name) or 1) > 1 for name in counts)
+  """Started by `srun` or `mpirun`, as one of several."""
+  return any(int(os.environ.get(name) or 1) > 1 for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"))
 
 
-def _is_on_tpu() -> bool:
+def _may_be_on_tpu() -> bool:
+  """Whether there is what looks like a TPU, and its library; other devices have files of the same names."""
   devices = pathlib.Path("/dev")
   has_chip = any(devices.glob("accel*")) or any(devices.glob("vfio/[0-9]*"))
   return has_chip and importlib.util.find_spec("libtpu") is not None and os.environ.get("JAX_PLATFORMS") != "cpu"

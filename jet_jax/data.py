@@ -1,6 +1,7 @@
 """Batches of a data set: batch k is a pure function of (seed, k), so that resuming is starting at k."""
 
 import functools
+import json
 import os
 import sys
 from collections import deque
@@ -65,7 +66,7 @@ class Reader(Iterator[Example]):
     max_bad_images: as in `open_source`.
 
   Attributes:
-    bad: indices of the unreadable images met so far.
+    bad: indices of the unreadable images that this process has met or heard of so far.
 
   Raises:
     BadImage: an unreadable image, or more of them than `max_bad_images`.
@@ -89,16 +90,28 @@ class Reader(Iterator[Example]):
     self._batches.close()
 
   def counts(self) -> dict[str, int]:
-    """Metrics: unreadable images met so far, if they are skipped at all."""
-    return {"bad_images": len(self.bad)} if self.max_bad_images else {}
+    """Metrics: unreadable images that all processes have met so far, if they are skipped at all. All call it together.
+
+    Raises:
+      BadImage: in every process, if that is more than `max_bad_images`.
+    """
+    if not self.max_bad_images:
+      return {}
+    for met in cluster.exchange(json.dumps(sorted(self.bad))):
+      self.bad.update(json.loads(met))
+    self._check()
+    return {"bad_images": len(self.bad)}
 
   def __next__(self) -> Example:
     batch = next(self._batches)
     if "bad" in batch and batch["bad"].any():
       self.bad.update(batch["index"][batch["bad"]].tolist())
-      if len(self.bad) > self.max_bad_images:
-        raise BadImage(f"{len(self.bad)} unreadable images, more than data.max_bad_images={self.max_bad_images}")
+      self._check()
     return batch
+
+  def _check(self) -> None:
+    if len(self.bad) > self.max_bad_images:
+      raise BadImage(f"{len(self.bad)} unreadable images, more than data.max_bad_images={self.max_bad_images}")
 
 
 def place_ahead(batches: Iterator, place: Callable, count: int = 2) -> Iterator:

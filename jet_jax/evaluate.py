@@ -5,7 +5,6 @@ python -m jet_jax.evaluate --workdir=DIR [--step=N] [--split=validation] [--nois
 
 import argparse
 import json
-import sys
 
 import jax
 import numpy as np
@@ -29,8 +28,15 @@ class Evaluator:
 
   def __init__(self, model, levels: int, source, batch_size: int, mesh):
     self.source, self.mesh = source, mesh
-    self.batch_size = -(-min(batch_size, len(source)) // mesh.size) * mesh.size
-    self._step = programs.eval_program(model, levels, mesh)
+    self.batch_size = sharding.round_up(min(batch_size, len(source)), mesh)
+    self._program = self._step = programs.eval_program(model, levels, mesh)
+
+  def compile(self, variables, image_shape):
+    """Compiles beforehand what a call will run, for `variables` or their ShapeDtypeStructs, and returns it."""
+    self._step = self._program.lower(
+      *programs.eval_arguments(variables, image_shape, self.batch_size, self.mesh)
+    ).compile()
+    return self._step
 
   def __call__(self, variables, noise_samples: int = 1) -> dict[str, float]:
     """Bits per dimension, averaged over images and over draws of the noise.
@@ -77,17 +83,17 @@ def main(argv=None) -> None:
     if args.noise_samples < 1:
       raise ValueError(f"--noise_samples={args.noise_samples} must be at least 1")
     cluster.join()
-    mesh = sharding.make_mesh()
-    config, model, variables, step = checkpoint.load_run(args.workdir, mesh, args.step)
+    config, model, variables, step, mesh = checkpoint.load_run(args.workdir, args.step)
     config.data.source = sources.absolute(args.source) if args.source else config.data.source
     config.data.data_dir = args.data_dir or config.data.data_dir
     (source,) = sources.open_config(config, [args.split])
     shape = source[0]["image"].shape
     if shape != config.image_shape:
       raise ValueError(f"{config.data.source} has images of {shape}, the flow is for {config.image_shape}; give others")
-    result = Evaluator(model, config.levels, source, config.batch_size, mesh)(variables, args.noise_samples)
+    evaluator = Evaluator(model, config.levels, source, config.batch_size // config.microbatches, mesh)
+    result = evaluator(variables, args.noise_samples)
   except ValueError as error:
-    sys.exit(f"error: {error}")
+    cluster.fail(error)
   if cluster.is_writer():
     print(json.dumps({"step": step, "split": args.split, **result}))
 

@@ -75,6 +75,19 @@ def train_arguments(config, model, optimizer, mesh):
   return state_shapes(config, model, optimizer, mesh), images, key_shape()
 
 
+def eval_arguments(variables, image_shape, batch_size: int, mesh):
+  """Shapes of what `eval_program` takes, for `variables` or their ShapeDtypeStructs."""
+  images = jax.ShapeDtypeStruct((batch_size, *image_shape), "uint8", sharding=sharding.batched(mesh))
+  index = jax.ShapeDtypeStruct((batch_size,), "int32", sharding=sharding.batched(mesh))
+  return variables, images, index, key_shape()
+
+
+def sample_arguments(variables, num: int, mesh):
+  """Shapes of what `sample_program` takes, for `variables` or their ShapeDtypeStructs."""
+  index = jax.ShapeDtypeStruct((num,), "int32", sharding=sharding.batched(mesh))
+  return variables, key_shape(), index, jax.ShapeDtypeStruct((), "float32")
+
+
 def key_shape():
   """Shape of a PRNG key."""
   return jax.eval_shape(lambda: jax.random.key(0))

@@ -7,7 +7,6 @@ import argparse
 import json
 import math
 import pathlib
-import sys
 
 import jax
 import numpy as np
@@ -31,12 +30,18 @@ class Sampler:
     levels: number of pixel values.
     num: images a call.
     mesh: devices that share the work.
+    at_once: images in one pass through the flow, at most CHUNK.
   """
 
-  def __init__(self, model, image_shape, levels: int, num: int, mesh):
+  def __init__(self, model, image_shape, levels: int, num: int, mesh, at_once: int = CHUNK):
     self.num, self.mesh = num, mesh
-    self.chunk = -(-min(num, CHUNK) // mesh.size) * mesh.size
-    self._step = programs.sample_program(model, image_shape, levels, mesh)
+    self.chunk = sharding.round_up(min(num, at_once, CHUNK), mesh)
+    self._program = self._step = programs.sample_program(model, image_shape, levels, mesh)
+
+  def compile(self, variables):
+    """Compiles beforehand what a call will run, for `variables` or their ShapeDtypeStructs, and returns it."""
+    self._step = self._program.lower(*programs.sample_arguments(variables, self.chunk, self.mesh)).compile()
+    return self._step
 
   def __call__(self, variables, seed: int = 0, temperature: float = 1.0) -> np.ndarray:
     """Image i depends on `seed` and i alone, not on how many are drawn.
@@ -52,7 +57,7 @@ class Sampler:
     chunks = []
     for start in range(0, self.num, self.chunk):
       index = sharding.place_batch(np.arange(start, start + self.chunk, dtype=np.int32), self.mesh)
-      chunks.append(np.asarray(self._step(variables, jax.random.key(seed), index, temperature)))
+      chunks.append(np.asarray(self._step(variables, jax.random.key(seed), index, np.float32(temperature))))
     return np.concatenate(chunks)[: self.num]
 
 
@@ -104,11 +109,14 @@ def main(argv=None) -> None:
     if args.num < 1 or args.temperature < 0:
       raise ValueError(f"--num={args.num} must be at least 1 and --temperature={args.temperature} at least 0")
     cluster.join()
-    mesh = sharding.make_mesh()
-    config, model, variables, step = checkpoint.load_run(args.workdir, mesh, args.step)
+    config, model, variables, step, mesh = checkpoint.load_run(args.workdir, args.step)
   except ValueError as error:
-    sys.exit(f"error: {error}")
-  images = Sampler(model, config.image_shape, config.levels, args.num, mesh)(variables, args.seed, args.temperature)
+    cluster.fail(error)
+  at_once = config.batch_size // config.microbatches
+  sampler = Sampler(model, config.image_shape, config.levels, args.num, mesh, at_once)
+  images = sampler(variables, args.seed, args.temperature)
+  if not cluster.is_writer():
+    return
   save_png(make_grid(images, config.levels), args.out)
   if args.npz:
     pathlib.Path(args.npz).parent.mkdir(parents=True, exist_ok=True)

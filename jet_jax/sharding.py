@@ -6,6 +6,8 @@ fsdp  the devices along it share one copy of parameters, optimizer state and ave
 All rules are here: `state` for what is trained, `batched` for whatever has images first, `replicated` for the rest.
 """
 
+import math
+
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -29,6 +31,12 @@ def make_mesh(config_mesh=None, devices=None) -> Mesh:
   sizes = dict(config_mesh) if config_mesh else {"data": -1, "fsdp": 1}
   shape = _fill(sizes, len(devices))
   return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+
+
+def nearest_mesh(config_mesh) -> Mesh:
+  """`config.mesh` on the devices that there are, be they fewer or more than it was made for."""
+  count = jax.device_count()
+  return make_mesh({"data": -1, "fsdp": math.gcd(count if config_mesh.fsdp == -1 else config_mesh.fsdp, count)})
 
 
 def _fill(sizes: dict[str, int], count: int) -> tuple[int, ...]:
@@ -97,6 +105,11 @@ def check_batch_size(batch_size: int, mesh: Mesh, microbatches: int = 1) -> None
     raise ValueError(
       f"batch_size={batch_size} must be a multiple of the {parts}; try {max(1, batch_size // unit) * unit}"
     )
+
+
+def round_up(count: int, mesh: Mesh) -> int:
+  """The next number of images that the devices can share evenly."""
+  return -(-count // mesh.size) * mesh.size
 
 
 def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:

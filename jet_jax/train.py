@@ -44,9 +44,13 @@ class Run:
   optimizer: optax.GradientTransformation
   total_steps: int
 
+  def happens(self, duration: str) -> int:
+    """Updates between two times that this happens; 0 if it never does."""
+    return config_lib.steps(self.config, duration, self.num_examples)
+
   def due(self, duration: str, step: int) -> bool:
     """Whether something that happens every so often, and at the end, is due after `step` updates."""
-    interval = config_lib.steps(self.config, duration, self.num_examples)
+    interval = self.happens(duration)
     return interval > 0 and (step % interval == 0 or step == self.total_steps)
 
 
@@ -101,28 +105,43 @@ def place(run: Run, batch: dict) -> jax.Array:
   return sharding.place_batch(batch["image"], run.mesh, run.config.batch_size)
 
 
-def compile_step(run: Run):
-  """The training step, compiled; tells what the run will cost. ValueError if it does not fit into the devices."""
+def compile_all(run: Run, evaluator: Evaluator, sampler: Sampler):
+  """The training step, compiled, and what runs between steps; tells what it costs. ValueError if it does not fit."""
   parts = run.config, run.model, run.optimizer, run.mesh
   arguments = programs.train_arguments(*parts)
-  say(estimate.describe(run.config, run.model, arguments[0], run.mesh, run.num_examples, run.total_steps))
+  state = arguments[0]
+  say(estimate.describe(run.config, run.model, state, run.mesh, run.num_examples, run.total_steps))
   limit = estimate.memory_limit(jax.local_devices())
-  estimate.check_fits("the state alone", estimate.bytes_a_device(arguments[0]), limit)
-  began = time.perf_counter()
-  compiled = programs.train_program(*parts).lower(*arguments).compile()
-  needed = estimate.bytes_of_program(compiled)
-  say(f"compiled the training step in {time.perf_counter() - began:.1f} s; it takes {needed / 2**20:,.0f} MiB a device")
-  estimate.check_fits("the training step", needed, limit)
-  return compiled
+  estimate.check_fits("the state alone", estimate.bytes_a_device(state), limit)
+  beside = estimate.bytes_a_device(state) - estimate.bytes_a_device(state.variables())  # of an evaluation or samples
+
+  def compiled(what, compile_it, beside=0):
+    began = time.perf_counter()
+    program = compile_it()
+    needed = beside + estimate.bytes_of_program(program)
+    say(f"compiled {what} in {time.perf_counter() - began:.1f} s; it takes {needed / 2**20:,.0f} MiB a device")
+    estimate.check_fits(what, needed, limit)
+    return program
+
+  train_step = compiled("the training step", programs.train_program(*parts).lower(*arguments).compile)
+  if run.happens("eval"):
+    compiled("evaluation", lambda: evaluator.compile(state.variables(), run.config.image_shape), beside)
+  if run.happens("sample"):
+    compiled("sampling", lambda: sampler.compile(state.variables()), beside)
+  return train_step
 
 
 @contextlib.contextmanager
 def _saving_before(error_type, save):
-  """Calls `save` when an error of this type leaves the context, so that what was trained is not lost to it."""
+  """Calls `save` when an error of this type leaves the context, so that what was trained is not lost to it.
+
+  Not if there are other processes, which go on training: a save needs all.
+  """
   try:
     yield
   except error_type:
-    save()
+    if jax.process_count() == 1:
+      save()
     raise
 
 
@@ -135,10 +154,11 @@ def train(run: Run) -> steps.TrainState:
     if start >= run.total_steps:
       say(f"this run is finished: step {start} of {run.total_steps} is saved in {run.workdir}")
       return start_state(run, init_key, checkpoints)
-    train_step = compile_step(run)
+    at_once = config.batch_size // config.microbatches
+    evaluator = Evaluator(run.model, config.levels, run.validation_source, at_once, run.mesh)
+    sampler = Sampler(run.model, config.image_shape, config.levels, config.sample_num, run.mesh, at_once)
+    train_step = compile_all(run, evaluator, sampler)
     state = start_state(run, init_key, checkpoints)
-    evaluator = Evaluator(run.model, config.levels, run.validation_source, config.batch_size, run.mesh)
-    sampler = Sampler(run.model, config.image_shape, config.levels, config.sample_num, run.mesh)
     reader = data.Reader(run.batches, start, config.data.workers, config.data.max_bad_images)
     images = data.place_ahead(reader, functools.partial(place, run))
     log = MetricLog(run.workdir, config, start, run.total_steps)
@@ -185,13 +205,14 @@ def main(argv) -> None:
   flag = flags.FLAGS["config"]
   try:
     cluster.join()
-    run = prepare(flags.FLAGS.config, flags.FLAGS.workdir, config_flags.get_override_values(flag))
+    with cluster.agreed():
+      run = prepare(flags.FLAGS.config, flags.FLAGS.workdir, config_flags.get_override_values(flag))
   except (ValueError, OSError) as error:  # OSError: no such config file
-    sys.exit(f"error: {error}")
+    cluster.fail(error)
   try:
     train(run)
   except ValueError as error:  # a bad image, or too little memory
-    sys.exit(f"error: {error}")
+    cluster.fail(error)
   say(f"done; results are in {run.workdir}")
 
 

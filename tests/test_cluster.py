@@ -41,14 +41,14 @@ def test_processes_that_do_not_come_up_are_missed_by_name(tmp_path, number):
   ("variables", "many"),
   [
     ({}, False),
-    ({"SLURM_NTASKS": "4"}, False),  # in the allocation, but not started by srun
-    ({"SLURM_NTASKS": "4", "SLURM_PROCID": "1"}, True),
-    ({"SLURM_NTASKS": "1", "SLURM_PROCID": "0"}, False),
+    ({"SLURM_NTASKS": "4", "SLURM_PROCID": "0"}, False),  # the batch script itself, which srun has not started
+    ({"SLURM_NTASKS": "4", "SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "4"}, True),
+    ({"SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1"}, False),
     ({"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "0"}, True),
   ],
 )
 def test_tasks_of_slurm_and_open_mpi_know_that_they_are_many(monkeypatch, variables, many):
-  for name in ("SLURM_NTASKS", "SLURM_PROCID", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"):
+  for name in ("SLURM_NTASKS", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"):
     monkeypatch.delenv(name, raising=False)
   for name, value in variables.items():
     monkeypatch.setenv(name, value)
@@ -56,5 +56,7 @@ def test_tasks_of_slurm_and_open_mpi_know_that_they_are_many(monkeypatch, variab
 
 
 def test_alone_there_is_nothing_to_wait_for_and_files_are_written():
-  cluster.wait("anything")
+  assert cluster.exchange("anything") == ["anything"]
+  with pytest.raises(OSError, match="of its own type"), cluster.agreed():
+    raise OSError("of its own type")
   assert cluster.is_writer()

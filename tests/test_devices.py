@@ -2,16 +2,16 @@
 
 import itertools
 import json
-import os
-import socket
-import subprocess
+import shutil
 import sys
 
 import numpy as np
 import pytest
+from PIL import Image
+from processes import outputs, start
 
 SETTINGS = (
-  "couplings=2,block_depth=1,width=32,heads=2,batch_size=16,log_steps=1,eval_steps=20,sample_steps=20,"
+  "couplings=2,block_depth=1,width=32,heads=2,batch_size=16,log_steps=1,eval_steps=10,sample_steps=20,"
   "sample_num=5,checkpoint_steps=5,ema_decay=0.9"
 )
 JOB = """
@@ -40,59 +40,38 @@ print(json.dumps({"start": start, "end": digest(state), "share": share}))
 """
 
 
-def free_port():
-  with socket.socket() as server:
-    server.bind(("localhost", 0))
-    return server.getsockname()[1]
-
-
 def run(workdir, stop=20, devices=1, processes=1, **settings):
   """What the job prints, after `processes` of it have trained together on so many devices each."""
   (workdir / "job.py").write_text(JOB)
   argument = ",".join(
     [SETTINGS, "total_steps=20", *(f"{name.replace('__', '.')}={value}" for name, value in settings.items())]
   )
-  command = [sys.executable, workdir / "job.py", f"configs/digits.py:{argument}", str(workdir / "run"), str(stop)]
-  environment = {
-    **os.environ,
-    "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-    "PYTHONPATH": ".",
-    "JAX_COORDINATOR_ADDRESS": f"localhost:{free_port()}",
-    "JAX_NUM_PROCESSES": str(processes),
-  }
-  if processes == 1:
-    del environment["JAX_COORDINATOR_ADDRESS"], environment["JAX_NUM_PROCESSES"]
-  started = [
-    subprocess.Popen(
-      command,
-      env=environment | ({"JAX_PROCESS_ID": str(i)} if processes > 1 else {}),
-      stdout=subprocess.PIPE,
-      stderr=subprocess.PIPE,
-      text=True,
-    )
-    for i in range(processes)
-  ]
-  outputs = [process.communicate(timeout=400) for process in started]
-  for process, (_, errors) in zip(started, outputs, strict=True):
-    assert process.returncode == 0, errors
-  results = [json.loads(output.splitlines()[-1]) for output, _ in outputs]
+  command = [sys.executable, workdir / "job.py", f"configs/digits.py:{argument}", workdir / "run", stop]
+  results = [json.loads(output.splitlines()[-1]) for output in outputs(start(command, processes, devices))]
   assert all(result == results[0] for result in results)
   return results[0]
 
 
 def losses(workdir):
+  """Of each of 20 steps, and of the evaluations after 10 and 20; a run that stops evaluates there too."""
   lines = [json.loads(line) for line in (workdir / "run" / "metrics.jsonl").read_text().splitlines()]
-  train = [line for line in lines if "train/bits_per_dim" in line]
+  train, validation = ([line for line in lines if f"{name}/bits_per_dim" in line] for name in ("train", "val"))
   assert [line["step"] for line in train] == list(range(1, 21))
-  return [line["train/bits_per_dim"] for line in train] + [lines[-1]["val/bits_per_dim"]]
+  validation = [line for line in validation if line["step"] % 10 == 0]
+  assert [(line["step"], line["val/num_images"]) for line in validation] == [(10, 200), (20, 200)]
+  return [line["train/bits_per_dim"] for line in train] + [line["val/bits_per_dim"] for line in validation]
+
+
+def samples(workdir):
+  return np.asarray(Image.open(workdir / "run" / "samples" / "20.png")).astype(int)
 
 
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory):
-  """Losses of 20 steps on one device."""
+  """A run of 20 steps on one device."""
   workdir = tmp_path_factory.mktemp("straight")
   run(workdir)
-  return losses(workdir)
+  return workdir
 
 
 @pytest.mark.parametrize(
@@ -101,8 +80,7 @@ def straight(tmp_path_factory):
 def test_eight_devices_compute_what_one_does_on_any_mesh(tmp_path, straight, settings):
   result = run(tmp_path, devices=8, **settings)
   assert result["share"] == 1 / settings.get("mesh__fsdp", 1)
-  # Sums over the batch in another order: float32 rounding, carried through 20 updates.
-  np.testing.assert_allclose(losses(tmp_path), straight, rtol=1e-5)
+  check_same(tmp_path, straight)
 
 
 def test_a_run_moves_between_meshes_and_numbers_of_processes(tmp_path, straight):
@@ -110,8 +88,40 @@ def test_a_run_moves_between_meshes_and_numbers_of_processes(tmp_path, straight)
     run(tmp_path, stop=5, devices=8, mesh__fsdp=8),
     run(tmp_path, stop=10, devices=2, processes=2, mesh__fsdp=4),
     run(tmp_path, stop=15, devices=1, processes=4),
-    run(tmp_path, stop=20, devices=1),
+    run(tmp_path, stop=20, devices=2, processes=2, mesh__fsdp=2, microbatches=2),
   ]
   for before, after in itertools.pairwise(results):
     assert after["start"] == before["end"]  # bit for bit what was saved
-  np.testing.assert_allclose(losses(tmp_path), straight, rtol=1e-5)
+  check_same(tmp_path, straight)
+
+
+def test_two_processes_evaluate_and_sample_as_one_does_and_one_writes(tmp_path, straight):
+  workdir = tmp_path / "run"
+  shutil.copytree(straight / "run", workdir)
+  config = json.loads((workdir / "config.json").read_text())
+  config["mesh"]["fsdp"] = 16  # more than there are: two on one process, four on two
+  (workdir / "config.json").write_text(json.dumps(config))
+  outcomes = []
+  for count in (1, 2):
+    out, npz = tmp_path / f"{count}.png", tmp_path / f"{count}.npz"
+    measured = start([sys.executable, "-m", "jet_jax.evaluate", f"--workdir={workdir}"], count, devices=2)
+    [result, *others] = outputs(measured)
+    assert not any(others)
+    command = [sys.executable, "-m", "jet_jax.sample", f"--workdir={workdir}", "--num=5", f"--out={out}"]
+    [line, *others] = outputs(start([*command, f"--npz={npz}"], count))
+    assert json.loads(line)["num"] == 5
+    assert not any(others)
+    outcomes.append((json.loads(result), np.load(npz)["images"].astype(int)))
+    assert out.exists()
+  (alone, images), (together, others) = outcomes
+  assert alone["num_images"] == together["num_images"] == 200
+  np.testing.assert_allclose(together["bits_per_dim"], alone["bits_per_dim"], rtol=1e-6)
+  assert np.abs(images - others).max() <= 1
+  assert np.mean(images != others) < 0.01
+
+
+def check_same(workdir, other):
+  # Sums over the batch in another order: float32 rounding, carried through 20 updates.
+  np.testing.assert_allclose(losses(workdir), losses(other), rtol=1e-5)
+  # A value that lies on the edge of two levels may fall to either side.
+  assert np.mean(samples(workdir) != samples(other)) < 0.01

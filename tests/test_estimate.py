@@ -47,6 +47,22 @@ def test_a_run_that_does_not_fit_is_refused_before_its_state_is_made(tiny_config
     train.train(run)
 
 
+def test_evaluation_and_sampling_are_checked_too_and_take_a_part_of_a_batch_at_a_time(
+  tiny_config, tmp_path, monkeypatch
+):
+  def needs(microbatches):
+    needed = {}
+    monkeypatch.setattr(estimate, "check_fits", lambda what, count, _: needed.update({what: count}))
+    config = tiny_config(batch_size=128, sample_num=128, microbatches=microbatches, total_steps=1)
+    train.train(train.prepare(config, tmp_path / str(microbatches)))
+    return needed
+
+  whole, parts = needs(1), needs(8)
+  state = whole["the state alone"]
+  for what in ("the training step", "evaluation", "sampling"):
+    assert parts[what] - state < 0.5 * (whole[what] - state)
+
+
 def test_a_cpu_has_the_memory_of_the_machine():
   devices = jax.local_devices()
   assert 2**28 < estimate.memory_limit(devices) * len(devices) < 2**50

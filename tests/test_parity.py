@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jet_jax import evaluate, likelihood, sample, sharding
+from jet_jax import evaluate, likelihood, sample
 from jet_jax.checkpoint import load_run
 from jet_jax.config import load
 from tools.import_big_vision import CHANNEL_MASKS, PREDICTOR, SPATIAL_MASKS, convert, export_npz, main
@@ -98,7 +98,7 @@ def test_a_flow_whose_splits_have_no_name_evaluates_and_samples(tmp_path, capsys
   with pytest.warns(UserWarning, match="no spatial split is one of checkerboard"):
     main([f"--npz={tmp_path}/other.npz", "--image_shape=16,16,3", *run, f"--source=npz:{tmp_path}/images.npz"])
     _, variables = convert(tmp_path / "other.npz", (16, 16, 3))
-  _, model, restored, _ = load_run(tmp_path / "run", sharding.make_mesh())
+  _, model, restored, _, _ = load_run(tmp_path / "run")
   assert model.spatial == ("imported",)
   jax.tree.map(np.testing.assert_array_equal, restored, variables)
   evaluate.main(run)

@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
+from ml_collections import ConfigDict
 
 from jet_jax import sharding
 
@@ -73,3 +74,12 @@ def test_one_process_has_every_row_and_places_it():
     placed = sharding.place_batch(values, mesh, batch_size)
     np.testing.assert_array_equal(placed, values)
     assert placed.sharding == sharding.batched(mesh)
+
+
+@pytest.mark.parametrize(
+  ("devices", "fsdp", "nearest"), [(8, 1, 1), (8, 4, 4), (4, 16, 4), (1, 16, 1), (6, 4, 2), (8, -1, 8)]
+)
+def test_a_mesh_for_other_devices_keeps_as_many_parts_as_they_can_share(monkeypatch, devices, fsdp, nearest):
+  monkeypatch.setattr(jax, "device_count", lambda: devices)
+  monkeypatch.setattr(sharding, "make_mesh", lambda sizes: sizes)
+  assert sharding.nearest_mesh(ConfigDict({"data": 2, "fsdp": fsdp})) == {"data": -1, "fsdp": nearest}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jet_jax import evaluate, sample, sharding, sources, train
+from jet_jax import evaluate, sample, sources, train
 from jet_jax.checkpoint import load_run
 
 
@@ -53,8 +53,7 @@ def test_evaluation_from_the_work_directory_repeats_the_figure_of_training(workd
 
 
 def test_the_figure_does_not_depend_on_the_batch_size(workdir):
-  mesh = sharding.make_mesh()
-  _, model, variables, _ = load_run(workdir, mesh)
+  _, model, variables, _, mesh = load_run(workdir)
   source = sources.open_source("digits", 0, 17, "validation")
   figures = [evaluate.Evaluator(model, 17, source, size, mesh)(variables)["bits_per_dim"] for size in (1, 7, 64, 500)]
   # The same noise for each image; matrix products of another height may round differently in float32.
@@ -77,8 +76,7 @@ def test_sampling_writes_a_grid_and_an_array(workdir, tmp_path, capsys):
 
 
 def test_an_image_depends_on_the_seed_and_its_number_alone(workdir, monkeypatch):
-  mesh = sharding.make_mesh()
-  config, model, variables, _ = load_run(workdir, mesh)
+  config, model, variables, _, mesh = load_run(workdir)
 
   def draw(num, seed=0):
     return sample.Sampler(model, config.image_shape, 17, num, mesh)(variables, seed).astype(int)

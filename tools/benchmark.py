@@ -74,8 +74,9 @@ def memory_by_epoch(source, batch_size: int, epochs: int) -> list[float]:
 def waiting(run: train.Run, steps_a_turn: int, turns: int) -> dict[str, float]:
   """Milliseconds of a training step with the pipeline and with a batch that stays, and the difference as a share."""
   init_key, key = jax.random.split(jax.random.key(run.config.seed))
-  state = programs.init_program(run.config, run.model, run.optimizer, run.mesh)(init_key)
-  step = train.compile_step(run)
+  parts = run.config, run.model, run.optimizer, run.mesh
+  step = programs.train_program(*parts).lower(*programs.train_arguments(*parts)).compile()
+  state = programs.init_program(*parts)(init_key)
   reader = data.Reader(run.batches, 0, run.config.data.workers)
   streams = {"pipeline": data.place_ahead(reader, lambda batch: train.place(run, batch))}
   streams["one_batch"] = itertools.repeat(next(streams["pipeline"]))

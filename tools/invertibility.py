@@ -23,7 +23,7 @@ from absl import logging
 
 from jet_jax import config as config_lib
 from jet_jax import likelihood, sharding, sources
-from jet_jax.checkpoint import load_run
+from jet_jax.checkpoint import Trained, load_run
 from jet_jax.jet import Jet
 
 # A relative error above this is more than rounding: about a hundred units in the last place of float32.
@@ -157,21 +157,22 @@ def _nulls(value):
 
 
 def _initial_run(config_argument: str):
-  """`(config, model, variables, step)` of a config file at initialization."""
+  """The `Trained` of a config file at initialization."""
   config = config_lib.from_file(config_argument)
   (source,) = sources.open_config(config, ["validation"])
   config.image_shape = source[0]["image"].shape
   model = Jet(**config.model)
   model.check(config.image_shape)
-  return config, model, jax.jit(model.init)(jax.random.key(config.seed), source[0]["image"][None] * 1.0), 0
+  variables = jax.jit(model.init)(jax.random.key(config.seed), source[0]["image"][None] * 1.0)
+  return Trained(config, model, variables, 0, sharding.make_mesh())
 
 
 def _open_run(args):
-  """`(config, model, variables, step)` and images, uint8 (num, H, W, C), for the flags of the command."""
+  """The `Trained` and images, uint8 (num, H, W, C), for the flags of the command."""
   if args.config and args.step is not None:
     raise ValueError(f"--step={args.step} is a checkpoint of a --workdir, and --config has none; leave it out")
-  run = load_run(args.workdir, sharding.make_mesh(), args.step) if args.workdir else _initial_run(args.config)
-  config = run[0]
+  run = load_run(args.workdir, args.step) if args.workdir else _initial_run(args.config)
+  config = run.config
   (source,) = sources.open_config(config, ["validation"])
   if not 1 <= args.num <= len(source):
     raise ValueError(f"--num={args.num} must be at least 1 and at most the {len(source)} validation images")
@@ -200,7 +201,7 @@ def main(argv=None) -> None:
   parser.add_argument("--num", type=int, default=8, help="images")
   args = parser.parse_args(argv)
   try:
-    (config, model, variables, step), images = _open_run(args)
+    (config, model, variables, step, _), images = _open_run(args)
   except ValueError as error:
     sys.exit(f"error: {error}")
   rows = report(model, variables, images, config.levels)
