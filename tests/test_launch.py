@@ -90,6 +90,7 @@ def test_a_signal_ends_training_and_the_script_without_another_attempt(tmp_path,
   script.send_signal(signum)
   output, _ = script.communicate(timeout=60)
   assert script.returncode == 5, output
+  assert "attempts left" not in output
   assert (tmp_path / "saved").exists()
   (child,) = lines(tmp_path / "starts")
   assert not pathlib.Path("/proc", child).exists()
