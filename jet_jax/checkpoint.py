@@ -19,7 +19,7 @@ from jet_jax.steps import TrainState
 COMMIT_FILE = "commit_success.txt"  # orbax's mark of a complete step
 # A run cannot change these fields, or those below them, and still be the same run.
 FIXED = ("seed", "levels", "batch_size", "data", "image_shape", "model")
-FREE = ("model.remat", "data.data_dir", "data.max_bad_images", "data.workers")
+FREE = ("model.remat", "model.attention", "data.data_dir", "data.max_bad_images", "data.workers")
 
 
 class Checkpoints:
@@ -140,6 +140,8 @@ def load_run(workdir: str | pathlib.Path, step: int | None = None, mesh=None) ->
   config = config_lib.load(workdir)
   model = Jet(**config.model)
   mesh = sharding.nearest_mesh(config.mesh) if mesh is None else mesh
+  if model.why_not_on(mesh.devices.flat[0].platform, config.image_shape):
+    model = model.clone(attention="xla")  # trained elsewhere; it is the same function
   if not (pathlib.Path(workdir) / "checkpoints").is_dir():
     raise ValueError(f"no checkpoint in {workdir}; train until the first one is saved")
   with Checkpoints(workdir) as checkpoints:

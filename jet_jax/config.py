@@ -54,6 +54,7 @@ def default_config() -> Config:
   config.model.scale_floor = 0.0
   config.model.dtype = "float32"
   config.model.remat = "full"
+  config.model.attention = "xla"
 
   for duration in DURATIONS:
     for unit, kind in UNITS.items():

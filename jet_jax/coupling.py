@@ -40,7 +40,7 @@ class Coupling(nn.Module):
     scale_bound: m, the largest scale; at 2 a new coupling is the identity.
     scale_floor: the smallest scale, see `scale_and_log`.
     inverse: which way to go.
-    block_depth, width, heads, dtype: of the predictor, see `ViT`.
+    block_depth, width, heads, dtype, attention: of the predictor, see `ViT`.
   """
 
   tokens: int
@@ -51,6 +51,7 @@ class Coupling(nn.Module):
   width: int
   heads: int
   dtype: jnp.dtype
+  attention: str
 
   @nn.compact
   def __call__(self, x, route):
@@ -68,7 +69,7 @@ class Coupling(nn.Module):
     # For reports, and recorded only if the caller asks for the collection; both states are in this coupling's order.
     self.sow("intermediates", "entered", x)
     x1, x2 = rearrange(x, "b (half n d) -> half b n d", half=2, n=self.tokens)
-    bias, raw_scale = ViT(self.block_depth, self.width, self.heads, self.dtype, name="vit")(x1)
+    bias, raw_scale = ViT(self.block_depth, self.width, self.heads, self.dtype, self.attention, name="vit")(x1)
     scale, log_scale = scale_and_log(raw_scale, self.scale_bound, self.scale_floor)
     logdet = jnp.sum(log_scale, axis=(1, 2))
     if self.inverse:

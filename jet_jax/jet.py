@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
+from jet_jax.attention import IMPLEMENTATIONS, why_not
 from jet_jax.coupling import Coupling
 from jet_jax.permutations import check_splits, coupling_table, permute, routes
 
@@ -46,6 +47,7 @@ class Jet(nn.Module):
     dtype: in which the transformers compute, "float32" or "bfloat16"; all else is float32.
     remat: what the backward pass recomputes: "none" (most memory), "dots" (all but the dense layers), "full"
       (everything; least memory).
+    attention: implementation, "xla" (everywhere), "cudnn" (GPUs) or "splash" (TPUs); see `attention.why_not`.
   """
 
   couplings: int = 32
@@ -61,6 +63,7 @@ class Jet(nn.Module):
   scale_floor: float = 0.0
   dtype: str = "float32"
   remat: str = "full"
+  attention: str = "xla"
 
   def __call__(self, images):
     """Data to latents.
@@ -137,8 +140,15 @@ class Jet(nn.Module):
       width=self.width,
       heads=self.heads,
       dtype=jnp.dtype(self.dtype),
+      attention=self.attention,
       name="couplings",
     )
+
+  @nn.nowrap
+  def why_not_on(self, platform: str, image_shape: Sequence[int]) -> str:
+    """What keeps this flow's attention from running on a platform, "cpu", "gpu" or "tpu"; empty if nothing does."""
+    tokens = (image_shape[0] // self.patch_size) * (image_shape[1] // self.patch_size)
+    return why_not(self.attention, platform, self.dtype, self.width // self.heads, tokens)
 
   @nn.nowrap
   def check(self, image_shape: Sequence[int], draws_splits: bool = True) -> None:
@@ -159,6 +169,8 @@ class Jet(nn.Module):
       raise ValueError(f"heads={self.heads} must divide width={self.width}; try one of {dividing}")
     if self.remat not in REMAT_POLICIES:
       raise ValueError(f"remat={self.remat!r} must be one of {', '.join(REMAT_POLICIES)}")
+    if self.attention not in IMPLEMENTATIONS:
+      raise ValueError(f"attention={self.attention!r} must be one of {', '.join(IMPLEMENTATIONS)}")
     if self.dtype not in ("float32", "bfloat16", "float64"):
       raise ValueError(f"dtype={self.dtype!r} must be 'float32' or 'bfloat16' (or 'float64' with jax_enable_x64)")
     if not 0 <= self.scale_floor < self.scale_bound / 2:

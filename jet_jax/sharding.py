@@ -66,9 +66,12 @@ def keep_split(x: jax.Array) -> jax.Array:
 
   Else XLA would rather split its features, as the weights are, and send activations around instead of weights.
   """
-  if set(AXES) <= set(jax.sharding.get_abstract_mesh().axis_names):
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(AXES))
-  return x
+  return jax.lax.with_sharding_constraint(x, PartitionSpec(AXES)) if knows_mesh() else x
+
+
+def knows_mesh() -> bool:
+  """Whether a program for a mesh is being traced; a model that is called by itself knows none."""
+  return set(AXES) <= set(jax.sharding.get_abstract_mesh().axis_names)
 
 
 def state(shapes, mesh: Mesh):

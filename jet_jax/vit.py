@@ -7,10 +7,10 @@ product, which XLA runs up to 2.8x faster on a CPU than the same product on `(b,
 import functools
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from einops import rearrange
 
+from jet_jax.attention import attend
 from jet_jax.sharding import keep_split
 
 LAYER_NORM_EPSILON = 1e-6
@@ -22,24 +22,16 @@ class Attention(nn.Module):
   heads: int
   tokens: int
   dtype: jnp.dtype
+  attention: str
 
   @nn.compact
   def __call__(self, x):
     """x: (B * tokens, width) -> the same shape."""
     width = x.shape[-1]
-
     dense = functools.partial(nn.Dense, width, dtype=self.dtype, kernel_init=nn.initializers.xavier_uniform())
 
-    def per_head(x):
-      return rearrange(x, "(b n) (h d) -> (b h) n d", n=self.tokens, h=self.heads)
-
-    query = per_head(dense(name="query")(x)) / jnp.sqrt(width // self.heads).astype(self.dtype)
-    key = per_head(dense(name="key")(x))
-    value = per_head(dense(name="value")(x))
-    # The softmax is in float32 (at least) for a bfloat16 predictor too.
-    scores = jnp.matmul(query, key.mT, preferred_element_type=jnp.promote_types(self.dtype, jnp.float32))
-    weights = jax.nn.softmax(scores).astype(self.dtype)
-    mixed = rearrange(weights @ value, "(b h) n d -> (b n) (h d)", h=self.heads)
+    query, key, value = (dense(name=name)(x) for name in ("query", "key", "value"))
+    mixed = attend(query, key, value, tokens=self.tokens, heads=self.heads, implementation=self.attention)
     return dense(name="out")(mixed)
 
 
@@ -73,12 +65,14 @@ class ViT(nn.Module):
     width: width of the residual stream, a multiple of `heads`.
     heads: attention heads.
     dtype: of the computation; parameters are float32, and so is the output unless `dtype` is float64.
+    attention: implementation, see `attention.attend`.
   """
 
   block_depth: int
   width: int
   heads: int
   dtype: jnp.dtype
+  attention: str = "xla"
 
   @nn.compact
   def __call__(self, x):
@@ -94,7 +88,7 @@ class ViT(nn.Module):
     x = keep_split(x)
     for i in range(self.block_depth):
       y = norm(name=f"block{i}_attention_norm")(x)
-      x = x + Attention(self.heads, tokens, self.dtype, name=f"block{i}_attention")(y)
+      x = x + Attention(self.heads, tokens, self.dtype, self.attention, name=f"block{i}_attention")(y)
       y = norm(name=f"block{i}_mlp_norm")(x)
       x = keep_split(x + Mlp(self.dtype, name=f"block{i}_mlp")(y))
 

@@ -9,7 +9,8 @@ import sys
 # What each module may import of this package, directly.
 ALLOWED = {
   "permutations": set(),
-  "vit": {"sharding"},
+  "attention": {"sharding"},
+  "vit": {"attention", "sharding"},
   "likelihood": set(),
   "config": set(),
   "sharding": set(),
@@ -25,7 +26,7 @@ ALLOWED = {
   "logs": {"cluster"},
   "optim": set(),
   "coupling": {"permutations", "vit"},
-  "jet": {"permutations", "coupling"},
+  "jet": {"attention", "permutations", "coupling"},
   "steps": {"jet", "likelihood"},
   "estimate": set(),
   "programs": {"sharding", "steps"},

@@ -1,0 +1,72 @@
+"""All implementations of attention are one function; what cannot run is refused with its reason."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from einops import rearrange
+
+from jet_jax import attention, train
+from jet_jax.checkpoint import load_run
+
+
+def test_the_kernel_for_tpus_is_the_same_function_and_has_the_same_gradient():
+  """On a CPU the kernel is interpreted, instruction by instruction."""
+  shape = (2, 2, 128, 16)
+  arrays = [jax.random.normal(key, shape) for key in jax.random.split(jax.random.key(0), 4)]
+
+  def loss(function, query, key, value):
+    return jnp.sum(function(query, key, value) * arrays[3])
+
+  def merged(query, key, value):
+    query, key, value = (rearrange(x, "b h n d -> (b h) n d") for x in (query, key, value))
+    return rearrange(attention._xla(query, key, value), "(b h) n d -> b h n d", h=2)
+
+  gradients = jax.grad(loss, (1, 2, 3))
+  kernel = functools.partial(attention._splash, interpret=True)
+  # Sums of 128 terms of size 1 in another order, in float32.
+  np.testing.assert_allclose(kernel(*arrays[:3]), merged(*arrays[:3]), atol=2e-6)
+  for ours, theirs in zip(gradients(kernel, *arrays[:3]), gradients(merged, *arrays[:3]), strict=True):
+    np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+def test_heads_and_images_stay_apart():
+  rows = jax.random.normal(jax.random.key(1), (3 * 4, 2 * 8))
+  attend = functools.partial(attention.attend, tokens=4, heads=2)
+  before, after = attend(rows, rows, rows), attend(rows, rows, rows.at[:4, :8].add(1))
+  changed = np.any(np.asarray(before != after).reshape(3, 4, 2, 8), axis=(1, 3))
+  assert changed.tolist() == [[True, False], [False, False], [False, False]]
+
+
+@pytest.mark.parametrize(
+  ("arguments", "reason"),
+  [
+    (("xla", "cpu", "float32", 7, 5), ""),
+    (("cudnn", "cpu", "bfloat16", 64, 256), "'cudnn' runs on GPUs, and these devices are of platform 'cpu'"),
+    (("cudnn", "gpu", "float32", 64, 256), "computes in 16 bits.*set dtype=bfloat16"),
+    (("cudnn", "gpu", "bfloat16", 20, 256), "multiple of 8 up to 256, not 20"),
+    (("cudnn", "gpu", "bfloat16", 64, 256), ""),
+    (("splash", "gpu", "bfloat16", 64, 256), "'splash' runs on TPUs"),
+    (("splash", "tpu", "bfloat16", 64, 64), "multiple of 128 tokens an image, not 64; attention='xla' runs everywhere"),
+    (("splash", "tpu", "bfloat16", 64, 256), ""),
+    (("flash", "tpu", "bfloat16", 64, 256), "must be one of xla, cudnn, splash"),
+  ],
+)
+def test_what_cannot_run_is_told_with_a_fix(arguments, reason):
+  if reason:
+    assert re.search(reason, attention.why_not(*arguments))
+  else:
+    assert attention.why_not(*arguments) == ""
+
+
+def test_a_run_is_refused_before_it_starts_and_one_from_elsewhere_can_be_used(tiny_config, tmp_path):
+  with pytest.raises(ValueError, match="'cudnn' runs on GPUs"):
+    train.prepare(tiny_config(attention="cudnn", dtype="bfloat16"), tmp_path / "refused")
+  assert not (tmp_path / "refused").exists()
+  train.train(train.prepare(tiny_config(total_steps=1), tmp_path / "run"))
+  path = tmp_path / "run" / "config.json"
+  path.write_text(path.read_text().replace('"attention": "xla"', '"attention": "cudnn"'))
+  assert load_run(tmp_path / "run").model.attention == "xla"
