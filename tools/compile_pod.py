@@ -11,6 +11,7 @@ import json
 import os
 import re
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -20,12 +21,20 @@ from absl import logging
 from jet_jax import config as config_lib
 from jet_jax import estimate, optim, programs, sharding, sources
 from jet_jax.jet import Jet
+from jet_jax.sample import CHUNK
 from tools import hlo
 
-# GiB of memory of a chip (https://cloud.google.com/tpu/docs/system-architecture-tpu-vm, read 2026).
-HBM = {"TPU v4": 32, "TPU v5 lite": 16, "TPU v5": 95, "TPU v5p": 95, "TPU v6 lite": 32, "TPU7x": 192}
+# GiB of memory of a JAX device, which is a chip or, of v2, v3 and 7x, half of one. From the pages of each version under
+# https://cloud.google.com/tpu/docs (read 2026), and within a tenth of what the compiler says is available there.
+HBM = {"TPU v2": 8, "TPU v3": 16, "TPU v4": 32, "TPU v5 lite": 16, "TPU v5": 95, "TPU v6 lite": 32, "TPU7x": 96}
 USABLE = 0.95  # the rest is for the runtime, batches on their way, and what other programs leave behind
 PROGRAMS = ("train", "eval", "sample")
+NOTES = {
+  "per_chip": "of one JAX device: a chip, but half of one of TPU v2, v3 and 7x",
+  "flops_per_chip, bytes_per_chip": "XLA's counts: the body of a loop, as the scan over couplings, counts once",
+  "model_flops_per_chip": "of a training step in full, without recomputation",
+  "collectives": "bytes of the results on one device; in a loop they count as often as it runs",
+}
 
 
 def topology_devices(topology: str) -> list:
@@ -35,8 +44,10 @@ def topology_devices(topology: str) -> list:
   os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
   from jax.experimental import topologies  # noqa: PLC0415
 
+  # JAX on a v4 joins the two cores of a chip to one device; the compiler by itself does so for v5p alone.
+  options = {"chip_config_name": "megacore"} if topology.startswith("v4:") else {}
   try:
-    return list(topologies.get_topology_desc(platform="tpu", topology_name=topology).devices)
+    return list(topologies.get_topology_desc(platform="tpu", topology_name=topology, **options).devices)
   except (RuntimeError, ValueError, NotImplementedError, ModuleNotFoundError, AssertionError) as error:
     reason = str(error).strip().splitlines()[0]
     raise ValueError(
@@ -52,6 +63,15 @@ def image_shape_of(config) -> tuple[int, int, int]:
   return sources.open_config(config, ["train"])[0][0]["image"].shape
 
 
+def batch_of(program: str, config, devices: int) -> int:
+  """Images that one of `PROGRAMS` takes at a time: training the whole batch, the others at most a microbatch of it."""
+  if program == "train":
+    return config.batch_size
+  part = config.batch_size // config.microbatches
+  count = part if program == "eval" else min(part, CHUNK, config.sample_num)
+  return -(-count // devices) * devices
+
+
 def lower(program: str, config, mesh) -> Any:
   """One of `PROGRAMS`, traced for a mesh and not yet compiled."""
   model = Jet(**config.model)
@@ -61,33 +81,48 @@ def lower(program: str, config, mesh) -> Any:
   state, images, key = programs.train_arguments(config, model, optimizer, mesh)
   if program == "train":
     return programs.train_program(config, model, optimizer, mesh).lower(state, images, key)
-  index = jax.ShapeDtypeStruct(images.shape[:1], "int32", sharding=sharding.batched(mesh))
+  batch = batch_of(program, config, mesh.size)
+  index = jax.ShapeDtypeStruct((batch,), "int32", sharding=sharding.batched(mesh))
   if program == "eval":
+    images = images.update(shape=(batch, *config.image_shape))
     return programs.eval_program(model, config.levels, mesh).lower(state.variables(), images, index, key)
   sample = programs.sample_program(model, config.image_shape, config.levels, mesh)
   return sample.lower(state.variables(), key, index, jax.ShapeDtypeStruct((), "float32"))
 
 
-def compile_one(program: str, config, mesh) -> dict[str, Any]:
-  """Memory and costs of a program on each chip; if it does not fit, only what the compiler says of that.
+def needed_by(message: str) -> int | None:
+  """Bytes of HBM that a compiler's message says were needed; None if it says nothing of that."""
+  needed = re.search(
+    r"(?:in memory space hbm\. Used |on HBM, the total memory required .*?\()([\d.]+)([KMGT])", message
+  )
+  return int(float(needed[1]) * 2 ** (10 * " KMGT".index(needed[2]))) if needed else None
 
-  FLOPs and bytes are XLA's own counts, in which the body of a loop, here of the scan over couplings, counts once;
-  collectives count as often as they run.
+
+def compile_one(program: str, config, mesh, hbm_gib: float | None) -> dict[str, Any]:
+  """Memory and costs of a program on each device; if it does not fit, only what the compiler says of that.
+
+  `NOTES` says what the figures count.
+
+  Args:
+    program: one of `PROGRAMS`.
+    config: resolved, with `image_shape`.
+    mesh: of the devices to compile for.
+    hbm_gib: GiB of memory of a device; None if unknown, and then so is "fits".
   """
-  kind = mesh.devices.flat[0].device_kind
+  batch = batch_of(program, config, mesh.size)
   try:
     compiled = lower(program, config, mesh).compile()
   except jax.errors.JaxRuntimeError as error:
-    if "RESOURCE_EXHAUSTED" not in str(error):
-      raise
-    used = re.search(r"Used ([\d.]+)([GM]) of", str(error))
-    needed = int(float(used[1]) * {"G": 2**30, "M": 2**20}[used[2]]) if used else None
-    return {"fits": False, "hbm_bytes_per_chip": needed, "error": str(error).splitlines()[0][:300]}
+    if "RESOURCE_EXHAUSTED" not in str(error) or (needed := needed_by(str(error))) is None:
+      raise  # other memories than HBM run out too
+    said = str(error).splitlines()[0][:300]
+    return {"batch_size": batch, "fits": False, "hbm_bytes_per_chip": needed, "error": said}
   memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
   needed = estimate.bytes_of_program(compiled)
   kinds = hlo.collectives(compiled.as_text())
   return {
-    "fits": needed <= USABLE * HBM[kind] * 2**30 if kind in HBM else None,
+    "batch_size": batch,
+    "fits": None if hbm_gib is None else needed <= USABLE * hbm_gib * 2**30,
     "hbm_bytes_per_chip": needed,
     "argument_bytes": memory.argument_size_in_bytes,
     "temporary_bytes": memory.temp_size_in_bytes,
@@ -99,30 +134,43 @@ def compile_one(program: str, config, mesh) -> dict[str, Any]:
   }
 
 
-def find_batch(config, mesh) -> tuple[int, dict[str, Any]]:
-  """The largest batch whose training step fits, within an eighth, and its figures. ValueError if none does."""
+def largest(attempt: Callable[[int], bool]) -> int:
+  """The largest count whose attempt succeeds, or one that with an eighth more would fail; 0 if that of 1 fails.
+
+  Args:
+    attempt: true up to some count, false from there on.
+  """
+  low, high = 0, 1
+  while attempt(high):
+    low, high = high, 2 * high
+  while low and high - low > max(1, low // 8):
+    middle = (low + high) // 2
+    low, high = (middle, high) if attempt(middle) else (low, middle)
+  return low
+
+
+def find_batch(config, mesh, hbm_gib: float | None) -> None:
+  """Sets `config.batch_size` to the largest whose training step fits, within an eighth. ValueError if none does."""
+  if hbm_gib is None:
+    kind = mesh.devices.flat[0].device_kind
+    raise ValueError(f"--find_batch needs the memory of a device, and that of {kind} is unknown; give --hbm_gib=N")
   unit = mesh.size * config.microbatches
 
   def attempt(count):
     config.batch_size = count * unit
-    result = compile_one("train", config, mesh)
-    print(f"batch {config.batch_size}: {'fits' if result['fits'] else 'does not fit'}", flush=True)
-    return result
+    fits = compile_one("train", config, mesh, hbm_gib)["fits"]
+    print(f"batch {config.batch_size}: {'fits' if fits else 'does not fit'}", flush=True)
+    return fits
 
-  low, high, best = 0, 1, None
-  while (result := attempt(high))["fits"]:
-    low, high, best = high, 2 * high, result
-  while best and high - low > max(1, low // 8):
-    middle = (low + high) // 2
-    result = attempt(middle)
-    low, high, best = (middle, high, result) if result["fits"] else (low, middle, best)
-  if best is None:
-    raise ValueError(f"not even batch_size={unit} fits; raise mesh.fsdp, or set model.remat=full")
-  config.batch_size = low * unit
-  return config.batch_size, best
+  count = largest(attempt)
+  if not count:
+    raise ValueError(
+      f"not even batch_size={unit} fits {hbm_gib:g} GiB a device; raise mesh.fsdp, or set model.remat=full"
+    )
+  config.batch_size = count * unit
 
 
-def report(config, mesh, chosen) -> dict[str, Any]:
+def report(config, mesh, chosen, hbm_gib) -> dict[str, Any]:
   """The JSON object: what was compiled, and `compile_one` of each of the chosen programs."""
   model = Jet(**config.model)
   shapes = jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, *config.image_shape), "float32"))
@@ -133,14 +181,16 @@ def report(config, mesh, chosen) -> dict[str, Any]:
     "image_shape": list(config.image_shape),
     "parameters": sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(shapes["params"])),
     "model_flops_per_chip": estimate.train_flops(model, config.image_shape) * config.batch_size // mesh.size,
-    **{program: compile_one(program, config, mesh) for program in chosen},
+    **{program: compile_one(program, config, mesh, hbm_gib) for program in chosen},
+    "notes": NOTES,
   }
 
 
 def table(result: dict[str, Any]) -> str:
-  """The report for people."""
+  """The report for people: figures of one device, and under them what they count."""
   lines = [
-    f"{'':8}{'fits':>6}{'HBM GB':>9}{'arguments':>11}{'temporary':>11}{'GFLOPs':>10}{'GB moved':>10}  collectives"
+    f"{'':8}{'batch':>8}{'fits':>6}{'HBM GB':>9}{'arguments':>11}{'temporary':>11}{'GFLOPs*':>10}{'GB moved*':>11}"
+    "  collectives"
   ]
   for program in PROGRAMS:
     row = result.get(program)
@@ -148,11 +198,16 @@ def table(result: dict[str, Any]) -> str:
       sizes = [row[name] / 1e9 for name in ("hbm_bytes_per_chip", "argument_bytes", "temporary_bytes")]
       kinds = ", ".join(f"{of['count']} {kind} {of['bytes'] / 1e9:.2f} GB" for kind, of in row["collectives"].items())
       lines.append(
-        f"{program:8}{row['fits']!s:>6}{sizes[0]:9.2f}{sizes[1]:11.2f}{sizes[2]:11.2f}"
-        f"{row['flops_per_chip'] / 1e9:10.1f}{row['bytes_per_chip'] / 1e9:10.2f}  {kinds or 'none'}"
+        f"{program:8}{row['batch_size']:8}{row['fits']!s:>6}{sizes[0]:9.2f}{sizes[1]:11.2f}{sizes[2]:11.2f}"
+        f"{row['flops_per_chip'] / 1e9:10.1f}{row['bytes_per_chip'] / 1e9:11.2f}  {kinds or 'none'}"
       )
     elif row:
-      lines.append(f"{program:8}{row['fits']!s:>6}  {row['error']}")
+      lines.append(f"{program:8}{row['batch_size']:8}{row['fits']!s:>6}  {row['error']}")
+  lines += [
+    f"Each device does {result['model_flops_per_chip'] / 1e9:.1f} GFLOPs of the model in a training step, not counting",
+    "recomputation. * is XLA's own count, in which a loop's body, as the scan over couplings, counts once; collectives",
+    "are the bytes of their results, as often as they run.",
+  ]
   return "\n".join(lines)
 
 
@@ -165,13 +220,14 @@ def main(argv=None) -> None:
   parser.add_argument("--devices", type=int, default=8, help="simulated devices of --platform=cpu")
   parser.add_argument("--programs", default="train,eval,sample", help="which to compile")
   parser.add_argument("--find_batch", action="store_true", help="find the largest batch whose training step fits")
+  parser.add_argument("--hbm_gib", type=float, help="GiB of memory of a device, in place of what is known of its kind")
   args = parser.parse_args(argv)
   try:
     chosen = args.programs.split(",")
     if unknown := set(chosen) - set(PROGRAMS):
       raise ValueError(f"--programs has {', '.join(unknown)}; use some of {','.join(PROGRAMS)}")
-    if args.find_batch and args.platform == "cpu":
-      raise ValueError("--find_batch needs a TPU topology, whose memory is known; leave --platform=cpu away")
+    if args.hbm_gib is not None and args.hbm_gib <= 0:
+      raise ValueError(f"--hbm_gib={args.hbm_gib:g} must be positive; give the GiB of memory of a device, such as 16")
     jax.config.update("jax_platforms", "cpu")  # this machine's own accelerator stays out of it
     if args.platform == "cpu":
       jax.config.update("jax_num_cpu_devices", args.devices)
@@ -179,9 +235,10 @@ def main(argv=None) -> None:
     config = config_lib.from_file(args.config)
     config.image_shape = image_shape_of(config)
     mesh = sharding.make_mesh(config.mesh, devices)
+    hbm_gib = args.hbm_gib or HBM.get(devices[0].device_kind)
     if args.find_batch:
-      find_batch(config, mesh)
-    result = report(config, mesh, chosen)
+      find_batch(config, mesh, hbm_gib)
+    result = report(config, mesh, chosen, hbm_gib)
   except ValueError as error:
     sys.exit(f"error: {error}")
   print(table(result))

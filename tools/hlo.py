@@ -1,4 +1,9 @@
-"""Collectives in a compiled program, from its text: how many, and how many bytes each device receives."""
+"""Collectives in a compiled program, from its text: how many, and how many bytes their results have on a device.
+
+The result is what a device holds afterwards, not what its links carry. On a ring of n devices, each receives for a
+result of R bytes: all-gather and all-to-all (n - 1)/n R, collective-permute R, all-reduce 2 (n - 1)/n R, reduce-scatter
+(n - 1) R.
+"""
 
 import re
 from collections import Counter, defaultdict
@@ -12,6 +17,7 @@ CHANNEL = re.compile(r"channel_id=(\d+)")
 COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*->.*\{$")
 INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?[\w.\-]+ = (.*)$")
 COLLECTIVE = re.compile(rf"^(.*?)\s({'|'.join(KINDS)})(-start)?\(")
+ELEMENT = re.compile(r"\([^()]*\)|\w+\[[\d,]*\]")  # of a tuple: an inner tuple, or an array
 ARRAY = re.compile(r"(\w+)\[([\d,]*)\]")
 CALLED = re.compile(
   r"(?:calls|to_apply|body|condition)=%?([\w.\-]+)|(?:branch_computations|called_computations)=\{([^}]*)\}"
@@ -25,7 +31,7 @@ def collectives(text: str) -> dict[str, dict[str, int]]:
   """Kind -> "count" and "bytes" of one run of a compiled program; the body of a loop counts as often as it runs.
 
   Args:
-    text: `compiled.as_text()`. The bytes of a collective are those of its result on one device.
+    text: `compiled.as_text()`. The bytes of a collective are those of all its results on one device.
   """
   found: dict[str, list[tuple[str, str, int]]] = defaultdict(list)  # computation -> channel, kind, bytes in it
   calls: dict[str, list[tuple[str, str]]] = defaultdict(list)  # computation -> those it calls, and by what
@@ -41,7 +47,7 @@ def collectives(text: str) -> dict[str, dict[str, int]]:
       calls[name] += [(one.lstrip("%"), body) for one in called]
       if match := COLLECTIVE.match(body):
         channel = number[1] if (number := CHANNEL.search(body)) else line
-        found[name].append((channel, match[2], _result_bytes(match[1], is_start=bool(match[3]))))
+        found[name].append((channel, match[2], _result_bytes(match[1], match[2] if match[3] else "")))
       if match := LIMIT.match(body):
         limits[name] = max(limits.get(name, 0), int(match[1]))
 
@@ -53,12 +59,13 @@ def collectives(text: str) -> dict[str, dict[str, int]]:
     condition = CONDITION.search(instruction)  # compilers for TPUs leave the count there alone
     return limits.get(condition[1], 1) if condition else 1
 
-  # A collective that runs beside other work stands in the text several times, with one channel.
+  # A collective that runs beside other work stands in several computations, with one channel. In one computation, those
+  # of one channel are several: `shard_map` gives all of a kind the same.
   times_by_channel: dict[tuple[str, str, int], int] = {}
 
   def visit(computation: str, times: int) -> None:
-    for collective in found[computation]:
-      times_by_channel[collective] = max(times, times_by_channel.get(collective, 0))
+    for collective, number in Counter(found[computation]).items():
+      times_by_channel[collective] = max(number * times, times_by_channel.get(collective, 0))
     for called, instruction in calls[computation]:
       visit(called, times * repeats(instruction))
 
@@ -70,12 +77,18 @@ def collectives(text: str) -> dict[str, dict[str, int]]:
   return {kind: {"count": counts[kind], "bytes": sizes[kind]} for kind in KINDS if counts[kind]}
 
 
-def _result_bytes(shape: str, is_start: bool) -> int:
-  """Bytes of a shape such as `f32[8,4]{1,0}`, or of the largest array of a tuple (operand, result, ...) in flight."""
-  arrays = [
-    BYTES[dtype] * _product(sides) for dtype, sides in ARRAY.findall(re.sub(r"\{[^}]*\}", "", shape)) if dtype in BYTES
-  ]
-  return (max(arrays, default=0)) if is_start else sum(arrays)
+def _result_bytes(shape: str, started: str) -> int:
+  """Bytes of a shape such as `f32[8,4]{1,0}` or a tuple of them.
+
+  Args:
+    shape: as the text has it.
+    started: the kind of a collective in flight, whose shape is (operands, results, ...), but the results of all-reduce;
+      "" of others.
+  """
+  shape = re.sub(r"\{[^}]*\}|/\*.*?\*/", "", shape)
+  if started and started != "all-reduce":
+    shape = ELEMENT.findall(shape[1:-1])[1]
+  return sum(BYTES[dtype] * _product(sides) for dtype, sides in ARRAY.findall(shape) if dtype in BYTES)
 
 
 def _product(sides: str) -> int:
