@@ -173,7 +173,7 @@ def test_what_a_compiler_says_was_needed_is_read(message, needed):
 )
 def test_each_program_takes_as_many_images_as_a_run_gives_it(program, batch, microbatches, num, expected):
   config = SimpleNamespace(batch_size=batch, microbatches=microbatches, sample_num=num)
-  assert pod.batch_of(program, config, 8) == expected
+  assert pod.batch_of(program, config, SimpleNamespace(size=8)) == expected
 
 
 TOPOLOGIES = {

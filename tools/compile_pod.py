@@ -63,31 +63,32 @@ def image_shape_of(config) -> tuple[int, int, int]:
   return sources.open_config(config, ["train"])[0][0]["image"].shape
 
 
-def batch_of(program: str, config, devices: int) -> int:
+def batch_of(program: str, config, mesh) -> int:
   """Images that one of `PROGRAMS` takes at a time: training the whole batch, the others at most a microbatch of it."""
   if program == "train":
     return config.batch_size
   part = config.batch_size // config.microbatches
   count = part if program == "eval" else min(part, CHUNK, config.sample_num)
-  return -(-count // devices) * devices
+  return sharding.round_up(count, mesh)
 
 
 def lower(program: str, config, mesh) -> Any:
   """One of `PROGRAMS`, traced for a mesh and not yet compiled."""
   model = Jet(**config.model)
   model.check(config.image_shape)
+  if reason := model.why_not_on(mesh.devices.flat[0].platform, config.image_shape):
+    raise ValueError(reason)
   sharding.check_batch_size(config.batch_size, mesh, config.microbatches)
   optimizer = optim.make_optimizer(config, total_steps=1000, warmup_steps=100)  # the length changes constants alone
   state, images, key = programs.train_arguments(config, model, optimizer, mesh)
   if program == "train":
     return programs.train_program(config, model, optimizer, mesh).lower(state, images, key)
-  batch = batch_of(program, config, mesh.size)
-  index = jax.ShapeDtypeStruct((batch,), "int32", sharding=sharding.batched(mesh))
+  variables, batch = state.variables(), batch_of(program, config, mesh)
   if program == "eval":
-    images = images.update(shape=(batch, *config.image_shape))
-    return programs.eval_program(model, config.levels, mesh).lower(state.variables(), images, index, key)
+    arguments = programs.eval_arguments(variables, config.image_shape, batch, mesh)
+    return programs.eval_program(model, config.levels, mesh).lower(*arguments)
   sample = programs.sample_program(model, config.image_shape, config.levels, mesh)
-  return sample.lower(state.variables(), key, index, jax.ShapeDtypeStruct((), "float32"))
+  return sample.lower(*programs.sample_arguments(variables, batch, mesh))
 
 
 def needed_by(message: str) -> int | None:
@@ -109,7 +110,7 @@ def compile_one(program: str, config, mesh, hbm_gib: float | None) -> dict[str, 
     mesh: of the devices to compile for.
     hbm_gib: GiB of memory of a device; None if unknown, and then so is "fits".
   """
-  batch = batch_of(program, config, mesh.size)
+  batch = batch_of(program, config, mesh)
   try:
     compiled = lower(program, config, mesh).compile()
   except jax.errors.JaxRuntimeError as error:
