@@ -265,6 +265,23 @@ def test_a_collective_in_flight_counts_all_its_results_and_no_operand(line, kind
   assert hlo.collectives(program) == {kind: {"count": 1, "bytes": size}}
 
 
+def test_one_channel_counts_once_over_computations_and_several_times_within_one():
+  program = """
+%early (x: f32[8]) -> f32[8] {
+  %a = f32[8]{0} all-reduce(%x), channel_id=1, to_apply=%add
+  %b = f32[8]{0} all-reduce(%y), channel_id=1, to_apply=%add
+}
+%late (x: f32[8]) -> f32[8] {
+  %c = f32[8]{0} all-reduce(%x), channel_id=1, to_apply=%add
+}
+ENTRY %main (x: f32[8]) -> f32[8] {
+  %d = f32[8]{0} fusion(%x), calls=%early
+  %e = f32[8]{0} fusion(%x), calls=%late
+}
+"""
+  assert hlo.collectives(program) == {"all-reduce": {"count": 2, "bytes": 2 * 8 * 4}}
+
+
 COLLECTIVES = """
 import json, sys
 import jax

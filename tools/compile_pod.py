@@ -144,7 +144,7 @@ def largest(attempt: Callable[[int], bool]) -> int:
   low, high = 0, 1
   while attempt(high):
     low, high = high, 2 * high
-  while low and high - low > max(1, low // 8):
+  while high - low > max(1, low // 8):
     middle = (low + high) // 2
     low, high = (middle, high) if attempt(middle) else (low, middle)
   return low

@@ -85,7 +85,7 @@ def _result_bytes(shape: str, started: str) -> int:
     started: the kind of a collective in flight, whose shape is (operands, results, ...), but the results of all-reduce;
       "" of others.
   """
-  shape = re.sub(r"\{[^}]*\}|/\*.*?\*/", "", shape)
+  shape = re.sub(r"\{[^}]*\}", "", shape)
   if started and started != "all-reduce":
     shape = ELEMENT.findall(shape[1:-1])[1]
   return sum(BYTES[dtype] * _product(sides) for dtype, sides in ARRAY.findall(shape) if dtype in BYTES)
