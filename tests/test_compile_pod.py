@@ -96,6 +96,7 @@ def test_the_search_ends_within_an_eighth_below_the_largest_count_that_fits(limi
   found = pod.largest(lambda count: tried.append(count) or count <= limit)
   assert found <= limit < found + max(1, found / 8)
   assert len(tried) == len(set(tried))
+  assert len(tried) <= limit.bit_length() + 5  # each is a compilation
 
 
 def test_the_search_finds_nothing_where_not_even_one_fits():
@@ -107,7 +108,7 @@ def test_the_search_finds_nothing_where_not_even_one_fits():
 )
 def test_the_batch_that_is_found_fits_the_memory_that_is_given(platform):
   small = "configs/imagenet64.py:couplings=1,block_depth=1,width=32,heads=2"
-  result = compile_pod(f"--config={small}", *platform, "--programs=train", "--find_batch", "--hbm_gib=0.007")
+  result = compile_pod(f"--config={small}", *platform, "--programs=train", "--find_batch", "--hbm_gib=0.009")
   assert result.returncode == 0, result.stderr
   report = json.loads(result.stdout.splitlines()[-1])
   tried = dict(re.findall(r"^batch (\d+): (fits|does not fit)$", result.stdout, re.MULTILINE))
@@ -116,7 +117,7 @@ def test_the_batch_that_is_found_fits_the_memory_that_is_given(platform):
   assert tried[batch]
   assert any(not fits and batch < other <= batch + max(unit, batch / 8) for other, fits in tried.items())
   assert report["train"]["fits"] is True
-  assert report["train"]["hbm_bytes_per_chip"] <= pod.USABLE * 0.007 * 2**30
+  assert report["train"]["hbm_bytes_per_chip"] <= pod.USABLE * 0.009 * 2**30
 
 
 def test_a_program_that_needs_more_than_the_memory_that_is_given_does_not_fit():
