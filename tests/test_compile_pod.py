@@ -322,3 +322,18 @@ def test_collectives_of_known_size_count_the_bytes_of_their_results(platform):
   for kind, found in counted.items():
     assert set(found) == {kind}
     assert found[kind]["bytes"] == 2 * 2 * 2**20 * ratio.get(kind, 1)
+
+
+@pytest.mark.skipif(not HAS_COMPILER, reason="needs the TPU's compiler: pip install 'jax[tpu]'")
+def test_the_attention_kernel_compiles_for_a_tpu_pod_and_each_device_computes_its_images():
+  plain, kernel = (
+    json.loads(result.stdout.splitlines()[-1])["train"]
+    for result in (
+      compile_pod(
+        f"--config={SMALL},dtype=bfloat16,attention={name},batch_size=256", "--topology=v5e:2x4", "--programs=train"
+      )
+      for name in ("xla", "splash")
+    )
+  )
+  assert kernel["flops_per_chip"] < plain["flops_per_chip"]  # the products of attention are out of XLA's sight
+  assert kernel["collectives"]["all-gather"]["count"] == plain["collectives"]["all-gather"]["count"]
