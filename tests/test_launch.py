@@ -47,7 +47,12 @@ def run_script(command, environment, **kwargs):
 
 def start_script(command, environment):
   environment = {**os.environ, "PAUSE": "0", **environment}
-  return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+  # A shell cannot trap what was ignored when it started, as INT is wherever the tests run in the background.
+  inherited = signal.signal(signal.SIGINT, signal.SIG_DFL)
+  try:
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+  finally:
+    signal.signal(signal.SIGINT, inherited)
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
