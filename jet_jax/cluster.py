@@ -80,6 +80,12 @@ def is_writer() -> bool:
   return jax.process_index() == 0
 
 
+def say(text: str) -> None:
+  """Prints a line, once for all processes."""
+  if is_writer():
+    print(text, flush=True)
+
+
 _rounds = itertools.count()
 
 

@@ -1,9 +1,12 @@
 """What a run will cost, before it starts: parameters, memory of each device, operations."""
 
 import os
+import time
 
 import jax
 import numpy as np
+
+from jet_jax import cluster
 
 
 def forward_flops(model, image_shape) -> int:
@@ -50,13 +53,41 @@ def memory_limit(devices) -> int | None:
   return stats.get("bytes_limit") if stats else None
 
 
+FIX = (
+  "raise mesh.fsdp (parts of the state) or microbatches (parts of the batch), set model.remat=full, or train a smaller "
+  "model"
+)
+
+
 def check_fits(what: str, needed: int, limit: int | None) -> None:
   """Raises ValueError if `what` needs more bytes than a device has."""
   if limit is not None and needed > limit:
-    raise ValueError(
-      f"{what} needs {needed / 2**30:.1f} GiB on each device, which has {limit / 2**30:.1f}; raise mesh.fsdp (parts of "
-      "the state) or microbatches (parts of the batch), set model.remat=full, or train a smaller model"
-    )
+    raise ValueError(f"{what} needs {needed / 2**30:.1f} GiB on each device, which has {limit / 2**30:.1f}; {FIX}")
+
+
+def compile_to_fit(what: str, lowered, limit: int | None, beside: int = 0):
+  """Compiles a program that must fit, and says how long that took and what it takes.
+
+  Args:
+    what: it is.
+    lowered: the traced program.
+    limit: bytes that a device has, None if unknown.
+    beside: bytes that something else takes while it runs.
+
+  Raises:
+    ValueError: it needs more; some compilers find that themselves.
+  """
+  began = time.perf_counter()
+  try:
+    compiled = lowered.compile()
+  except jax.errors.JaxRuntimeError as error:
+    if "RESOURCE_EXHAUSTED" not in str(error):
+      raise
+    raise ValueError(f"{what} does not fit ({str(error).splitlines()[0]}); {FIX}") from error
+  needed = beside + bytes_of_program(compiled)
+  cluster.say(f"compiled {what} in {time.perf_counter() - began:.1f} s; it takes {needed / 2**20:,.1f} MiB a device")
+  check_fits(what, needed, limit)
+  return compiled
 
 
 def describe(config, model, state_shapes, mesh, num_examples: int, total_steps: int) -> str:

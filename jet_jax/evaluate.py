@@ -31,12 +31,16 @@ class Evaluator:
     self.batch_size = sharding.round_up(min(batch_size, len(source)), mesh)
     self._program = self._step = programs.eval_program(model, levels, mesh)
 
-  def compile(self, variables, image_shape):
-    """Compiles beforehand what a call will run, for `variables` or their ShapeDtypeStructs, and returns it."""
-    self._step = self._program.lower(
-      *programs.eval_arguments(variables, image_shape, self.batch_size, self.mesh)
-    ).compile()
-    return self._step
+  def compile(self, variables, image_shape, compiler) -> None:
+    """Compiles beforehand what a call will run.
+
+    Args:
+      variables: or their ShapeDtypeStructs.
+      image_shape: (H, W, C).
+      compiler: from the traced program to the compiled one.
+    """
+    arguments = programs.eval_arguments(variables, image_shape, self.batch_size, self.mesh)
+    self._step = compiler(self._program.lower(*arguments))
 
   def __call__(self, variables, noise_samples: int = 1) -> dict[str, float]:
     """Bits per dimension, averaged over images and over draws of the noise.
@@ -83,6 +87,7 @@ def main(argv=None) -> None:
     if args.noise_samples < 1:
       raise ValueError(f"--noise_samples={args.noise_samples} must be at least 1")
     cluster.join()
+    programs.keep_compiled()
     config, model, variables, step, mesh = checkpoint.load_run(args.workdir, args.step)
     config.data.source = sources.absolute(args.source) if args.source else config.data.source
     config.data.data_dir = args.data_dir or config.data.data_dir

@@ -20,7 +20,9 @@ REMAT_POLICIES = {
   "none": jax.checkpoint_policies.everything_saveable,
   "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # outputs of the dense layers
   "full": jax.checkpoint_policies.nothing_saveable,
+  "auto": jax.checkpoint_policies.nothing_saveable,  # until a training run has seen what fits, see `train.compile_step`
 }
+AUTO_REMAT = ("dots", "full")  # what "auto" tries, the fastest first; "none" moves more bytes than it saves operations
 
 
 class Jet(nn.Module):
@@ -46,7 +48,7 @@ class Jet(nn.Module):
     scale_floor: the smallest factor; the inverse stretches a dimension by at most 1 / scale_floor in a coupling.
     dtype: in which the transformers compute, "float32" or "bfloat16"; all else is float32.
     remat: what the backward pass recomputes: "none" (most memory), "dots" (all but the dense layers), "full"
-      (everything; least memory).
+      (everything; least memory), or "auto" (the fastest that fits, in training).
     attention: implementation, "xla" (everywhere), "cudnn" (GPUs) or "splash" (TPUs); see `attention.why_not`.
   """
 

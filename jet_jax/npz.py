@@ -80,3 +80,36 @@ class Npz(Mapping[str, np.ndarray]):
     except UNREADABLE as error:
       reason = str(error).partition("\n")[0] or type(error).__name__  # numpy's second line is advice to trust the file
       raise ValueError(f"{what} cannot be read ({reason}); give an npz of plain arrays, by np.savez") from error
+
+
+class NpzWriter:
+  """An npz file of one array that comes in parts, each written at once; there under its name when it is whole.
+
+  Args:
+    path: of the file; its folder is made.
+    name: of the array.
+    shape: of the whole, uint8.
+  """
+
+  def __init__(self, path: str | pathlib.Path, name: str, shape: tuple[int, ...]):
+    self.path, self.name, self.shape = pathlib.Path(path), name, shape
+    self._unfinished = self.path.with_name(self.path.name + ".tmp")
+
+  def __enter__(self):
+    self.path.parent.mkdir(parents=True, exist_ok=True)
+    self._archive = zipfile.ZipFile(self._unfinished, "w")
+    self._file = self._archive.open(f"{self.name}.npy", "w", force_zip64=True)
+    np.lib.format.write_array_header_1_0(self._file, {"descr": "|u1", "fortran_order": False, "shape": self.shape})
+    return self
+
+  def write(self, part: np.ndarray) -> None:
+    """Adds rows."""
+    self._file.write(np.ascontiguousarray(part, np.uint8).tobytes())
+
+  def __exit__(self, error_type, *_):
+    self._file.close()
+    self._archive.close()
+    if error_type is None:
+      self._unfinished.replace(self.path)
+    else:
+      self._unfinished.unlink()

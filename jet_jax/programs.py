@@ -1,10 +1,22 @@
 """What is compiled: the functions of steps.py, with the place of every argument and result."""
 
 import functools
+import os
+import pathlib
 
 import jax
 
 from jet_jax import sharding, steps
+
+
+def keep_compiled() -> None:
+  """Compiled programs outlive the process, so that a restart or a second command finds them.
+
+  They go to $JAX_COMPILATION_CACHE_DIR, or else to ~/.cache/jet_jax, except on CPUs: code that is compiled for one may
+  not run on another that has the same home directory.
+  """
+  if jax.default_backend() != "cpu" and not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+    jax.config.update("jax_compilation_cache_dir", str(pathlib.Path("~/.cache/jet_jax").expanduser()))
 
 
 def initializer(config, model, optimizer):

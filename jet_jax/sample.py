@@ -1,28 +1,35 @@
 """Images from a trained flow, inside training or alone:
 
 python -m jet_jax.sample --workdir=DIR [--step=N] [--num=64] [--seed=0] [--temperature=1.0] [--out=FILE] [--npz=FILE]
+    [--dtype=bfloat16]
 """
 
 import argparse
+import contextlib
 import json
 import math
 import pathlib
+from collections import deque
+from collections.abc import Iterator
 
 import jax
 import numpy as np
 from absl import logging
 from einops import rearrange
 from PIL import Image
+from tqdm import tqdm
 
 from jet_jax import checkpoint, cluster, programs, sharding
+from jet_jax.npz import NpzWriter
 
-CHUNK = 256  # images in one pass through the flow
+CHUNK = 256  # images in one pass through the flow, at most
+GRID = 256  # images in a picture, at most
 SHORTEST_SIDE = 48  # of an image in a grid, in pixels; smaller ones are enlarged
 GAP = 2  # between the images of a grid, in pixels
 
 
 class Sampler:
-  """Draws images; compiled once, used as often as needed.
+  """Draws images, so many at a time that memory does not grow with their number.
 
   Args:
     model: the flow.
@@ -38,27 +45,35 @@ class Sampler:
     self.chunk = sharding.round_up(min(num, at_once, CHUNK), mesh)
     self._program = self._step = programs.sample_program(model, image_shape, levels, mesh)
 
-  def compile(self, variables):
-    """Compiles beforehand what a call will run, for `variables` or their ShapeDtypeStructs, and returns it."""
-    self._step = self._program.lower(*programs.sample_arguments(variables, self.chunk, self.mesh)).compile()
-    return self._step
+  def compile(self, variables, compiler) -> None:
+    """Compiles beforehand what a call will run, for `variables` or their ShapeDtypeStructs, by `compiler`."""
+    self._step = compiler(self._program.lower(*programs.sample_arguments(variables, self.chunk, self.mesh)))
 
   def __call__(self, variables, seed: int = 0, temperature: float = 1.0) -> np.ndarray:
-    """Image i depends on `seed` and i alone, not on how many are drawn.
+    """All images at once: uint8 (num, H, W, C) in {0 .. levels - 1}; arguments as for `chunks`."""
+    return np.concatenate(list(self.chunks(variables, seed, temperature)))
+
+  def chunks(self, variables, seed: int = 0, temperature: float = 1.0) -> Iterator[np.ndarray]:
+    """The images, some at a time, while the devices draw the next. Image i depends on `seed` and i alone.
 
     Args:
       variables: `params` and `permutations`.
       seed: of the latents.
       temperature: factor on the latents.
 
-    Returns:
-      uint8 (num, H, W, C) in {0 .. levels - 1}.
+    Yields:
+      uint8 (n, H, W, C) in {0 .. levels - 1}, `num` in all.
     """
-    chunks = []
+    drawn = deque()
     for start in range(0, self.num, self.chunk):
       index = sharding.place_batch(np.arange(start, start + self.chunk, dtype=np.int32), self.mesh)
-      chunks.append(np.asarray(self._step(variables, jax.random.key(seed), index, np.float32(temperature))))
-    return np.concatenate(chunks)[: self.num]
+      images = self._step(variables, jax.random.key(seed), index, np.float32(temperature))
+      drawn.append((images, min(self.chunk, self.num - start)))
+      if len(drawn) > 1:
+        images, count = drawn.popleft()
+        yield np.asarray(images)[:count]
+    for images, count in drawn:
+      yield np.asarray(images)[:count]
 
 
 def make_grid(images: np.ndarray, levels: int) -> np.ndarray:
@@ -102,27 +117,40 @@ def main(argv=None) -> None:
   parser.add_argument(
     "--temperature", type=float, default=1.0, help="factor on the latents; below 1 smoother, less varied"
   )
-  parser.add_argument("--out", default="samples.png", help="PNG file of all images in a grid")
-  parser.add_argument("--npz", help="file for the images as an array `images`, uint8 (N, H, W, C)")
+  parser.add_argument("--out", default="samples.png", help=f"PNG file of a grid of them, the first {GRID} at most")
+  parser.add_argument("--npz", help="file for all of them as an array `images`, uint8 (N, H, W, C)")
+  parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of the transformers; the run's own by default")
   args = parser.parse_args(argv)
   try:
     if args.num < 1 or args.temperature < 0:
       raise ValueError(f"--num={args.num} must be at least 1 and --temperature={args.temperature} at least 0")
     cluster.join()
+    programs.keep_compiled()
     config, model, variables, step, mesh = checkpoint.load_run(args.workdir, args.step)
+    model = model.clone(dtype=args.dtype or model.dtype)
+    if reason := model.why_not_on(jax.default_backend(), config.image_shape):
+      raise ValueError(reason)
   except ValueError as error:
     cluster.fail(error)
   at_once = config.batch_size // config.microbatches
   sampler = Sampler(model, config.image_shape, config.levels, args.num, mesh, at_once)
-  images = sampler(variables, args.seed, args.temperature)
-  if not cluster.is_writer():
-    return
-  save_png(make_grid(images, config.levels), args.out)
-  if args.npz:
-    pathlib.Path(args.npz).parent.mkdir(parents=True, exist_ok=True)
-    with pathlib.Path(args.npz).open("wb") as file:  # np.savez would add a suffix to a name
-      np.savez(file, images=images)
-  print(json.dumps({"step": step, "num": args.num, "out": args.out, "npz": args.npz}))
+  shown = []
+  with contextlib.ExitStack() as stack:
+    writes = cluster.is_writer()
+    file = (
+      stack.enter_context(NpzWriter(args.npz, "images", (args.num, *config.image_shape)))
+      if writes and args.npz
+      else None
+    )
+    bar = stack.enter_context(tqdm(total=args.num, unit="image", leave=False, disable=None if writes else True))
+    for images in sampler.chunks(variables, args.seed, args.temperature):
+      if file:
+        file.write(images)
+      shown.extend(images[: GRID - len(shown)])
+      bar.update(len(images))
+  if writes:
+    save_png(make_grid(np.stack(shown), config.levels), args.out)
+    print(json.dumps({"step": step, "num": args.num, "out": args.out, "npz": args.npz}))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ import dataclasses
 import functools
 import pathlib
 import sys
-import time
 from collections.abc import Sequence
 
 import grain
@@ -25,7 +24,7 @@ from jet_jax.checkpoint import Checkpoints, claim_workdir
 from jet_jax.config import Config
 from jet_jax.evaluate import Evaluator
 from jet_jax.images import BadImage
-from jet_jax.jet import Jet
+from jet_jax.jet import AUTO_REMAT, Jet
 from jet_jax.logs import MetricLog, check_wandb
 from jet_jax.sample import Sampler, make_grid, save_png
 
@@ -86,19 +85,13 @@ def prepare(config: Config, workdir: str | pathlib.Path, flag_overrides=()) -> R
   return Run(config, workdir, mesh, len(train_source), batches, validation_source, model, optimizer, total_steps)
 
 
-def say(text: str) -> None:
-  """Prints a line, once for all processes."""
-  if cluster.is_writer():
-    print(text, flush=True)
-
-
 def start_state(run: Run, init_key, checkpoints: Checkpoints) -> steps.TrainState:
   """The newest checkpoint of the run, or a fresh state."""
   parts = run.config, run.model, run.optimizer, run.mesh
   saved = checkpoints.latest_step()
   if saved is None:
     return programs.init_program(*parts)(init_key)
-  say(f"resuming from step {saved}")
+  cluster.say(f"resuming from step {saved}")
   return checkpoints.restore(saved, programs.state_shapes(*parts))
 
 
@@ -112,24 +105,27 @@ def compile_all(run: Run, evaluator: Evaluator, sampler: Sampler):
   parts = run.config, run.model, run.optimizer, run.mesh
   arguments = programs.train_arguments(*parts)
   state = arguments[0]
-  say(estimate.describe(run.config, run.model, state, run.mesh, run.num_examples, run.total_steps))
+  cluster.say(estimate.describe(run.config, run.model, state, run.mesh, run.num_examples, run.total_steps))
   limit = estimate.memory_limit(jax.local_devices())
   estimate.check_fits("the state alone", estimate.bytes_a_device(state), limit)
   beside = estimate.bytes_a_device(state) - estimate.bytes_a_device(state.variables())  # of an evaluation or samples
 
-  def compiled(what, compile_it, beside=0):
-    began = time.perf_counter()
-    program = compile_it()
-    needed = beside + estimate.bytes_of_program(program)
-    say(f"compiled {what} in {time.perf_counter() - began:.1f} s; it takes {needed / 2**20:,.0f} MiB a device")
-    estimate.check_fits(what, needed, limit)
-    return program
-
-  train_step = compiled("the training step", programs.train_program(*parts).lower(*arguments).compile)
+  policies = AUTO_REMAT if run.model.remat == "auto" else [run.model.remat]
+  for remat in policies:
+    program = programs.train_program(run.config, run.model.clone(remat=remat), run.optimizer, run.mesh)
+    try:
+      train_step = estimate.compile_to_fit(f"the training step (remat={remat})", program.lower(*arguments), limit)
+      break
+    except ValueError:
+      if remat == policies[-1]:
+        raise
   if run.happens("eval"):
-    compiled("evaluation", lambda: evaluator.compile(state.variables(), run.config.image_shape), beside)
+    compiler = functools.partial(estimate.compile_to_fit, "evaluation", limit=limit, beside=beside)
+    evaluator.compile(state.variables(), run.config.image_shape, compiler)
   if run.happens("sample"):
-    compiled("sampling", lambda: sampler.compile(state.variables()), beside)
+    sampler.compile(
+      state.variables(), functools.partial(estimate.compile_to_fit, "sampling", limit=limit, beside=beside)
+    )
   return train_step
 
 
@@ -154,7 +150,7 @@ def train(run: Run) -> steps.TrainState:
   with Checkpoints(run.workdir, config.checkpoint_keep) as checkpoints:
     start = checkpoints.latest_step() or 0
     if start >= run.total_steps:
-      say(f"this run is finished: step {start} of {run.total_steps} is saved in {run.workdir}")
+      cluster.say(f"this run is finished: step {start} of {run.total_steps} is saved in {run.workdir}")
       return start_state(run, init_key, checkpoints)
     at_once = config.batch_size // config.microbatches
     evaluator = Evaluator(run.model, config.levels, run.validation_source, at_once, run.mesh)
@@ -207,6 +203,7 @@ def main(argv) -> None:
   flag = flags.FLAGS["config"]
   try:
     cluster.join()
+    programs.keep_compiled()
     with cluster.agreed():
       run = prepare(flags.FLAGS.config, flags.FLAGS.workdir, config_flags.get_override_values(flag))
   except (ValueError, OSError) as error:  # OSError: no such config file
@@ -215,7 +212,7 @@ def main(argv) -> None:
     train(run)
   except ValueError as error:  # a bad image, or too little memory
     cluster.fail(error)
-  say(f"done; results are in {run.workdir}")
+  cluster.say(f"done; results are in {run.workdir}")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """What a run is said to cost is what the compiler counts."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -59,8 +61,39 @@ def test_evaluation_and_sampling_are_checked_too_and_take_a_part_of_a_batch_at_a
 
   whole, parts = needs(1), needs(8)
   state = whole["the state alone"]
-  for what in ("the training step", "evaluation", "sampling"):
+  for what in ("the training step (remat=full)", "evaluation", "sampling"):
     assert parts[what] - state < 0.5 * (whole[what] - state)
+
+
+def test_auto_takes_the_fastest_rematerialization_that_fits(tiny_config, tmp_path, monkeypatch, capsys):
+  def chosen(name):
+    run = train.prepare(
+      tiny_config(batch_size=128, remat="auto", total_steps=1, eval_steps=0, sample_steps=0), tmp_path / name
+    )
+    train.train(run)
+    return re.findall(r"compiled the training step \(remat=(\w+)\) in .* takes (.*) MiB", capsys.readouterr().out)
+
+  assert [remat for remat, _ in chosen("roomy")] == ["dots"]
+  [(_, dots)] = chosen("again")
+  monkeypatch.setattr(estimate, "memory_limit", lambda devices: int((float(dots) - 0.1) * 2**20))
+  assert [remat for remat, _ in chosen("tight")] == ["dots", "full"]
+  monkeypatch.setattr(estimate, "memory_limit", lambda devices: 2**20)
+  with pytest.raises(ValueError, match=r"the training step \(remat=full\) needs"):
+    chosen("too tight")
+
+
+def test_what_a_compiler_refuses_is_told_with_a_fix():
+  class Lowered:
+    def compile(self):
+      raise jax.errors.JaxRuntimeError(self.message)
+
+  lowered = Lowered()
+  lowered.message = "RESOURCE_EXHAUSTED: Ran out of memory on HBM.\nmore"
+  with pytest.raises(ValueError, match=r"training does not fit \(RESOURCE_EXHAUSTED: .* HBM\.\); raise mesh.fsdp"):
+    estimate.compile_to_fit("training", lowered, None)
+  lowered.message = "INTERNAL: a bug"
+  with pytest.raises(jax.errors.JaxRuntimeError, match="a bug"):
+    estimate.compile_to_fit("training", lowered, None)
 
 
 def test_a_cpu_has_the_memory_of_the_machine():

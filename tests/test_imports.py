@@ -28,11 +28,11 @@ ALLOWED = {
   "coupling": {"permutations", "vit"},
   "jet": {"attention", "permutations", "coupling"},
   "steps": {"jet", "likelihood"},
-  "estimate": set(),
+  "estimate": {"cluster"},
   "programs": {"sharding", "steps"},
   "checkpoint": {"cluster", "config", "sharding", "jet", "steps"},
   "evaluate": {"checkpoint", "cluster", "data", "programs", "sharding", "sources"},
-  "sample": {"checkpoint", "cluster", "programs", "sharding"},
+  "sample": {"checkpoint", "cluster", "npz", "programs", "sharding"},
   "train": {
     "checkpoint", "cluster", "config", "data", "estimate", "evaluate", "images", "jet", "logs", "optim", "programs",
     "sample", "sharding", "sources", "steps",

@@ -8,6 +8,7 @@ from PIL import Image
 
 from jet_jax import evaluate, sample, sources, train
 from jet_jax.checkpoint import load_run
+from jet_jax.npz import NpzWriter
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +74,49 @@ def test_sampling_writes_a_grid_and_an_array(workdir, tmp_path, capsys):
   grid = np.asarray(Image.open(out))
   assert grid.shape == (2 * 50 + 2, 3 * 50 + 2, 3)  # 8 pixels, six times enlarged, and gaps of 2
   np.testing.assert_array_equal(grid[2:50:6, 52:100:6, 0], np.round(images[1, ..., 0] * (255 / 16)))
+
+
+def test_many_images_go_to_the_disk_as_they_come_and_the_grid_shows_the_first(workdir, tmp_path, monkeypatch):
+  out, npz = tmp_path / "grid.png", tmp_path / "images.npz"
+  monkeypatch.setattr(sample, "CHUNK", 4)
+  monkeypatch.setattr(sample, "GRID", 6)
+  sizes = []
+  write = sample.NpzWriter.write
+  monkeypatch.setattr(sample.NpzWriter, "write", lambda self, part: sizes.append(len(part)) or write(self, part))
+  sample.main([f"--workdir={workdir}", "--num=10", f"--out={out}", f"--npz={npz}"])
+  assert sizes == [4, 4, 2]
+  images = np.load(npz)["images"]
+  assert (images.shape, images.dtype) == ((10, 8, 8, 1), np.uint8)
+  assert np.asarray(Image.open(out)).shape == (2 * 50 + 2, 3 * 50 + 2, 3)
+  config, model, variables, _, mesh = load_run(workdir)
+  whole = sample.Sampler(model, config.image_shape, 17, 10, mesh, at_once=16)(variables)
+  assert np.abs(whole.astype(int) - images).max() <= 1  # another batch size rounds differently
+  np.testing.assert_array_equal(images, sample.Sampler(model, config.image_shape, 17, 10, mesh)(variables))
+
+
+def test_a_draw_that_is_broken_off_leaves_the_old_file(tmp_path):
+  path = tmp_path / "new" / "a.npz"
+  with NpzWriter(path, "images", (2, 3)) as file:
+    file.write(np.ones((2, 3), np.uint8))
+  with pytest.raises(KeyboardInterrupt), NpzWriter(path, "images", (2, 3)) as file:
+    file.write(np.zeros((1, 3), np.uint8))
+    raise KeyboardInterrupt
+  np.testing.assert_array_equal(np.load(path)["images"], np.ones((2, 3)))
+  assert [one.name for one in path.parent.iterdir()] == ["a.npz"]
+
+
+def test_samples_in_bfloat16_are_nearly_the_same(workdir, tmp_path, monkeypatch):
+  files = [tmp_path / f"{name}.npz" for name in ("float32", "bfloat16")]
+  dtypes = []
+  make = sample.Sampler
+  monkeypatch.setattr(sample, "Sampler", lambda model, *rest: dtypes.append(model.dtype) or make(model, *rest))
+  for file in files:
+    sample.main(
+      [f"--workdir={workdir}", "--num=64", f"--dtype={file.stem}", f"--npz={file}", f"--out={tmp_path}/a.png"]
+    )
+  assert dtypes == ["float32", "bfloat16"]
+  exact, coarse = (np.load(file)["images"].astype(int) for file in files)
+  assert np.mean(exact != coarse) < 0.2  # a flow that was trained for 6 steps stretches little
 
 
 def test_an_image_depends_on_the_seed_and_its_number_alone(workdir, monkeypatch):

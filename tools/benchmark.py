@@ -1,6 +1,11 @@
 """How fast things are.
 
-python -m tools.benchmark --config=configs/imagenet64.py:runlocal --what=data
+python -m tools.benchmark --config=configs/imagenet64.py:batch_size=32 --what=train,eval,sample
+    [--compare=dtype=float32 --compare=dtype=bfloat16,attention=cudnn ...] [--profile=DIR] [--json=FILE]
+
+train, eval, sample: milliseconds of a training step, an evaluation and a draw of one batch (median, fastest and slowest
+of several turns), images a second, share of the device's peak (MFU; operations of the model, recomputation not
+counted), memory and compile time. `--compare` adds settings to the config; all of them run turn by turn in one process.
 
 data: images a second of the input pipeline alone, for the config's data set and for up to 8,192 of its images prepared
 as PNG and as raw records, by number of worker processes; memory over 10 epochs; and the share of a training step that
@@ -23,8 +28,9 @@ import numpy as np
 from absl import logging
 
 from jet_jax import config as config_lib
-from jet_jax import data, programs, records, sources, train
-from tools import prepare_data, releases
+from jet_jax import data, programs, records, sharding, sources, train
+from tools import prepare_data, releases, speed
+from tools.compile_pod import image_shape_of
 
 SUBSET = 8192
 
@@ -110,29 +116,82 @@ def benchmark_data(config, workers: list[int], seconds: float, turns: int) -> di
       sets[encoding] = records.Records(pathlib.Path(folder) / encoding, "train", 0)
     for (name, examples), count in itertools.product(sets.items(), workers):
       rows.append({"set": name, "workers": count, **images_per_second(examples, config.batch_size, count, seconds)})
+    for row in rows:
+      print(f"{row['set']:40} {row['workers']} workers {row['images_per_second']:10,.0f} images/s")
     memory = memory_by_epoch(sets["raw"], min(config.batch_size, len(sets["raw"])), 10)
     result = {"rows": rows, "memory_mib_by_epoch": memory}
     return result | waiting(run, steps_a_turn=5, turns=turns) if turns else result
+
+
+def benchmark_programs(args, what: list[str]) -> dict:
+  """All figures of training, evaluation and sampling, and a table of them on the way."""
+  compiled, refused = [], []
+  mesh = None
+  for setting in args.compare or [""]:
+    path, _, argument = args.config.partition(":")
+    config = config_lib.from_file(f"{path}:{','.join(filter(None, [argument, setting]))}")
+    config.image_shape = image_shape_of(config)
+    mesh = sharding.make_mesh(config.mesh)
+    for program in what:
+      try:
+        compiled.append(speed.prepare(program, setting, config, mesh))
+      except ValueError as error:  # the others still tell something
+        refused.append({"what": program, "setting": setting, "error": str(error)})
+        print(f"{program} {setting}: {error}", flush=True)
+  if mesh is None or not compiled:
+    raise ValueError("none of the settings can run here; the reasons are above")
+  peak, source = speed.peak_of(mesh.devices.flat[0])
+  speed.measure(compiled, args.turns, args.seconds)
+  rows = [program.row(peak, mesh.size) for program in compiled]
+  print(
+    f"{'':7}{'batch':>6}{'ms':>9}{'from':>9}{'to':>9}{'images/s':>10}{'MFU':>7}{'MiB':>9}{'compile s':>10}  setting"
+  )
+  for row in rows:
+    print(
+      f"{row['what']:7}{row['batch_size']:6}{row['ms']:9.1f}{row['ms_min']:9.1f}{row['ms_max']:9.1f}"
+      f"{row['images_per_second']:10,.1f}{row['mfu']:7.1%}{row['memory_mib']:9,.0f}{row['compile_s']:10.1f}"
+      f"  {row['setting']}"
+    )
+  print(f"MFU is of {peak / 1e12:,.2f} TFLOP/s a device ({source})")
+  result = {"peak_flops": peak, "peak_source": source, "rows": rows, "refused": refused}
+  if args.profile:
+    result["profile"] = speed.profile(compiled[0], args.profile)
+    print(f"\nthe costliest operations of {compiled[0].what} {compiled[0].setting}; the trace is in {args.profile}")
+    for one in result["profile"]:
+      print(f"{one['ms']:9.2f} ms {one['share']:6.1%}  {one['operation']:32} {one['source']}")
+  return result
 
 
 def main(argv=None) -> None:
   """Prints a table and one JSON object."""
   parser = argparse.ArgumentParser(prog="python -m tools.benchmark", description="How fast things are.")
   parser.add_argument("--config", required=True, help="config file, with its argument after a colon")
-  parser.add_argument("--what", choices=["data"], default="data")
-  parser.add_argument("--workers", default="0,1,2", help="numbers of worker processes to try")
-  parser.add_argument("--seconds", type=float, default=5.0, help="of each measurement of the pipeline")
-  parser.add_argument("--turns", type=int, default=5, help="of training with and without the pipeline; 0 leaves it out")
+  parser.add_argument("--what", default="train,eval,sample", help="some of train,eval,sample; or data")
+  parser.add_argument("--compare", action="append", help="settings to measure, as after the colon; may be repeated")
+  parser.add_argument("--turns", type=int, default=5, help="figures for each; of data 0 leaves training out")
+  parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement, at least")
+  parser.add_argument("--profile", help="folder for a trace of the first program")
+  parser.add_argument("--json", help="file for the JSON object, too")
+  parser.add_argument("--workers", default="0,1,2", help="numbers of worker processes to try for data")
   args = parser.parse_args(argv)
+  what = args.what.split(",")
   try:
-    config = config_lib.from_file(args.config)
-    result = benchmark_data(config, [int(n) for n in args.workers.split(",")], args.seconds, args.turns)
+    if what != ["data"] and set(what) - set(speed.PROGRAMS):
+      raise ValueError(f"--what={args.what} must be data, or some of {','.join(speed.PROGRAMS)}")
+    if args.turns < 1 and what != ["data"]:
+      raise ValueError(f"--turns={args.turns} must be at least 1")
+    if what == ["data"]:
+      config = config_lib.from_file(args.config)
+      result = benchmark_data(config, [int(n) for n in args.workers.split(",")], args.seconds, args.turns)
+    else:
+      result = benchmark_programs(args, what)
   except ValueError as error:
     sys.exit(f"error: {error}")
-  for row in result["rows"]:
-    print(f"{row['set']:40} {row['workers']} workers {row['images_per_second']:10,.0f} images/s")
   device = f"{jax.device_count()} x {jax.devices()[0].device_kind}, {os.cpu_count()} cores"
-  print(json.dumps({"what": args.what, "device": device, **result}))
+  text = json.dumps({"what": args.what, "config": args.config, "device": device, **result})
+  if args.json:
+    pathlib.Path(args.json).write_text(text + "\n")
+  print(text)
 
 
 if __name__ == "__main__":

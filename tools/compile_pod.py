@@ -20,7 +20,7 @@ from absl import logging
 
 from jet_jax import config as config_lib
 from jet_jax import estimate, optim, programs, sharding, sources
-from jet_jax.jet import Jet
+from jet_jax.jet import AUTO_REMAT, Jet
 from jet_jax.sample import CHUNK
 from tools import hlo
 
@@ -99,6 +99,20 @@ def needed_by(message: str) -> int | None:
   return int(float(needed[1]) * 2 ** (10 * " KMGT".index(needed[2]))) if needed else None
 
 
+def compile_fitting(program: str, config, mesh, hbm_gib: float | None) -> dict[str, Any]:
+  """`compile_one` with the rematerialization that "auto" would choose; adds "remat" for training."""
+  if program != "train":
+    return compile_one(program, config, mesh, hbm_gib)
+  result = {}
+  for remat in AUTO_REMAT if config.model.remat == "auto" else [config.model.remat]:
+    tried = config.copy_and_resolve_references()
+    tried.model.remat = remat
+    result = compile_one(program, tried, mesh, hbm_gib) | {"remat": remat}
+    if result["fits"] is not False:
+      break
+  return result
+
+
 def compile_one(program: str, config, mesh, hbm_gib: float | None) -> dict[str, Any]:
   """Memory and costs of a program on each device; if it does not fit, only what the compiler says of that.
 
@@ -159,7 +173,7 @@ def find_batch(config, mesh, hbm_gib: float | None) -> None:
 
   def attempt(count):
     config.batch_size = count * unit
-    fits = compile_one("train", config, mesh, hbm_gib)["fits"]
+    fits = compile_fitting("train", config, mesh, hbm_gib)["fits"]
     print(f"batch {config.batch_size}: {'fits' if fits else 'does not fit'}", flush=True)
     return fits
 
@@ -172,7 +186,7 @@ def find_batch(config, mesh, hbm_gib: float | None) -> None:
 
 
 def report(config, mesh, chosen, hbm_gib) -> dict[str, Any]:
-  """The JSON object: what was compiled, and `compile_one` of each of the chosen programs."""
+  """The JSON object: what was compiled, and `compile_fitting` of each of the chosen programs."""
   model = Jet(**config.model)
   shapes = jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, *config.image_shape), "float32"))
   return {
@@ -182,7 +196,7 @@ def report(config, mesh, chosen, hbm_gib) -> dict[str, Any]:
     "image_shape": list(config.image_shape),
     "parameters": sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(shapes["params"])),
     "model_flops_per_chip": estimate.train_flops(model, config.image_shape) * config.batch_size // mesh.size,
-    **{program: compile_one(program, config, mesh, hbm_gib) for program in chosen},
+    **{program: compile_fitting(program, config, mesh, hbm_gib) for program in chosen},
     "notes": NOTES,
   }
 
