@@ -2,6 +2,7 @@
 
 import os
 import time
+from typing import Any
 
 import jax
 import numpy as np
@@ -65,7 +66,7 @@ def check_fits(what: str, needed: int, limit: int | None) -> None:
     raise ValueError(f"{what} needs {needed / 2**30:.1f} GiB on each device, which has {limit / 2**30:.1f}; {FIX}")
 
 
-def compile_to_fit(what: str, lowered, limit: int | None, beside: int = 0):
+def compile_to_fit(what: str, lowered, limit: int | None, beside: int = 0) -> Any:
   """Compiles a program that must fit, and says how long that took and what it takes.
 
   Args:

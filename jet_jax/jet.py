@@ -20,7 +20,7 @@ REMAT_POLICIES = {
   "none": jax.checkpoint_policies.everything_saveable,
   "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # outputs of the dense layers
   "full": jax.checkpoint_policies.nothing_saveable,
-  "auto": jax.checkpoint_policies.nothing_saveable,  # until a training run has seen what fits, see `train.compile_step`
+  "auto": jax.checkpoint_policies.nothing_saveable,  # in training see `programs.compile_train_step`
 }
 AUTO_REMAT = ("dots", "full")  # what "auto" tries, the fastest first; "none" moves more bytes than it saves operations
 

@@ -1,12 +1,15 @@
 """What is compiled: the functions of steps.py, with the place of every argument and result."""
 
+import contextlib
 import functools
 import os
 import pathlib
+from typing import Any
 
 import jax
 
-from jet_jax import sharding, steps
+from jet_jax import estimate, sharding, steps
+from jet_jax.jet import AUTO_REMAT
 
 
 def keep_compiled() -> None:
@@ -56,6 +59,30 @@ def train_program(config, model, optimizer, mesh):
     out_shardings=(placed, everywhere),
     donate_argnums=0,
   )
+
+
+def compile_train_step(config, model, optimizer, mesh, arguments, limit: int | None, what="the training step") -> Any:
+  """`train_program` compiled for arguments or their shapes, with the fastest rematerialization that fits if "auto".
+
+  Args:
+    config, model, optimizer, mesh: of the run.
+    arguments: of `train_program`.
+    limit: bytes that a device has, None if unknown.
+    what: name to tell it by.
+
+  Raises:
+    ValueError: it does not fit.
+  """
+
+  def compile_with(remat):
+    lowered = train_program(config, model.clone(remat=remat), optimizer, mesh).lower(*arguments)
+    return estimate.compile_to_fit(f"{what} (remat={remat})", lowered, limit)
+
+  *faster, last = AUTO_REMAT if model.remat == "auto" else [model.remat]
+  for remat in faster:
+    with contextlib.suppress(ValueError):
+      return compile_with(remat)
+  return compile_with(last)
 
 
 def eval_program(model, levels: int, mesh):

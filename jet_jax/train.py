@@ -24,7 +24,7 @@ from jet_jax.checkpoint import Checkpoints, claim_workdir
 from jet_jax.config import Config
 from jet_jax.evaluate import Evaluator
 from jet_jax.images import BadImage
-from jet_jax.jet import AUTO_REMAT, Jet
+from jet_jax.jet import Jet
 from jet_jax.logs import MetricLog, check_wandb
 from jet_jax.sample import Sampler, make_grid, save_png
 
@@ -110,15 +110,7 @@ def compile_all(run: Run, evaluator: Evaluator, sampler: Sampler):
   estimate.check_fits("the state alone", estimate.bytes_a_device(state), limit)
   beside = estimate.bytes_a_device(state) - estimate.bytes_a_device(state.variables())  # of an evaluation or samples
 
-  policies = AUTO_REMAT if run.model.remat == "auto" else [run.model.remat]
-  for remat in policies:
-    program = programs.train_program(run.config, run.model.clone(remat=remat), run.optimizer, run.mesh)
-    try:
-      train_step = estimate.compile_to_fit(f"the training step (remat={remat})", program.lower(*arguments), limit)
-      break
-    except ValueError:
-      if remat == policies[-1]:
-        raise
+  train_step = programs.compile_train_step(*parts, arguments, limit)
   if run.happens("eval"):
     compiler = functools.partial(estimate.compile_to_fit, "evaluation", limit=limit, beside=beside)
     evaluator.compile(state.variables(), run.config.image_shape, compiler)

@@ -125,7 +125,7 @@ def benchmark_data(config, workers: list[int], seconds: float, turns: int) -> di
 
 def benchmark_programs(args, what: list[str]) -> dict:
   """All figures of training, evaluation and sampling, and a table of them on the way."""
-  compiled, refused = [], []
+  compiled, refused, states = [], [], speed.States()
   mesh = None
   for setting in args.compare or [""]:
     path, _, argument = args.config.partition(":")
@@ -134,7 +134,7 @@ def benchmark_programs(args, what: list[str]) -> dict:
     mesh = sharding.make_mesh(config.mesh)
     for program in what:
       try:
-        compiled.append(speed.prepare(program, setting, config, mesh))
+        compiled.append(speed.prepare(program, setting, config, mesh, states))
       except ValueError as error:  # the others still tell something
         refused.append({"what": program, "setting": setting, "error": str(error)})
         print(f"{program} {setting}: {error}", flush=True)

@@ -1,7 +1,6 @@
 """Speed of the programs that a run consists of, several settings side by side."""
 
 import dataclasses
-import functools
 import pathlib
 import re
 import statistics
@@ -78,14 +77,35 @@ class Program:
     }
 
 
-def prepare(what: str, setting: str, config, mesh) -> Program:
-  """Compiles one of `PROGRAMS` for random images and a fresh state.
+class States:
+  """Training states, one for all settings whose states have the same shapes: a device may not hold one for each."""
+
+  def __init__(self):
+    self._by_shapes: dict[str, Any] = {}
+
+  def place_of(self, *parts) -> str:
+    """Where the state of a run is kept, for the arguments of `programs.state_shapes`; makes it if need be."""
+    place = str(programs.state_shapes(*parts))
+    if place not in self._by_shapes:
+      self._by_shapes[place] = programs.init_program(*parts)(jax.random.key(0))
+    return place
+
+  def __getitem__(self, place: str):
+    return self._by_shapes[place]
+
+  def __setitem__(self, place: str, state) -> None:
+    self._by_shapes[place] = state
+
+
+def prepare(what: str, setting: str, config, mesh, states: States) -> Program:
+  """Compiles one of `PROGRAMS` for random images.
 
   Args:
     what: of `PROGRAMS`.
     setting: of the row.
     config: resolved, with `image_shape`.
     mesh: devices.
+    states: of all settings; a training step leaves its own there.
 
   Raises:
     ValueError: what cannot run here, or does not fit.
@@ -97,44 +117,35 @@ def prepare(what: str, setting: str, config, mesh) -> Program:
   sharding.check_batch_size(config.batch_size, mesh, config.microbatches)
   optimizer = optim.make_optimizer(config, total_steps=1000, warmup_steps=100)
   parts = config, model, optimizer, mesh
-  init_key, key = jax.random.split(jax.random.key(0))
-  state = programs.init_program(*parts)(init_key)
-  batch, variables = config.batch_size, state.variables()
+  place, key, batch = states.place_of(*parts), jax.random.key(1), config.batch_size
   random_images = np.random.default_rng(0).integers(0, config.levels, (batch, *config.image_shape), np.uint8)
   images, index = (sharding.place_batch(x, mesh) for x in (random_images, np.arange(batch, dtype=np.int32)))
-  program, arguments = {
-    "train": (lambda: programs.train_program(*parts), (state, images, key)),
-    "eval": (lambda: programs.eval_program(model, config.levels, mesh), (variables, images, index, key)),
-    "sample": (
-      lambda: programs.sample_program(model, config.image_shape, config.levels, mesh),
-      (variables, key, index, np.float32(1)),
-    ),
-  }[what]
-
-  began = time.perf_counter()
-  compiled = estimate.compile_to_fit(f"{what} {setting}", program().lower(*arguments), limit_of(mesh))
-  compile_s = time.perf_counter() - began
   flops = (estimate.train_flops if what == "train" else estimate.forward_flops)(model, config.image_shape) * batch
-  memory = estimate.bytes_of_program(compiled)
-  temporary = compiled.memory_analysis().temp_size_in_bytes
-  call = _Steps(compiled, *arguments) if what == "train" else functools.partial(compiled, *arguments)
+  rest = (key, index, np.float32(1)) if what == "sample" else (images, key) if what == "train" else (images, index, key)
+
+  def arguments():
+    state = states[place]
+    return state if what == "train" else state.variables(), *rest
+
+  def call():
+    result = compiled(*arguments())
+    if what == "train":
+      states[place], result = result
+    return result
+
+  limit, name = estimate.memory_limit(list(mesh.local_devices)), f"{what} {setting}"
+  began = time.perf_counter()
+  if what == "train":
+    compiled = programs.compile_train_step(*parts, arguments(), limit, name)
+  else:
+    program = {
+      "eval": lambda: programs.eval_program(model, config.levels, mesh),
+      "sample": lambda: programs.sample_program(model, config.image_shape, config.levels, mesh),
+    }[what]()
+    compiled = estimate.compile_to_fit(name, program.lower(*arguments()), limit)
+  compile_s = time.perf_counter() - began
+  memory, temporary = estimate.bytes_of_program(compiled), compiled.memory_analysis().temp_size_in_bytes
   return Program(what, setting, call, compile_s, flops, batch, memory, temporary, compiled.as_text())
-
-
-class _Steps:
-  """Training steps, each from the state that the last one left."""
-
-  def __init__(self, step, state, images, key):
-    self.step, self.state, self.rest = step, state, (images, key)
-
-  def __call__(self):
-    self.state, metrics = self.step(self.state, *self.rest)
-    return metrics
-
-
-def limit_of(mesh) -> int | None:
-  """Bytes that each device has; None if it does not tell."""
-  return estimate.memory_limit(list(mesh.local_devices))
 
 
 def measure(programs_: list[Program], turns: int, seconds: float) -> None:
