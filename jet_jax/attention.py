@@ -3,6 +3,9 @@
 xla     plain JAX, on every device
 cudnn   the fused kernel of cuDNN, on NVIDIA GPUs from Ampere on; keeps no (tokens, tokens) matrix in memory
 splash  the fused Pallas kernel that comes with JAX, on TPUs; likewise
+
+In bfloat16, xla and splash round the scaled query, cudnn scales the scores: they differ where 1/sqrt(head_dim) is not a
+power of two. Neither kernel has been timed yet.
 """
 
 import functools
@@ -16,35 +19,47 @@ from jax.sharding import PartitionSpec
 from jet_jax.sharding import AXES, knows_mesh
 
 IMPLEMENTATIONS = ("xla", "cudnn", "splash")
-SPLASH_BLOCK = 128  # tokens that the Pallas kernel works on at a time, at least
+SPLASH_BLOCKS = (128, 256, 512)  # tokens that the Pallas kernel may work on at a time
 
 
-def why_not(implementation: str, platform: str, dtype: str, head_dim: int, tokens: int) -> str:
+def why_not(implementation: str, device, dtype: str, head_dim: int, tokens: int) -> str:
   """What keeps an implementation from running here, with a fix; empty if nothing does.
 
   Args:
     implementation: one of `IMPLEMENTATIONS`.
-    platform: of the devices: "cpu", "gpu" or "tpu".
+    device: one of JAX's, there or to compile for.
     dtype: of the predictor.
     head_dim: width of a head.
     tokens: of an image.
   """
+  platform, widest = device.platform, 256 if _compute_capability(device) >= 9 else 128
   rules = {
     "xla": [],
     "cudnn": [
       (platform == "gpu", f"runs on GPUs, and these devices are of platform {platform!r}"),
-      (dtype in ("bfloat16", "float16"), f"computes in 16 bits, and dtype={dtype!r}; set dtype=bfloat16"),
-      (head_dim % 8 == 0 and head_dim <= 256, f"needs heads whose width is a multiple of 8 up to 256, not {head_dim}"),
+      (_compute_capability(device) >= 8, "needs an NVIDIA GPU of compute capability 8 or more"),
+      (dtype == "bfloat16", f"computes in 16 bits, and dtype={dtype!r}; set dtype=bfloat16"),
+      (
+        head_dim % 8 == 0 and head_dim <= widest,
+        f"needs heads as wide as a multiple of 8 up to {widest}, not {head_dim}",
+      ),
     ],
     "splash": [
       (platform == "tpu", f"runs on TPUs, and these devices are of platform {platform!r}"),
-      (tokens % SPLASH_BLOCK == 0, f"needs a multiple of {SPLASH_BLOCK} tokens an image, not {tokens}"),
+      (tokens % SPLASH_BLOCKS[0] == 0, f"needs a multiple of {SPLASH_BLOCKS[0]} tokens an image, not {tokens}"),
     ],
   }
   if implementation not in rules:
     return f"attention={implementation!r} must be one of {', '.join(IMPLEMENTATIONS)}"
   broken = [reason for holds, reason in rules[implementation] if not holds]
   return f"attention={implementation!r} {broken[0]}; attention='xla' runs everywhere" if broken else ""
+
+
+def _compute_capability(device) -> float:
+  try:
+    return float(getattr(device, "compute_capability", 0))
+  except ValueError:  # "gfx90a"
+    return 0.0
 
 
 def attend(query, key, value, *, tokens: int, heads: int, implementation: str = "xla") -> jax.Array:
@@ -81,7 +96,13 @@ def _splash(query, key, value, interpret: bool = False):
 
   _, heads, tokens, head_dim = query.shape
   mask = splash_attention.MultiHeadMask([splash_attention.FullMask((tokens, tokens))] * heads)
-  attend_one = jax.vmap(splash_attention.make_splash_mha_single_device(mask, interpret=interpret))
+  block = max(block for block in SPLASH_BLOCKS if tokens % block == 0)
+  blocks = splash_attention.BlockSizes(
+    block_q=block, block_kv=block, block_kv_compute=block, block_q_dkv=block, block_kv_dkv=block,
+    block_kv_dkv_compute=block, block_q_dq=block, block_kv_dq=block,
+  )  # fmt: skip
+  kernel = splash_attention.make_splash_mha_single_device(mask, block_sizes=blocks, interpret=interpret)
+  attend_one = jax.vmap(kernel)
 
   def attend_some(query, key, value):
     return attend_one(query / np.sqrt(head_dim).astype(query.dtype), key, value)

@@ -126,22 +126,24 @@ class Trained(NamedTuple):
   mesh: jax.sharding.Mesh
 
 
-def load_run(workdir: str | pathlib.Path, step: int | None = None, mesh=None) -> Trained:
+def load_run(workdir: str | pathlib.Path, step: int | None = None, mesh=None, dtype: str | None = None) -> Trained:
   """All that evaluation and sampling need of a trained run.
 
   Args:
     workdir: of the run.
     step: which checkpoint; None is the newest.
     mesh: devices; by default the run's own mesh, as far as there are devices for it.
+    dtype: of the transformers; by default the run's own.
 
   Raises:
     ValueError: no such work directory or step.
   """
   config = config_lib.load(workdir)
   model = Jet(**config.model)
+  model = model.clone(dtype=dtype or model.dtype)
   mesh = sharding.nearest_mesh(config.mesh) if mesh is None else mesh
-  if model.why_not_on(mesh.devices.flat[0].platform, config.image_shape):
-    model = model.clone(attention="xla")  # trained elsewhere; it is the same function
+  if model.why_not_on(mesh.devices.flat[0], config.image_shape):
+    model = model.clone(attention="xla")  # which runs everywhere
   if not (pathlib.Path(workdir) / "checkpoints").is_dir():
     raise ValueError(f"no checkpoint in {workdir}; train until the first one is saved")
   with Checkpoints(workdir) as checkpoints:

@@ -96,12 +96,14 @@ def exchange(text: str = "") -> list[str]:
   """
   if jax.process_count() == 1:
     return [text]
-  client, key = distributed.global_state.client, f"jet_jax/{next(_rounds)}"
+  client, own, turn = distributed.global_state.client, jax.process_index(), next(_rounds)
   assert client is not None
-  client.key_value_set(f"{key}/{jax.process_index()}", text)
-  client.wait_at_barrier(key, PATIENCE * 1000)
-  said = dict(client.key_value_dir_get(key))
-  return [said[f"{key}/{number}"] for number in range(jax.process_count())]
+  client.key_value_set(f"jet_jax/{turn}/{own}", text)
+  client.wait_at_barrier(f"jet_jax/{turn}", PATIENCE * 1000)
+  said = dict(client.key_value_dir_get(f"jet_jax/{turn}"))
+  if turn:
+    client.key_value_delete(f"jet_jax/{turn - 1}/{own}")  # all have read it, or they would not be here
+  return [said[f"jet_jax/{turn}/{number}"] for number in range(jax.process_count())]
 
 
 @contextlib.contextmanager
@@ -122,7 +124,7 @@ def fail(error: Exception) -> NoReturn:
   message = f"error: {error}"
   if jax.process_count() > 1:
     print(message, file=sys.stderr, flush=True)
-    os._exit(1)  # at an orderly exit it would wait for the others, and they for it
+    _leave()
   sys.exit(message)
 
 
@@ -130,6 +132,13 @@ def _end_at_once(*error) -> None:
   """Instead of the orderly exit of a process with an error that nobody caught."""
   traceback.print_exception(*error)
   sys.stderr.flush()
+  _leave()
+
+
+def _leave() -> NoReturn:
+  """Ends the process; at an orderly exit it would wait for the others, and they for it."""
+  if is_writer():
+    time.sleep(3)  # the first process serves what the others may still be reading
   os._exit(1)
 
 

@@ -74,6 +74,7 @@ class Reader(Iterator[Example]):
 
   def __init__(self, batches: grain.MapDataset, start: int = 0, workers: int = 0, max_bad_images: int = 0):
     self.bad: set[int] = set()
+    self._told: set[int] = set()  # those that all processes know
     self.max_bad_images = max_bad_images
     threads = READ_THREADS if not workers else 1
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
@@ -97,8 +98,9 @@ class Reader(Iterator[Example]):
     """
     if not self.max_bad_images:
       return {}
-    for met in cluster.exchange(json.dumps(sorted(self.bad))):
+    for met in cluster.exchange(json.dumps(sorted(self.bad - self._told))):
       self.bad.update(json.loads(met))
+    self._told = set(self.bad)
     self._check()
     return {"bad_images": len(self.bad)}
 

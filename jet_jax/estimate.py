@@ -55,8 +55,8 @@ def memory_limit(devices) -> int | None:
 
 
 FIX = (
-  "raise mesh.fsdp (parts of the state) or microbatches (parts of the batch), set model.remat=full, or train a smaller "
-  "model"
+  "raise mesh.fsdp (parts of the state) or microbatches (parts of the batch), set model.remat=full if it is not, or "
+  "train a smaller model"
 )
 
 

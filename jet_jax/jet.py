@@ -147,10 +147,10 @@ class Jet(nn.Module):
     )
 
   @nn.nowrap
-  def why_not_on(self, platform: str, image_shape: Sequence[int]) -> str:
-    """What keeps this flow's attention from running on a platform, "cpu", "gpu" or "tpu"; empty if nothing does."""
+  def why_not_on(self, device, image_shape: Sequence[int]) -> str:
+    """What keeps this flow's attention from running on a device; empty if nothing does."""
     tokens = (image_shape[0] // self.patch_size) * (image_shape[1] // self.patch_size)
-    return why_not(self.attention, platform, self.dtype, self.width // self.heads, tokens)
+    return why_not(self.attention, device, self.dtype, self.width // self.heads, tokens)
 
   @nn.nowrap
   def check(self, image_shape: Sequence[int], draws_splits: bool = True) -> None:

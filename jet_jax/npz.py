@@ -107,9 +107,14 @@ class NpzWriter:
     self._file.write(np.ascontiguousarray(part, np.uint8).tobytes())
 
   def __exit__(self, error_type, *_):
-    self._file.close()
-    self._archive.close()
-    if error_type is None:
-      self._unfinished.replace(self.path)
-    else:
-      self._unfinished.unlink()
+    try:
+      with contextlib.ExitStack() as stack:  # closes the second if the first fails, too
+        stack.callback(self._archive.close)
+        stack.callback(self._file.close)
+      if error_type is None:
+        self._unfinished.replace(self.path)
+    except OSError:
+      if error_type is None:  # else it is the same trouble again
+        raise
+    finally:
+      self._unfinished.unlink(missing_ok=True)

@@ -1,25 +1,26 @@
 """What is compiled: the functions of steps.py, with the place of every argument and result."""
 
-import contextlib
 import functools
 import os
-import pathlib
 from typing import Any
 
 import jax
 
-from jet_jax import estimate, sharding, steps
+from jet_jax import cluster, estimate, sharding, steps
 from jet_jax.jet import AUTO_REMAT
 
 
 def keep_compiled() -> None:
   """Compiled programs outlive the process, so that a restart or a second command finds them.
 
-  They go to $JAX_COMPILATION_CACHE_DIR, or else to ~/.cache/jet_jax, except on CPUs: code that is compiled for one may
-  not run on another that has the same home directory.
+  They go to $JAX_COMPILATION_CACHE_DIR, or else to ~/.cache/jet_jax, but not on CPUs: code that is compiled for one may
+  not run on another that has the same home directory. Nor for several processes with GPUs, which choose their kernels
+  together: one that found its program would leave the others waiting.
   """
-  if jax.default_backend() != "cpu" and not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-    jax.config.update("jax_compilation_cache_dir", str(pathlib.Path("~/.cache/jet_jax").expanduser()))
+  backend, home = jax.default_backend(), os.environ.get("HOME")
+  suits = backend == "tpu" or (backend == "gpu" and jax.process_count() == 1)
+  if suits and home and not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+    jax.config.update("jax_compilation_cache_dir", f"{home}/.cache/jet_jax")
 
 
 def initializer(config, model, optimizer):
@@ -80,8 +81,13 @@ def compile_train_step(config, model, optimizer, mesh, arguments, limit: int | N
 
   *faster, last = AUTO_REMAT if model.remat == "auto" else [model.remat]
   for remat in faster:
-    with contextlib.suppress(ValueError):
-      return compile_with(remat)
+    compiled, problem = None, ""
+    try:
+      compiled = compile_with(remat)
+    except ValueError as error:
+      problem = str(error)
+    if not any(cluster.exchange(problem)):  # all processes must run the same program
+      return compiled
   return compile_with(last)
 
 

@@ -126,31 +126,32 @@ def main(argv=None) -> None:
       raise ValueError(f"--num={args.num} must be at least 1 and --temperature={args.temperature} at least 0")
     cluster.join()
     programs.keep_compiled()
-    config, model, variables, step, mesh = checkpoint.load_run(args.workdir, args.step)
-    model = model.clone(dtype=args.dtype or model.dtype)
-    if reason := model.why_not_on(jax.default_backend(), config.image_shape):
-      raise ValueError(reason)
+    config, model, variables, step, mesh = checkpoint.load_run(args.workdir, args.step, dtype=args.dtype)
   except ValueError as error:
     cluster.fail(error)
   at_once = config.batch_size // config.microbatches
   sampler = Sampler(model, config.image_shape, config.levels, args.num, mesh, at_once)
-  shown = []
+  try:
+    _write(args, sampler.chunks(variables, args.seed, args.temperature), config)
+  except OSError as error:
+    cluster.fail(error)
+  cluster.say(json.dumps({"step": step, "num": args.num, "out": args.out, "npz": args.npz}))
+
+
+def _write(args, chunks: Iterator[np.ndarray], config) -> None:
+  """The files that the command names, by the first process; the others only draw."""
+  shown, writes = [], cluster.is_writer()
   with contextlib.ExitStack() as stack:
-    writes = cluster.is_writer()
-    file = (
-      stack.enter_context(NpzWriter(args.npz, "images", (args.num, *config.image_shape)))
-      if writes and args.npz
-      else None
-    )
     bar = stack.enter_context(tqdm(total=args.num, unit="image", leave=False, disable=None if writes else True))
-    for images in sampler.chunks(variables, args.seed, args.temperature):
+    file = NpzWriter(args.npz, "images", (args.num, *config.image_shape)) if writes and args.npz else None
+    file = stack.enter_context(file) if file else None
+    for images in chunks:
       if file:
         file.write(images)
       shown.extend(images[: GRID - len(shown)])
       bar.update(len(images))
   if writes:
     save_png(make_grid(np.stack(shown), config.levels), args.out)
-    print(json.dumps({"step": step, "num": args.num, "out": args.out, "npz": args.npz}))
 
 
 if __name__ == "__main__":

@@ -75,7 +75,7 @@ def prepare(config: Config, workdir: str | pathlib.Path, flag_overrides=()) -> R
   config.data.num_examples = len(train_source)
   model = Jet(**config.model)
   model.check(config.image_shape)
-  if reason := model.why_not_on(mesh.devices.flat[0].platform, config.image_shape):
+  if reason := model.why_not_on(mesh.devices.flat[0], config.image_shape):
     raise ValueError(reason)
   rows = sharding.local_rows(mesh, config.batch_size)
   batches = data.train_batches(train_source, config.batch_size, config.seed, config.data.flip, rows)

@@ -2,6 +2,7 @@
 
 import functools
 import re
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -41,25 +42,30 @@ def test_heads_and_images_stay_apart():
   assert changed.tolist() == [[True, False], [False, False], [False, False]]
 
 
+def device(platform, capability=None):
+  return SimpleNamespace(platform=platform, **({"compute_capability": capability} if capability else {}))
+
+
 @pytest.mark.parametrize(
-  ("arguments", "reason"),
+  ("implementation", "device", "dtype", "head_dim", "tokens", "reason"),
   [
-    (("xla", "cpu", "float32", 7, 5), ""),
-    (("cudnn", "cpu", "bfloat16", 64, 256), "'cudnn' runs on GPUs, and these devices are of platform 'cpu'"),
-    (("cudnn", "gpu", "float32", 64, 256), "computes in 16 bits.*set dtype=bfloat16"),
-    (("cudnn", "gpu", "bfloat16", 20, 256), "multiple of 8 up to 256, not 20"),
-    (("cudnn", "gpu", "bfloat16", 64, 256), ""),
-    (("splash", "gpu", "bfloat16", 64, 256), "'splash' runs on TPUs"),
-    (("splash", "tpu", "bfloat16", 64, 64), "multiple of 128 tokens an image, not 64; attention='xla' runs everywhere"),
-    (("splash", "tpu", "bfloat16", 64, 256), ""),
-    (("flash", "tpu", "bfloat16", 64, 256), "must be one of xla, cudnn, splash"),
+    ("xla", device("cpu"), "float32", 7, 5, ""),
+    ("cudnn", device("cpu"), "bfloat16", 64, 256, "'cudnn' runs on GPUs, and these devices are of platform 'cpu'"),
+    ("cudnn", device("gpu", "7.5"), "bfloat16", 64, 256, "compute capability 8 or more; attention='xla' runs every"),
+    ("cudnn", device("gpu", "gfx90a"), "bfloat16", 64, 256, "needs an NVIDIA GPU"),
+    ("cudnn", device("gpu", "9.0"), "float32", 64, 256, "computes in 16 bits.*set dtype=bfloat16"),
+    ("cudnn", device("gpu", "9.0"), "bfloat16", 20, 256, "multiple of 8 up to 256, not 20"),
+    ("cudnn", device("gpu", "8.0"), "bfloat16", 256, 256, "multiple of 8 up to 128, not 256"),
+    ("cudnn", device("gpu", "9.0"), "bfloat16", 256, 256, ""),
+    ("splash", device("gpu", "9.0"), "bfloat16", 64, 256, "'splash' runs on TPUs"),
+    ("splash", device("tpu"), "bfloat16", 64, 64, "multiple of 128 tokens an image, not 64"),
+    ("splash", device("tpu"), "bfloat16", 64, 256, ""),
+    ("flash", device("tpu"), "bfloat16", 64, 256, "must be one of xla, cudnn, splash"),
   ],
 )
-def test_what_cannot_run_is_told_with_a_fix(arguments, reason):
-  if reason:
-    assert re.search(reason, attention.why_not(*arguments))
-  else:
-    assert attention.why_not(*arguments) == ""
+def test_what_cannot_run_is_told_with_a_fix(implementation, device, dtype, head_dim, tokens, reason):
+  told = attention.why_not(implementation, device, dtype, head_dim, tokens)
+  assert re.search(reason, told) if reason else not told
 
 
 def test_a_run_is_refused_before_it_starts_and_one_from_elsewhere_can_be_used(tiny_config, tmp_path):
@@ -69,4 +75,5 @@ def test_a_run_is_refused_before_it_starts_and_one_from_elsewhere_can_be_used(ti
   train.train(train.prepare(tiny_config(total_steps=1), tmp_path / "run"))
   path = tmp_path / "run" / "config.json"
   path.write_text(path.read_text().replace('"attention": "xla"', '"attention": "cudnn"'))
-  assert load_run(tmp_path / "run").model.attention == "xla"
+  for dtype in (None, "bfloat16"):
+    assert load_run(tmp_path / "run", dtype=dtype).model.attention == "xla"

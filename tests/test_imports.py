@@ -29,7 +29,7 @@ ALLOWED = {
   "jet": {"attention", "permutations", "coupling"},
   "steps": {"jet", "likelihood"},
   "estimate": {"cluster"},
-  "programs": {"estimate", "jet", "sharding", "steps"},
+  "programs": {"cluster", "estimate", "jet", "sharding", "steps"},
   "checkpoint": {"cluster", "config", "sharding", "jet", "steps"},
   "evaluate": {"checkpoint", "cluster", "data", "programs", "sharding", "sources"},
   "sample": {"checkpoint", "cluster", "npz", "programs", "sharding"},

@@ -1,6 +1,8 @@
 """A work directory is all that evaluation and sampling need, and holds what README says."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -103,6 +105,17 @@ def test_a_draw_that_is_broken_off_leaves_the_old_file(tmp_path):
     raise KeyboardInterrupt
   np.testing.assert_array_equal(np.load(path)["images"], np.ones((2, 3)))
   assert [one.name for one in path.parent.iterdir()] == ["a.npz"]
+
+
+def test_a_full_disk_is_told_in_a_line_and_leaves_nothing(workdir, tmp_path):
+  limited = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (2**14, 2**14)); "
+  draw = f"from jet_jax import sample; sample.main(['--workdir={workdir}', '--num=512', '--npz={tmp_path}/a.npz'])"
+  command = [sys.executable, "-c", limited + draw]  # Python ignores the signal of too large a file
+  result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=200)
+  assert result.returncode == 1
+  assert result.stderr.splitlines()[-1].startswith("error: [Errno 27] File too large")
+  assert "Traceback" not in result.stderr
+  assert not list(tmp_path.iterdir())
 
 
 def test_samples_in_bfloat16_are_nearly_the_same(workdir, tmp_path, monkeypatch):

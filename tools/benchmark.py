@@ -28,7 +28,7 @@ import numpy as np
 from absl import logging
 
 from jet_jax import config as config_lib
-from jet_jax import data, programs, records, sharding, sources, train
+from jet_jax import data, estimate, programs, records, sharding, sources, train
 from tools import prepare_data, releases, speed
 from tools.compile_pod import image_shape_of
 
@@ -81,7 +81,8 @@ def waiting(run: train.Run, steps_a_turn: int, turns: int) -> dict[str, float]:
   """Milliseconds of a training step with the pipeline and with a batch that stays, and the difference as a share."""
   init_key, key = jax.random.split(jax.random.key(run.config.seed))
   parts = run.config, run.model, run.optimizer, run.mesh
-  step = programs.train_program(*parts).lower(*programs.train_arguments(*parts)).compile()
+  limit = estimate.memory_limit(jax.local_devices())
+  step = programs.compile_train_step(*parts, programs.train_arguments(*parts), limit)
   state = programs.init_program(*parts)(init_key)
   reader = data.Reader(run.batches, 0, run.config.data.workers)
   streams = {"pipeline": data.place_ahead(reader, lambda batch: train.place(run, batch))}
@@ -134,8 +135,10 @@ def benchmark_programs(args, what: list[str]) -> dict:
     mesh = sharding.make_mesh(config.mesh)
     for program in what:
       try:
-        compiled.append(speed.prepare(program, setting, config, mesh, states))
-      except ValueError as error:  # the others still tell something
+        one = speed.prepare(program, setting, config, mesh, states)
+        jax.block_until_ready(one.call())
+        compiled.append(one)
+      except (ValueError, jax.errors.JaxRuntimeError) as error:  # the others still tell something
         refused.append({"what": program, "setting": setting, "error": str(error)})
         print(f"{program} {setting}: {error}", flush=True)
   if mesh is None or not compiled:

@@ -76,7 +76,7 @@ def lower(program: str, config, mesh) -> Any:
   """One of `PROGRAMS`, traced for a mesh and not yet compiled."""
   model = Jet(**config.model)
   model.check(config.image_shape)
-  if reason := model.why_not_on(mesh.devices.flat[0].platform, config.image_shape):
+  if reason := model.why_not_on(mesh.devices.flat[0], config.image_shape):
     raise ValueError(reason)
   sharding.check_batch_size(config.batch_size, mesh, config.microbatches)
   optimizer = optim.make_optimizer(config, total_steps=1000, warmup_steps=100)  # the length changes constants alone

@@ -15,6 +15,7 @@ import numpy as np
 
 from jet_jax import estimate, optim, programs, sharding
 from jet_jax.jet import Jet
+from jet_jax.sample import CHUNK
 
 PROGRAMS = ("train", "eval", "sample")
 # Operations a second of dense 16-bit matrix products on one JAX device, by the makers' data sheets: NVIDIA's (SXM)
@@ -112,12 +113,16 @@ def prepare(what: str, setting: str, config, mesh, states: States) -> Program:
   """
   model = Jet(**config.model)
   model.check(config.image_shape)
-  if reason := model.why_not_on(mesh.devices.flat[0].platform, config.image_shape):
+  if reason := model.why_not_on(mesh.devices.flat[0], config.image_shape):
     raise ValueError(reason)
   sharding.check_batch_size(config.batch_size, mesh, config.microbatches)
   optimizer = optim.make_optimizer(config, total_steps=1000, warmup_steps=100)
   parts = config, model, optimizer, mesh
   place, key, batch = states.place_of(*parts), jax.random.key(1), config.batch_size
+  if what != "train":
+    batch = sharding.round_up(batch // config.microbatches, mesh)
+  if what == "sample":
+    batch = sharding.round_up(min(batch, CHUNK), mesh)
   random_images = np.random.default_rng(0).integers(0, config.levels, (batch, *config.image_shape), np.uint8)
   images, index = (sharding.place_batch(x, mesh) for x in (random_images, np.arange(batch, dtype=np.int32)))
   flops = (estimate.train_flops if what == "train" else estimate.forward_flops)(model, config.image_shape) * batch
