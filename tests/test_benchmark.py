@@ -63,6 +63,7 @@ def test_the_profile_names_costly_operations_and_where_the_model_has_them(capsys
   assert all(0 < after["ms"] <= before["ms"] for before, after in itertools.pairwise(rows))
   assert sum(row["share"] for row in rows) <= 1
   assert any("couplings" in row["source"] for row in rows)
+  assert not any(row["operation"].startswith("while") for row in rows)  # the scan, which is the sum of what is in it
   assert list(tmp_path.rglob("*.xplane.pb"))
 
 
