@@ -47,13 +47,15 @@ def test_settings_are_measured_side_by_side_and_what_cannot_run_is_told(capsys, 
   assert "train attention=cudnn: attention='cudnn' runs on GPUs" in printed
   for row in result["rows"]:
     assert row["batch_size"] == (16 if row["setting"] == "remat=full" else 32)
-    assert 0 < row["ms_min"] <= row["ms"] <= row["ms_max"]
-    assert row["images_per_second"] == pytest.approx(row["batch_size"] / row["ms"] * 1e3)
-    flops = row["model_gflops"] * 1e9
+    assert 0 < row["step_ms_min"] <= row["step_ms"] <= row["step_ms_max"]
+    assert row["images_per_second"] == pytest.approx(row["batch_size"] / row["step_ms"] * 1e3)
+    flops = row["model_flops"]
     per_image = estimate.forward_flops(Jet(couplings=2, block_depth=1, width=8, heads=2, patch_size=2), (8, 8, 1))
     assert flops == per_image * row["batch_size"] * (3 if row["what"] == "train" else 1)
-    assert row["mfu"] == pytest.approx(flops / (row["ms"] / 1e3) / result["peak_flops"])
-    assert 0 < row["temporary_mib"] < row["memory_mib"]
+    assert row["mfu"] == pytest.approx(flops / (row["step_ms"] / 1e3) / result["peak_flops"])
+    assert 0 < row["temporary_bytes"] < row["peak_bytes"]
+  for name in ("images_per_second", "step_ms", "compile_s", "model_flops", "mfu", "peak_bytes"):
+    assert result[name] == result["rows"][0][name]
 
 
 def test_the_profile_names_costly_operations_and_where_the_model_has_them(capsys, tmp_path):

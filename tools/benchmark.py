@@ -125,7 +125,7 @@ def benchmark_data(config, workers: list[int], seconds: float, turns: int) -> di
 
 
 def benchmark_programs(args, what: list[str]) -> dict:
-  """All figures of training, evaluation and sampling, and a table of them on the way."""
+  """All figures of training, evaluation and sampling, the first row's at the top; and a table of them on the way."""
   compiled, refused, states = [], [], speed.States()
   mesh = None
   for setting in args.compare or [""]:
@@ -151,12 +151,13 @@ def benchmark_programs(args, what: list[str]) -> dict:
   )
   for row in rows:
     print(
-      f"{row['what']:7}{row['batch_size']:6}{row['ms']:9.1f}{row['ms_min']:9.1f}{row['ms_max']:9.1f}"
-      f"{row['images_per_second']:10,.1f}{row['mfu']:7.1%}{row['memory_mib']:9,.0f}{row['compile_s']:10.1f}"
+      f"{row['what']:7}{row['batch_size']:6}{row['step_ms']:9.1f}{row['step_ms_min']:9.1f}{row['step_ms_max']:9.1f}"
+      f"{row['images_per_second']:10,.1f}{row['mfu']:7.1%}{row['peak_bytes'] / 2**20:9,.0f}{row['compile_s']:10.1f}"
       f"  {row['setting']}"
     )
   print(f"MFU is of {peak / 1e12:,.2f} TFLOP/s a device ({source})")
-  result = {"peak_flops": peak, "peak_source": source, "rows": rows, "refused": refused}
+  first = {name: value for name, value in rows[0].items() if name not in ("what", "setting")}
+  result = first | {"peak_flops": peak, "peak_source": source, "rows": rows, "refused": refused}
   if args.profile:
     result["profile"] = speed.profile(compiled[0], args.profile)
     print(f"\nthe costliest operations of {compiled[0].what} {compiled[0].setting}; the trace is in {args.profile}")
