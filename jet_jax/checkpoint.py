@@ -1,25 +1,30 @@
-"""A run on disk: its work directory, and its checkpoints, which go through orbax and only here.
+"""The checkpoints of a run. They go through orbax, and through here only.
 
 DIR/checkpoints/STEP/model holds what evaluation and sampling need (parameters, their average, permutations),
-DIR/checkpoints/STEP/training what training needs besides. A step counts from the moment its commit file is there.
+DIR/checkpoints/STEP/training what training needs besides, DIR/checkpoints/STEP/digests the shape, dtype and digest of
+each array of both. A step counts from the moment its commit file is there, and is used if what is restored from it has
+the digests that were saved: orbax itself would restore a flipped bit as a wrong number.
 """
 
+import contextlib
+import logging
 import pathlib
+import re
 import shutil
-from typing import NamedTuple
+from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 
-from jet_jax import cluster, sharding
-from jet_jax import config as config_lib
-from jet_jax.jet import Jet
+from jet_jax import cluster, digests
 from jet_jax.steps import TrainState
 
 COMMIT_FILE = "commit_success.txt"  # orbax's mark of a complete step
-# A run cannot change these fields, or those below them, and still be the same run.
-FIXED = ("seed", "levels", "batch_size", "data", "image_shape", "model")
-FREE = ("model.remat", "model.attention", "data.data_dir", "data.max_bad_images", "data.workers")
+NOT_DAMAGE = re.compile("RESOURCE_EXHAUSTED|PERMISSION_DENIED|UNAVAILABLE")  # of memory, rights, or a remote store
+
+
+class Damaged(ValueError):
+  """A checkpoint that is not what was saved."""
 
 
 class Checkpoints:
@@ -28,18 +33,20 @@ class Checkpoints:
   Args:
     workdir: of the run.
     keep: how many of the newest checkpoints stay; None opens the directory to read only.
+    keep_every: checkpoints whose step is a multiple of this stay for good; 0 for none.
   """
 
-  def __init__(self, workdir: str | pathlib.Path, keep: int | None = None):
+  def __init__(self, workdir: str | pathlib.Path, keep: int | None = None, keep_every: int = 0):
     self.directory = pathlib.Path(workdir).absolute() / "checkpoints"
+    self._bytes = 0  # of the state that was saved last
     if keep is not None:
       with cluster.agreed():
-        if cluster.is_writer():
-          self._remove_unfinished()
+        self._remove_unfinished()
     self._manager = ocp.CheckpointManager(
       self.directory,
       options=ocp.CheckpointManagerOptions(
         max_to_keep=keep,
+        keep_period=keep_every or None,
         read_only=keep is None,
         create=keep is not None,
         atomicity_options=ocp.options.AtomicityOptions(mode=ocp.options.AtomicityMode.COMMIT_FILE),
@@ -49,45 +56,153 @@ class Checkpoints:
   def __enter__(self):
     return self
 
-  def __exit__(self, *error):
-    self._manager.close()
+  def __exit__(self, error_type, *_):
+    try:
+      with self._explained():
+        self._manager.close()
+    except ValueError:
+      if error_type is None:  # else it would hide the first trouble
+        raise
 
   def _remove_unfinished(self) -> None:
-    """Removes what a save that was killed has left; orbax would stumble over it at the same step."""
-    for step in self.directory.glob("*"):
+    """Removes what a save that did not come to its end has left; orbax would stumble over it at the same step."""
+    for step in self.directory.glob("*") if cluster.is_writer() else ():
       if step.name.isdigit() and step.is_dir() and not (step / COMMIT_FILE).exists():
         print(f"removing {step}, which was not saved to the end", flush=True)
         shutil.rmtree(step)
 
+  def steps(self) -> list[int]:
+    """The complete checkpoints, from the oldest to the newest, by step."""
+    return sorted(self._manager.all_steps())
+
   def latest_step(self) -> int | None:
-    """The newest complete checkpoint, by step; None if there is none."""
-    return max(self._manager.all_steps(), default=None)
+    """The newest complete checkpoint; None if there is none."""
+    return max(self.steps(), default=None)
 
   def save(self, state: TrainState) -> None:
-    """Starts to save the state under its step."""
-    model = {"params": state.params, "permutations": state.permutations, "ema": state.ema}
-    training = {"step": state.step, "opt_state": state.opt_state}
-    args = ocp.args.Composite(model=ocp.args.StandardSave(model), training=ocp.args.StandardSave(training))
-    self._manager.save(int(state.step), args=args)
+    """Starts to save the state under its step, if that is not saved yet.
+
+    Raises:
+      ValueError: a number that is not finite, which is not saved; or this save or the last one has failed.
+    """
+    items, step = _items(state), int(state.step)
+    if step in self.steps():
+      return
+    self._bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(items))
+    try:
+      facts = digests.facts(items)
+    except ValueError as error:
+      raise ValueError(f"the state after step {step} is not saved: {error}; {self.newest()}") from error
+    args = {name: ocp.args.StandardSave(item) for name, item in items.items()}
+    with self._explained():
+      self._manager.save(step, args=ocp.args.Composite(**args, digests=ocp.args.JsonSave(digests.to_json(facts))))
+
+  def check(self) -> None:
+    """Raises ValueError if a save that was started has failed by now."""
+    if not self._manager.is_saving_in_progress():
+      with self._explained():
+        self._manager.wait_until_finished()
+
+  def newest(self) -> str:
+    """A clause that names the newest complete checkpoint."""
+    steps = [int(commit.parent.name) for commit in self.directory.glob(f"[0-9]*/{COMMIT_FILE}")]
+    return f"the last good checkpoint is of step {max(steps)}" if steps else "there is no checkpoint yet"
+
+  @contextlib.contextmanager
+  def _explained(self):
+    """Tells of a save that failed, with the space there is, and removes what it has left."""
+    try:
+      yield
+    except Exception as error:  # from orbax, tensorstore or the system, in another thread: of any kind
+      logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # every write that was under way would have its say
+      self._remove_unfinished()
+      raise ValueError(
+        f"a checkpoint could not be saved in {self.directory} ({_first_line(error)}): "
+        f"{shutil.disk_usage(self.directory).free:,} bytes are free there, it takes about {self._bytes:,}; "
+        f"{self.newest()}; make room and give the same command again"
+      ) from error
+
+  def restore_newest(self, like: TrainState) -> TrainState | None:
+    """The state of the newest checkpoint that is not damaged; those that are get set aside, with a word.
+
+    Args:
+      like: its shapes, dtypes and shardings, as arrays or ShapeDtypeStructs.
+
+    Returns:
+      The state, or None if there is no checkpoint at all.
+
+    Raises:
+      ValueError: all there are are damaged, or made for another config.
+    """
+    found = self.steps()
+    for step in reversed(found):
+      try:
+        return self.restore(step, like)
+      except Damaged as error:
+        cluster.say(f"{error}; it is now {self._set_aside(step)}")
+    if found:
+      raise ValueError(f"no checkpoint in {self.directory} was readable; start again in another --workdir")
+    return None
 
   def restore(self, step: int, like: TrainState) -> TrainState:
-    """The state saved at `step`, with the shapes, dtypes and shardings of `like` (arrays or ShapeDtypeStructs)."""
-    model = {"params": like.params, "permutations": like.permutations, "ema": like.ema}
-    training = {"step": like.step, "opt_state": like.opt_state}
-    args = ocp.args.Composite(model=ocp.args.StandardRestore(model), training=ocp.args.StandardRestore(training))
-    restored = self._manager.restore(step, args=args)
-    return TrainState(**restored["model"], **restored["training"])
+    """The state saved at `step`, as `restore_newest` does; Damaged if it is not what was saved."""
+    items = self._read(step, **_items(like))
+    return TrainState(**items["model"], **items["training"])
 
   def restore_variables(self, step: int, like: dict) -> dict:
-    """`params` and `permutations` to evaluate or sample with; `like` is a tree {"params", "permutations", "ema"}."""
-    args = ocp.args.Composite(model=ocp.args.StandardRestore(like))
-    model = self._manager.restore(step, args=args)["model"]
+    """`params` and `permutations` to evaluate or sample with; `like` is a tree {"params", "permutations", "ema"}.
+
+    Raises:
+      Damaged: they are not what was saved.
+    """
+    model = self._read(step, model=like)["model"]
     params = model["params"] if model["ema"] is None else model["ema"]
     return {"params": params, "permutations": model["permutations"]}
 
+  def _read(self, step: int, **items) -> dict[str, Any]:
+    with self._judged(step):
+      args = ocp.args.Composite(digests=ocp.args.JsonRestore())
+      saved = digests.from_json(self._manager.restore(step, args=args)["digests"])
+    _check_shapes(self.directory / str(step), saved, digests.shape_facts(items))
+    with self._judged(step):
+      args = ocp.args.Composite(**{name: ocp.args.StandardRestore(item) for name, item in items.items()})
+      restored = dict(self._manager.restore(step, args=args).items())
+      facts = digests.facts(restored)
+      wrong = [name for name, fact in facts.items() if saved[name] != fact]
+      if wrong:
+        raise ValueError(f"{len(wrong)} of {len(facts)} arrays are not what was saved, the first is {wrong[0]}")
+    return restored
+
+  @contextlib.contextmanager
+  def _judged(self, step: int):
+    """Makes whatever cannot be read by one process a Damaged in all, unless the reason is not in the files."""
+    problem = ""
+    try:
+      yield
+    except Exception as error:  # orbax and tensorstore raise anything for what they cannot read
+      if isinstance(error, (PermissionError, MemoryError)) or NOT_DAMAGE.search(str(error)):
+        raise
+      problem = _first_line(error)
+    problems = [text for text in cluster.exchange(problem) if text]
+    if problems:
+      raise Damaged(f"checkpoint {self.directory / str(step)} is damaged: {problems[0]}")
+
+  def _set_aside(self, step: int) -> pathlib.Path:
+    """Moves a checkpoint to DIR/damaged, where it does not count. Returns its new place."""
+    there = self.directory.with_name("damaged")
+    number = sum(1 for _ in there.glob(f"{step}*"))
+    place = there / (f"{step}.{number}" if number else f"{step}")
+    cluster.exchange()  # all have named the place before it is there
+    if cluster.is_writer():
+      there.mkdir(exist_ok=True)
+      (self.directory / str(step)).rename(place)
+    cluster.exchange()
+    self._manager.reload()
+    return place
+
   def check_step(self, step: int | None) -> int:
     """`step` if it is saved, or the newest if it is None; ValueError otherwise."""
-    steps = sorted(self._manager.all_steps())
+    steps = self.steps()
     if not steps:
       raise ValueError(f"no complete checkpoint in {self.directory}; train until the first one is saved")
     if step is not None and step not in steps:
@@ -95,62 +210,45 @@ class Checkpoints:
     return steps[-1] if step is None else step
 
 
-def claim_workdir(workdir: str | pathlib.Path, config: config_lib.Config) -> pathlib.Path:
-  """Makes the work directory and writes `config.json`; ValueError if it cannot be used or holds another run."""
-  workdir = pathlib.Path(workdir).absolute()
-  try:
-    workdir.mkdir(parents=True, exist_ok=True)
-    if (workdir / "config.json").exists():
-      stored = config_lib.load(workdir)
-      for name, old, new in config_lib.differences(stored, config):
-        is_fixed = name.split(".")[0] in FIXED and name not in FREE
-        if is_fixed or (name == "ema_decay" and 0 in (old, new)):
-          raise ValueError(
-            f"{workdir} holds a run with {name}={old!r}, and this one has {name}={new!r}; "
-            "use another --workdir, or the same value"
-          )
-    if cluster.is_writer():
-      config_lib.save(config, workdir / "config.json")
-  except OSError as error:
-    raise ValueError(f"workdir {workdir} cannot be used ({error}); give a folder that can be written") from error
-  return workdir
+def _items(state: TrainState) -> dict[str, Any]:
+  """The state by what it is for."""
+  return {
+    "model": {"params": state.params, "permutations": state.permutations, "ema": state.ema},
+    "training": {
+      "step": state.step,
+      "skipped": state.skipped,
+      "skipped_in_a_row": state.skipped_in_a_row,
+      "opt_state": state.opt_state,
+    },
+  }
 
 
-class Trained(NamedTuple):
-  """A trained run: `variables` are `params` (or their average) and `permutations`, from checkpoint `step`."""
-
-  config: config_lib.Config
-  model: Jet
-  variables: dict
-  step: int
-  mesh: jax.sharding.Mesh
+def _first_line(error: Exception) -> str:
+  return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
-def load_run(workdir: str | pathlib.Path, step: int | None = None, mesh=None, dtype: str | None = None) -> Trained:
-  """All that evaluation and sampling need of a trained run.
+def _check_shapes(where: pathlib.Path, saved: dict[str, digests.Fact], wanted: dict[str, digests.Fact]) -> None:
+  """Raises ValueError, naming the first array that differs and what it may be due to, if `wanted` is not in `saved`."""
+  items = {name.partition("/")[0] for name in wanted}
+  for name in sorted(wanted.keys() | {name for name in saved if name.partition("/")[0] in items}):
+    one, other = (facts[name][:2] if name in facts else None for facts in (saved, wanted))
+    if one != other:
+      there, here = (f"{known[1]} {known[0]}" if known else "nothing" for known in (one, other))
+      raise ValueError(
+        f"{where} has {there} for {name}, and this run needs {here}; it is of another run. Compare its config.json, "
+        f"{_suspect(name, one, other)} above all, or give another --workdir"
+      )
 
-  Args:
-    workdir: of the run.
-    step: which checkpoint; None is the newest.
-    mesh: devices; by default the run's own mesh, as far as there are devices for it.
-    dtype: of the transformers; by default the run's own.
 
-  Raises:
-    ValueError: no such work directory or step.
-  """
-  config = config_lib.load(workdir)
-  model = Jet(**config.model)
-  model = model.clone(dtype=dtype or model.dtype)
-  mesh = sharding.nearest_mesh(config.mesh) if mesh is None else mesh
-  if model.why_not_on(mesh.devices.flat[0], config.image_shape):
-    model = model.clone(attention="xla")  # which runs everywhere
-  if not (pathlib.Path(workdir) / "checkpoints").is_dir():
-    raise ValueError(f"no checkpoint in {workdir}; train until the first one is saved")
-  with Checkpoints(workdir) as checkpoints:
-    step = checkpoints.check_step(step)
-    images = jax.ShapeDtypeStruct((1, *config.image_shape), "float32")
-    # Shapes do not depend on the kinds. The splits themselves are saved, and need not be such as could be drawn.
-    like = jax.eval_shape(model.clone(kinds=("channels",)).init, jax.random.key(0), images)
-    like["ema"] = like["params"] if config.ema_decay else None
-    variables = checkpoints.restore_variables(step, sharding.place_like(like, mesh))
-  return Trained(config, model, variables, step, mesh)
+def _suspect(name: str, one, other) -> str:
+  """The field of the config that an array's shape, or whether it is there, depends on most."""
+  if "/ema/" in name:
+    return "ema_decay"
+  if one is None or other is None:
+    return "model.block_depth"
+  differ = [axis for axis, (a, b) in enumerate(zip(one[0], other[0], strict=False)) if a != b]
+  if one[1] != other[1]:
+    return "adam_mu_dtype"
+  if differ[:1] == [0]:
+    return "model.couplings"
+  return "data.size and model.patch_size" if "table" in name or "position" in name else "model.width"

@@ -11,15 +11,18 @@ import json
 import math
 import pathlib
 import re
+import sys
 from typing import Any
 
+from absl import flags
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 Config = Any  # a ConfigDict, whose fields a type checker cannot know
 
 # Each duration has one field a unit, of which at most one is set: config.eval_steps, config.eval_epochs, ...
-DURATIONS = ("total", "warmup", "log", "eval", "checkpoint", "sample")
+# "keep" is how far those checkpoints are apart that stay for good.
+DURATIONS = ("total", "warmup", "log", "eval", "checkpoint", "sample", "keep")
 OUTER_COMMA = re.compile(r",(?![^(\[]*[)\]])")  # not one inside a tuple
 UNITS = {"steps": int, "examples": int, "epochs": float, "percent": float}  # percent of the total steps
 
@@ -69,6 +72,7 @@ def default_config() -> Config:
   config.adam_b2 = 0.95
   config.adam_mu_dtype = "bfloat16"  # of the first moment
   config.clip_norm = 1.0  # global norm of the gradient
+  config.max_nonfinite_steps = 0  # in a row, without a finite loss and gradient, that are skipped before the run stops
   config.ema_decay = 0.0  # of the averaged weights that evaluation and sampling then use; 0 is off
 
   config.eval_noise_samples = 1  # draws of the dequantization noise an image, during training
@@ -136,6 +140,16 @@ def resolve(config: Config, flag_overrides=()) -> Config:
     _drop_other_units(resolved, name)
   _check(resolved)
   return resolved
+
+
+def parse_flags(argv) -> list[str]:
+  """Parses the command line; a wrong value ends in one line. A bug in a config file still shows where it is."""
+  try:
+    return flags.FLAGS(argv)
+  except flags.Error as error:
+    text = str(error).strip()
+    last = text.splitlines()[-1]  # ml_collections puts a whole traceback into its message
+    sys.exit("error: " + (last.removeprefix("ValueError: ") if last.startswith("ValueError: ") else text))
 
 
 def from_file(argument: str) -> Config:
@@ -287,7 +301,8 @@ def _check(config) -> None:
     "batch_size": (1, largest), "levels": (2, 256), "seed": (0, largest), "lr": (0, 1e3), "wd": (0, 1),
     "adam_b1": (0, below_one), "adam_b2": (0, below_one), "ema_decay": (0, below_one), "clip_norm": (1e-9, 1e30),
     "eval_noise_samples": (1, largest), "sample_num": (1, largest), "sample_temperature": (0, 1e3),
-    "checkpoint_keep": (1, largest), "data.size": (0, largest), "data.max_bad_images": (0, largest),
+    "checkpoint_keep": (1, largest), "max_nonfinite_steps": (0, largest), "data.size": (0, largest),
+    "data.max_bad_images": (0, largest),
     "data.workers": (0, 256), "microbatches": (1, largest),
   }  # fmt: skip
   values = dict(_leaves(config))

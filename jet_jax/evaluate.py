@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from absl import logging
 
-from jet_jax import checkpoint, cluster, data, programs, sharding, sources
+from jet_jax import cluster, data, programs, sharding, sources, workdir
 
 NOISE_SEED = 0  # the same noise for every run and step, so that differences are the models'
 
@@ -88,7 +88,7 @@ def main(argv=None) -> None:
       raise ValueError(f"--noise_samples={args.noise_samples} must be at least 1")
     cluster.join()
     programs.keep_compiled()
-    config, model, variables, step, mesh = checkpoint.load_run(args.workdir, args.step)
+    config, model, variables, step, mesh = workdir.load_run(args.workdir, args.step)
     config.data.source = sources.absolute(args.source) if args.source else config.data.source
     config.data.data_dir = args.data_dir or config.data.data_dir
     (source,) = sources.open_config(config, [args.split])

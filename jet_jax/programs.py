@@ -53,6 +53,7 @@ def train_program(config, model, optimizer, mesh):
     levels=config.levels,
     ema_decay=config.ema_decay,
     microbatches=config.microbatches,
+    max_nonfinite=config.max_nonfinite_steps,
   )
   return jax.jit(
     _on(mesh, step),

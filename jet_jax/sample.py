@@ -19,7 +19,7 @@ from einops import rearrange
 from PIL import Image
 from tqdm import tqdm
 
-from jet_jax import checkpoint, cluster, programs, sharding
+from jet_jax import cluster, programs, sharding, workdir
 from jet_jax.npz import NpzWriter
 
 CHUNK = 256  # images in one pass through the flow, at most
@@ -126,7 +126,7 @@ def main(argv=None) -> None:
       raise ValueError(f"--num={args.num} must be at least 1 and --temperature={args.temperature} at least 0")
     cluster.join()
     programs.keep_compiled()
-    config, model, variables, step, mesh = checkpoint.load_run(args.workdir, args.step, dtype=args.dtype)
+    config, model, variables, step, mesh = workdir.load_run(args.workdir, args.step, dtype=args.dtype)
   except ValueError as error:
     cluster.fail(error)
   at_once = config.batch_size // config.microbatches

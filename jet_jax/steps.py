@@ -15,7 +15,9 @@ class TrainState(struct.PyTreeNode):
   """All that changes during training, and the permutations that never do.
 
   Attributes:
-    step: int32 (), updates applied so far.
+    step: int32 (), steps taken so far.
+    skipped: int32 (), how many of them changed nothing, since their loss or gradient was not finite.
+    skipped_in_a_row: int32 (), how many of the last ones.
     params: float32 parameters of the flow.
     permutations: the flow's index tables.
     opt_state: of the optimizer.
@@ -23,6 +25,8 @@ class TrainState(struct.PyTreeNode):
   """
 
   step: jax.Array
+  skipped: jax.Array
+  skipped_in_a_row: jax.Array
   params: Any
   permutations: Any
   opt_state: Any
@@ -38,7 +42,7 @@ def init_state(key, model: Jet, optimizer: optax.GradientTransformation, image_s
   variables = model.init(key, jnp.zeros((1, *image_shape)))
   params = variables["params"]
   return TrainState(
-    step=jnp.zeros((), jnp.int32),
+    **{name: jnp.zeros((), jnp.int32) for name in ("step", "skipped", "skipped_in_a_row")},
     params=params,
     permutations=variables["permutations"],
     opt_state=optimizer.init(params),
@@ -65,7 +69,7 @@ def bits_per_dim(model: Jet, variables, images, noise_keys, levels: int) -> jax.
 
 
 def train_step(
-  state: TrainState, images, key, *, model, optimizer, levels, ema_decay, microbatches=1
+  state: TrainState, images, key, *, model, optimizer, levels, ema_decay, microbatches=1, max_nonfinite=0
 ) -> tuple[TrainState, dict]:
   """One update by maximum likelihood.
 
@@ -75,10 +79,13 @@ def train_step(
     key: the run's noise key; this step's noise depends on it, on `state.step` and on the place in the batch alone.
     model, optimizer, levels, ema_decay: constants of the run.
     microbatches: parts of the batch that are computed one after the other; they change rounding only.
+    max_nonfinite: steps in a row that are skipped because their loss or gradient is not finite. One more, and neither
+      that step nor any after it changes anything.
 
   Returns:
-    The state after the step, and float32 scalars: "bits_per_dim" (mean over the batch, before the update) and
-    "grad_norm" (global, before clipping).
+    The state after the step, and scalars: "bits_per_dim" (mean over the batch, before the update), "grad_norm" (global,
+    before clipping), and "skipped" and "skipped_in_a_row" of the state, the latter above `max_nonfinite` from the step
+    on that was one too many.
   """
   noise_keys = likelihood.example_keys(jax.random.fold_in(key, state.step), jnp.arange(images.shape[0]))
 
@@ -104,8 +111,26 @@ def train_step(
     # A young average forgets faster, or the initial weights would stay in it for 1 / (1 - decay) steps.
     decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
     ema = optax.incremental_update(params, ema, 1 - decay)
-  state = state.replace(step=state.step + 1, params=params, opt_state=opt_state, ema=ema)
-  return state, {"bits_per_dim": value, "grad_norm": optax.tree.norm(grads)}
+  updated = state.replace(
+    step=state.step + 1, skipped_in_a_row=jnp.zeros_like(state.step), params=params, opt_state=opt_state, ema=ema
+  )
+  grad_norm = optax.tree.norm(grads)
+  state = _guard(state, updated, jnp.isfinite(value) & jnp.isfinite(grad_norm), max_nonfinite)
+  counts = {"skipped": state.skipped, "skipped_in_a_row": state.skipped_in_a_row}
+  return state, {"bits_per_dim": value, "grad_norm": grad_norm, **counts}
+
+
+def _guard(state: TrainState, updated: TrainState, is_finite, max_nonfinite: int) -> TrainState:
+  """`updated` if the step was finite; else `state`, counting the step as skipped as long as that is allowed."""
+  row = state.skipped_in_a_row
+  may_skip = (row < max_nonfinite).astype(jnp.int32)
+  kept = state.replace(
+    step=state.step + may_skip,
+    skipped=state.skipped + may_skip,
+    skipped_in_a_row=jnp.minimum(row + 1, max_nonfinite + 1),
+  )
+  goes_on = is_finite & (row <= max_nonfinite)
+  return jax.tree.map(lambda new, old: jnp.where(goes_on, new, old), updated, kept)
 
 
 def eval_step(variables, images, index, key, *, model, levels) -> jax.Array:

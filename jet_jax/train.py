@@ -20,13 +20,16 @@ from ml_collections import config_flags
 
 from jet_jax import cluster, data, estimate, optim, programs, sharding, sources, steps
 from jet_jax import config as config_lib
-from jet_jax.checkpoint import Checkpoints, claim_workdir
+from jet_jax.checkpoint import Checkpoints
 from jet_jax.config import Config
 from jet_jax.evaluate import Evaluator
+from jet_jax.halting import Halt, saving_before
 from jet_jax.images import BadImage
 from jet_jax.jet import Jet
 from jet_jax.logs import MetricLog, check_wandb
 from jet_jax.sample import Sampler, make_grid, save_png
+from jet_jax.stopping import Stop
+from jet_jax.workdir import claim_workdir
 
 
 @dataclasses.dataclass
@@ -86,13 +89,13 @@ def prepare(config: Config, workdir: str | pathlib.Path, flag_overrides=()) -> R
 
 
 def start_state(run: Run, init_key, checkpoints: Checkpoints) -> steps.TrainState:
-  """The newest checkpoint of the run, or a fresh state."""
+  """The newest good checkpoint of the run, or a fresh state."""
   parts = run.config, run.model, run.optimizer, run.mesh
-  saved = checkpoints.latest_step()
-  if saved is None:
+  state = checkpoints.restore_newest(programs.state_shapes(*parts))
+  if state is None:
     return programs.init_program(*parts)(init_key)
-  cluster.say(f"resuming from step {saved}")
-  return checkpoints.restore(saved, programs.state_shapes(*parts))
+  cluster.say(f"resuming from step {state.step}")
+  return state
 
 
 def place(run: Run, batch: dict) -> jax.Array:
@@ -111,56 +114,49 @@ def compile_all(run: Run, evaluator: Evaluator, sampler: Sampler):
   beside = estimate.bytes_a_device(state) - estimate.bytes_a_device(state.variables())  # of an evaluation or samples
 
   train_step = programs.compile_train_step(*parts, arguments, limit)
+  to_fit = functools.partial(estimate.compile_to_fit, limit=limit, beside=beside)
   if run.happens("eval"):
-    compiler = functools.partial(estimate.compile_to_fit, "evaluation", limit=limit, beside=beside)
-    evaluator.compile(state.variables(), run.config.image_shape, compiler)
+    evaluator.compile(state.variables(), run.config.image_shape, functools.partial(to_fit, "evaluation"))
   if run.happens("sample"):
-    sampler.compile(
-      state.variables(), functools.partial(estimate.compile_to_fit, "sampling", limit=limit, beside=beside)
-    )
+    sampler.compile(state.variables(), functools.partial(to_fit, "sampling"))
   return train_step
 
 
-@contextlib.contextmanager
-def _saving_before(error_type, save):
-  """Calls `save` when an error of this type leaves the context, so that what was trained is not lost to it.
-
-  Not if there are other processes, which go on training: a save needs all.
-  """
-  try:
-    yield
-  except error_type:
-    if jax.process_count() == 1:
-      save()
-    raise
-
-
 def train(run: Run) -> steps.TrainState:
-  """Goes from the newest checkpoint, or from the start, to the last step. Returns the last state."""
+  """Goes from the newest checkpoint, or from the start, to the last step or to the one that a signal makes the last.
+
+  Returns the last state, which is saved.
+  """
   config = run.config
   init_key, noise_key = jax.random.split(jax.random.key(config.seed))
-  with Checkpoints(run.workdir, config.checkpoint_keep) as checkpoints:
-    start = checkpoints.latest_step() or 0
-    if start >= run.total_steps:
-      cluster.say(f"this run is finished: step {start} of {run.total_steps} is saved in {run.workdir}")
-      return start_state(run, init_key, checkpoints)
+  with Stop() as stop, Checkpoints(run.workdir, config.checkpoint_keep, run.happens("keep")) as checkpoints:
+    if (checkpoints.latest_step() or 0) >= run.total_steps:
+      state = start_state(run, init_key, checkpoints)
+      if state.step >= run.total_steps:
+        cluster.say(f"this run is finished: step {state.step} of {run.total_steps} is saved in {run.workdir}")
+        return state
     at_once = config.batch_size // config.microbatches
     evaluator = Evaluator(run.model, config.levels, run.validation_source, at_once, run.mesh)
     sampler = Sampler(run.model, config.image_shape, config.levels, config.sample_num, run.mesh, at_once)
     train_step = compile_all(run, evaluator, sampler)
     state = start_state(run, init_key, checkpoints)
+    step = start = int(state.step)
     reader = data.Reader(run.batches, start, config.data.workers, config.data.max_bad_images)
     images = data.place_ahead(reader, functools.partial(place, run))
     log = MetricLog(run.workdir, config, start, run.total_steps)
-    with log, contextlib.closing(reader), _saving_before(BadImage, lambda: checkpoints.save(state)):
-      for step in range(start + 1, run.total_steps + 1):
+    halt = Halt(config.max_nonfinite_steps, checkpoints)
+    with log, contextlib.closing(reader), saving_before(BadImage, lambda: checkpoints.save(state)):
+      while step < run.total_steps and not stop.due(step):
+        step += 1
         state, metrics = train_step(state, next(images), noise_key)
+        halt.step_done(step, metrics)
         log.step_done()
         if run.due("log", step) or step == 1:
-          log.train(step, {name: float(value) for name, value in metrics.items()} | reader.counts())
+          log.train(step, halt.check() | reader.counts())
+          checkpoints.check()
         due = [name for name in ("eval", "sample", "checkpoint") if run.due(name, step)]
         if due:
-          jax.block_until_ready(state)
+          halt.check()
           with log.pause():
             if "eval" in due:
               log.validation(step, evaluator(state.variables(), config.eval_noise_samples))
@@ -171,19 +167,12 @@ def train(run: Run) -> steps.TrainState:
               log.samples(step, grid)
             if "checkpoint" in due:
               checkpoints.save(state)
-    if not run.due("checkpoint", run.total_steps):
+    halt.check()
+    if step:
       checkpoints.save(state)  # the end is saved whatever the config says
+  if step < run.total_steps:
+    cluster.say(f"stopped after step {step} of {run.total_steps}; the same command goes on from there")
   return state
-
-
-def parse_flags(argv) -> list[str]:
-  """Parses the command line; a wrong value ends in one line. A bug in a config file still shows where it is."""
-  try:
-    return flags.FLAGS(argv)
-  except flags.Error as error:
-    text = str(error).strip()
-    last = text.splitlines()[-1]  # ml_collections puts a whole traceback into its message
-    sys.exit("error: " + (last.removeprefix("ValueError: ") if last.startswith("ValueError: ") else text))
 
 
 def main(argv) -> None:
@@ -202,13 +191,13 @@ def main(argv) -> None:
     cluster.fail(error)
   try:
     train(run)
-  except ValueError as error:  # a bad image, or too little memory
+  except (ValueError, OSError) as error:  # a bad image, too little memory, a full disk
     cluster.fail(error)
-  cluster.say(f"done; results are in {run.workdir}")
+  cluster.say(f"results are in {run.workdir}")
 
 
 if __name__ == "__main__":
   config_flags.DEFINE_config_file("config", None, "config file, with its argument after a colon", lock_config=True)
   flags.DEFINE_string("workdir", None, "folder of the run: config, checkpoints, metrics, samples")
   flags.mark_flags_as_required(["config", "workdir"])
-  app.run(main, flags_parser=parse_flags)
+  app.run(main, flags_parser=config_lib.parse_flags)

@@ -11,7 +11,7 @@ import pytest
 from einops import rearrange
 
 from jet_jax import attention, train
-from jet_jax.checkpoint import load_run
+from jet_jax.workdir import load_run
 
 
 def test_the_kernel_for_tpus_is_the_same_function_and_has_the_same_gradient():

@@ -30,12 +30,17 @@ ALLOWED = {
   "steps": {"jet", "likelihood"},
   "estimate": {"cluster"},
   "programs": {"cluster", "estimate", "jet", "sharding", "steps"},
-  "checkpoint": {"cluster", "config", "sharding", "jet", "steps"},
-  "evaluate": {"checkpoint", "cluster", "data", "programs", "sharding", "sources"},
-  "sample": {"checkpoint", "cluster", "npz", "programs", "sharding"},
+  "digests": set(),
+  "checkpoint": {"cluster", "digests", "steps"},
+  "halting": set(),
+  "lock": set(),
+  "stopping": {"cluster"},
+  "workdir": {"checkpoint", "cluster", "config", "jet", "lock", "sharding"},
+  "evaluate": {"cluster", "data", "programs", "sharding", "sources", "workdir"},
+  "sample": {"cluster", "npz", "programs", "sharding", "workdir"},
   "train": {
-    "checkpoint", "cluster", "config", "data", "estimate", "evaluate", "images", "jet", "logs", "optim", "programs",
-    "sample", "sharding", "sources", "steps",
+    "checkpoint", "cluster", "config", "data", "estimate", "evaluate", "halting", "images", "jet", "logs", "optim",
+    "programs", "sample", "sharding", "sources", "steps", "stopping", "workdir",
   },
 }  # fmt: skip
 

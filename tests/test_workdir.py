@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from jet_jax import evaluate, sample, sources, train
-from jet_jax.checkpoint import load_run
 from jet_jax.npz import NpzWriter
+from jet_jax.workdir import load_run
 
 
 @pytest.fixture(scope="module")

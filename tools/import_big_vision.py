@@ -331,7 +331,7 @@ def write_workdir(workdir: pathlib.Path, model: Jet, variables, image_shape, sou
   workdir.mkdir(parents=True, exist_ok=True)
   optimizer = optim.make_optimizer(config, total_steps=1, warmup_steps=0)
   state = steps.TrainState(
-    step=jnp.zeros((), jnp.int32),
+    **{name: jnp.zeros((), jnp.int32) for name in ("step", "skipped", "skipped_in_a_row")},
     params=jax.tree.map(jnp.asarray, variables["params"]),
     permutations=jax.tree.map(jnp.asarray, variables["permutations"]),
     opt_state=optimizer.init(variables["params"]),

@@ -23,8 +23,8 @@ from absl import logging
 
 from jet_jax import config as config_lib
 from jet_jax import likelihood, sharding, sources
-from jet_jax.checkpoint import Trained, load_run
 from jet_jax.jet import Jet
+from jet_jax.workdir import Trained, load_run
 
 # A relative error above this is more than rounding: about a hundred units in the last place of float32.
 GROWTH = 1e-5

@@ -1,0 +1,96 @@
+"""A run on disk: claiming its work directory, and reading what it has trained."""
+
+import pathlib
+import sys
+from typing import NamedTuple
+
+import jax
+
+from jet_jax import cluster, sharding
+from jet_jax import config as config_lib
+from jet_jax.checkpoint import Checkpoints, Damaged
+from jet_jax.jet import Jet
+from jet_jax.lock import hold
+
+# A run cannot change these fields, or those below them, and still be the same run.
+FIXED = ("seed", "levels", "batch_size", "data", "image_shape", "model")
+FREE = ("model.remat", "model.attention", "data.data_dir", "data.max_bad_images", "data.workers")
+
+
+def claim_workdir(workdir: str | pathlib.Path, config: config_lib.Config) -> pathlib.Path:
+  """Makes the work directory, locks it until this process ends, and writes `config.json`.
+
+  Raises:
+    ValueError: it cannot be used, another process uses it, or it holds another run.
+  """
+  workdir = pathlib.Path(workdir).absolute()
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+    if cluster.is_writer():
+      hold(workdir / "lock")
+    if (workdir / "config.json").exists():
+      stored = config_lib.load(workdir)
+      for name, old, new in config_lib.differences(stored, config):
+        is_fixed = name.split(".")[0] in FIXED and name not in FREE
+        if is_fixed or (name == "ema_decay" and 0 in (old, new)):
+          raise ValueError(
+            f"{workdir} holds a run with {name}={old!r}, and this one has {name}={new!r}; "
+            "use another --workdir, or the same value"
+          )
+    if cluster.is_writer():
+      config_lib.save(config, workdir / "config.json")
+  except OSError as error:
+    raise ValueError(f"workdir {workdir} cannot be used ({error}); give a folder that can be written") from error
+  return workdir
+
+
+class Trained(NamedTuple):
+  """A trained run: `variables` are `params` (or their average) and `permutations`, from checkpoint `step`."""
+
+  config: config_lib.Config
+  model: Jet
+  variables: dict
+  step: int
+  mesh: jax.sharding.Mesh
+
+
+def load_run(workdir: str | pathlib.Path, step: int | None = None, mesh=None, dtype: str | None = None) -> Trained:
+  """All that evaluation and sampling need of a trained run.
+
+  Args:
+    workdir: of the run.
+    step: which checkpoint; None is the newest that is not damaged.
+    mesh: devices; by default the run's own mesh, as far as there are devices for it.
+    dtype: of the transformers; by default the run's own.
+
+  Raises:
+    ValueError: no such work directory or step, or a damaged one.
+  """
+  config = config_lib.load(workdir)
+  model = Jet(**config.model)
+  model = model.clone(dtype=dtype or model.dtype)
+  mesh = sharding.nearest_mesh(config.mesh) if mesh is None else mesh
+  if model.why_not_on(mesh.devices.flat[0], config.image_shape):
+    model = model.clone(attention="xla")  # which runs everywhere
+  if not (pathlib.Path(workdir) / "checkpoints").is_dir():
+    raise ValueError(f"no checkpoint in {workdir}; train until the first one is saved")
+  with Checkpoints(workdir) as checkpoints:
+    candidates = checkpoints.steps() if step is None else []
+    step = checkpoints.check_step(step)
+    images = jax.ShapeDtypeStruct((1, *config.image_shape), "float32")
+    # Shapes do not depend on the kinds. The splits themselves are saved, and need not be such as could be drawn.
+    like = jax.eval_shape(model.clone(kinds=("channels",)).init, jax.random.key(0), images)
+    like["ema"] = like["params"] if config.ema_decay else None
+    like = sharding.place_like(like, mesh)
+    while True:
+      try:
+        variables = checkpoints.restore_variables(step, like)
+        break
+      except Damaged as error:
+        candidates = [older for older in candidates if older < step]
+        if not candidates:
+          raise
+        step = candidates[-1]
+        if cluster.is_writer():
+          print(f"warning: {error}; step {step} is used instead", file=sys.stderr, flush=True)
+  return Trained(config, model, variables, step, mesh)
