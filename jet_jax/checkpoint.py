@@ -100,8 +100,12 @@ class Checkpoints:
   def check(self) -> None:
     """Raises ValueError if a save that was started has failed by now."""
     if not self._manager.is_saving_in_progress():
-      with self._explained():
-        self._manager.wait_until_finished()
+      self.wait()
+
+  def wait(self) -> None:
+    """Waits for the save that is under way. Raises ValueError if it fails."""
+    with self._explained():
+      self._manager.wait_until_finished()
 
   def newest(self) -> str:
     """A clause that names the newest complete checkpoint."""

@@ -46,6 +46,7 @@ class Halt:
     step, values = next(
       (step, values) for step, values in jax.device_get(self._since) if values["skipped_in_a_row"] > self.max_nonfinite
     )
+    self.checkpoints.wait()
     rule = f"max_nonfinite_steps={self.max_nonfinite} in a row may be skipped"
     return (
       f"step {step}: the loss is {values['bits_per_dim']} bits/dim and the norm of the gradient {values['grad_norm']}; "

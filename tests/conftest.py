@@ -7,6 +7,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import jax
 import jax.numpy as jnp
 import pytest
+import runs
 
 from jet_jax.jet import Jet
 
@@ -18,6 +19,27 @@ def randomize(params, key, std=0.3):
   keys = jax.random.split(key, len(leaves))
   noisy = [leaf + std * jax.random.normal(k, leaf.shape) for leaf, k in zip(leaves, keys, strict=True)]
   return jax.tree.unflatten(treedef, noisy)
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory):
+  """A folder for the compiled programs of small runs (runs.py)."""
+  return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def straight(tmp_path_factory, cache):
+  """Makes the work directory of a small run that nothing has disturbed; once for the same settings."""
+  done = {}
+
+  def make(**settings):
+    name = str(settings)
+    if name not in done:
+      done[name] = tmp_path_factory.mktemp("straight")
+      runs.finish(runs.start(done[name], cache, **settings))
+    return done[name]
+
+  return make
 
 
 @pytest.fixture
