@@ -1,6 +1,7 @@
 """An error in one of several processes ends all of them, and is told."""
 
 import json
+import platform
 import signal
 import sys
 import time
@@ -94,3 +95,22 @@ def test_sigterm_ends_a_process_of_several(images):
   for process in started:
     process.send_signal(signal.SIGTERM)
   assert all(status != 0 for status, _ in ends(started, timeout=60))
+
+
+@pytest.mark.parametrize(
+  ("number", "sign"), [(0, signal.SIGKILL), (1, signal.SIGKILL), (0, signal.SIGSTOP), (1, signal.SIGSTOP)]
+)
+def test_a_process_that_dies_or_stops_is_named_by_the_other(images, number, sign):
+  (images / "train" / "05.png").unlink()
+  started = start(training(images, "total_epochs=100000"), processes=2)
+  try:
+    wait_for(images / "run" / "metrics.jsonl", started)
+    started[number].send_signal(sign)
+    [(status, errors)] = ends([started[1 - number]], timeout=60)
+  finally:
+    for process in started:
+      process.kill()  # also what is stopped
+      process.communicate()
+  assert status != 0
+  last = errors.splitlines()[-1]
+  assert last.startswith(f"error: process {number} (host {platform.node()}) has died or does not answer; "), errors
