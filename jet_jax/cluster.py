@@ -4,17 +4,11 @@ A process belongs to a cluster if it runs under SLURM or Open MPI with more than
 if it is told so by the variables JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID. Otherwise it is alone.
 """
 
-import atexit
 import contextlib
-import ctypes
 import importlib.util
 import itertools
 import os
 import pathlib
-import platform
-import re
-import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -25,11 +19,10 @@ from typing import Any, NoReturn
 import jax
 from jax._src import distributed  # its client has no public name; orbax uses it so too
 
+from jet_jax import liveness
+
 TIMEOUT = 300  # seconds that processes wait for each other to come up
-SILENCE = 30  # seconds without a sign of life after which a process counts as dead, and the others end
-ANSWER = 12  # seconds that the first process may be silent; fewer than the 15 to 30 after which JAX aborts the others
 PATIENCE = 3600  # seconds that a living process may take longer than another, to read a folder for example
-FOREVER = 10**9
 KILL_PARENT_AFTER = """
 import os, signal, sys, time
 parent = os.getppid()
@@ -70,7 +63,9 @@ def join() -> None:
   watch = subprocess.Popen([sys.executable, "-c", KILL_PARENT_AFTER, str(timeout), missed])
   try:
     explicit: Any = (address, int(count), int(number)) if given else ()
-    jax.distributed.initialize(*explicit, initialization_timeout=timeout + 60, heartbeat_timeout_seconds=SILENCE)
+    jax.distributed.initialize(
+      *explicit, initialization_timeout=timeout + 60, heartbeat_timeout_seconds=liveness.SILENCE
+    )
   except (RuntimeError, ValueError) as error:
     if not is_told and isinstance(error, ValueError):
       return  # nothing here knows of others
@@ -82,62 +77,7 @@ def join() -> None:
     watch.wait()
   if distributed.global_state.num_processes > 1:
     sys.excepthook = _end_at_once
-    _watch_others()
-
-
-def _watch_others() -> None:
-  """Starts threads that end this process when another has died or stopped, with a line that names it.
-
-  JAX's heartbeats, which no compilation holds up, find that out; but JAX then aborts this process without the name.
-  """
-  libc = ctypes.CDLL(None)
-  libc.signal(signal.SIGABRT, libc.sleep)  # holds an abort up for as many seconds as the signal's number, 6
-  state = distributed.global_state
-  client, own = state.client, state.process_id
-  assert client is not None
-  client.key_value_set(f"jet_jax/host/{own}", platform.node())
-  client.wait_at_barrier("jet_jax/hosts", TIMEOUT * 1000)
-  hosts = dict(client.key_value_dir_get("jet_jax/host"))  # now: nothing can be asked once JAX has seen a death
-  ending = threading.Event()
-
-  def end_without(number: int) -> NoReturn:
-    time.sleep(2)  # JAX and the main thread have their say, so that this is the last line
-    who = f"process {number} (host {hosts[f'jet_jax/host/{number}']})"
-    fix = "see what it wrote, then start all again with the same command; training goes on from its last checkpoint"
-    sys.stderr.write(f"error: {who} has died or does not answer; {fix}\n")
-    sys.stderr.flush()
-    os._exit(1)
-
-  def wait_for_a_death():
-    try:  # at a barrier to which some never come: only the error of a death ends it
-      client.wait_at_barrier("jet_jax/first" if own == 0 else "jet_jax/rest", FOREVER * 1000)
-    except jax.errors.JaxRuntimeError as error:
-      if dead := re.search(r"Task (\d+) heartbeat timeout", str(error)):
-        end_without(int(dead[1]))
-
-  def knock_at_the_first():
-    # The first process serves the barriers. What serves them greets whoever connects, unless it is stopped.
-    host, port = str(state.coordinator_address).rsplit(":", 1)
-    while own and not ending.wait(2):
-      try:
-        with socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER) as knock:
-          knock.recv(1)
-      except (ConnectionError, TimeoutError):
-        if not ending.is_set():
-          end_without(0)
-      except OSError:
-        pass  # of this process: no name service, too many open files
-
-  barrier = threading.Thread(target=wait_for_a_death, daemon=True)
-  barrier.start()
-  threading.Thread(target=knock_at_the_first, daemon=True).start()
-
-  def part():
-    ending.set()
-    jax.distributed.shutdown()  # which JAX does later; it waits for the others, and ends the barriers
-    barrier.join(timeout=5)  # Python must not end while this is inside JAX
-
-  atexit.register(part)
+    liveness.watch(TIMEOUT)
 
 
 def is_writer() -> bool:
@@ -184,39 +124,6 @@ def agreed():
       raise ValueError(f"process {number}: {message}")
 
 
-class StepAgreement:
-  """All processes agree on a last step, when one of them is asked to end.
-
-  Threads agree, and no process goes on to its next step meanwhile: the processes themselves could wait for each other
-  in two places, one here and one in a step that needs the devices of both.
-
-  Args:
-    asked: set when this process is asked.
-  """
-
-  _rounds = itertools.count()
-
-  def __init__(self, asked: threading.Event):
-    self._step, self._last, self._lock = -1, sys.maxsize, threading.Lock()
-    threading.Thread(target=self._agree, args=(asked, f"jet_jax/end/{next(self._rounds)}"), daemon=True).start()
-
-  def reached(self, step: int) -> bool:
-    """Whether `step`, which this process has done, is the last one."""
-    with self._lock:
-      self._step = step
-      return step >= self._last
-
-  def _agree(self, asked: threading.Event, key: str) -> None:
-    client = distributed.global_state.client
-    assert client is not None
-    while not asked.wait(timeout=1) and not client.key_value_dir_get(key):
-      pass
-    with self._lock:
-      client.key_value_set(f"{key}/{jax.process_index()}", str(self._step))
-      client.wait_at_barrier(key, PATIENCE * 1000)
-      self._last = 1 + max(int(step) for _, step in client.key_value_dir_get(key))
-
-
 def fail(error: Exception) -> NoReturn:
   """Ends this process with one line."""
   message = f"error: {error}"
@@ -231,7 +138,7 @@ def _end_at_once(*error) -> None:
   traceback.print_exception(*error)
   sys.stderr.flush()
   if isinstance(error[1], jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error[1]):
-    time.sleep(SILENCE + 10)  # a lost connection names nobody; the threads that watch the others do, and end this
+    time.sleep(liveness.SILENCE + 10)  # a lost connection names nobody; liveness does, and ends this
   _leave()
 
 

@@ -3,6 +3,7 @@
 Of several processes any may be asked, and all end after the same step.
 """
 
+import itertools
 import os
 import signal
 import socket
@@ -11,8 +12,9 @@ import threading
 import time
 
 import jax
+from jax._src import distributed
 
-from jet_jax import cluster
+from jet_jax.cluster import PATIENCE
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 ECHO = 0.5  # seconds in which a second signal counts as the first: a scheduler and a script may both send it
@@ -26,7 +28,7 @@ class Stop:
 
   def __init__(self):
     self._asked = threading.Event()
-    self._agreement = cluster.StepAgreement(self._asked) if jax.process_count() > 1 else None
+    self._agreement = _Agreement(self._asked) if jax.process_count() > 1 else None
     self._restore = []
 
   def __enter__(self):
@@ -57,3 +59,36 @@ class Stop:
       first = time.monotonic()
       print(f"{name.name}: saving after this step, then ending; once more ends at once", file=sys.stderr, flush=True)
       self._asked.set()
+
+
+class _Agreement:
+  """All processes agree on a last step, when one of them is asked to end.
+
+  Threads agree, and no process goes on to its next step meanwhile: the processes themselves could wait for each other
+  in two places, one here and one in a step that needs the devices of both.
+
+  Args:
+    asked: set when this process is asked.
+  """
+
+  _rounds = itertools.count()
+
+  def __init__(self, asked: threading.Event):
+    self._step, self._last, self._lock = -1, sys.maxsize, threading.Lock()
+    threading.Thread(target=self._agree, args=(asked, f"jet_jax/end/{next(self._rounds)}"), daemon=True).start()
+
+  def reached(self, step: int) -> bool:
+    """Whether `step`, which this process has done, is the last one."""
+    with self._lock:
+      self._step = step
+      return step >= self._last
+
+  def _agree(self, asked: threading.Event, key: str) -> None:
+    client = distributed.global_state.client
+    assert client is not None
+    while not asked.wait(timeout=1) and not client.key_value_dir_get(key):
+      pass
+    with self._lock:
+      client.key_value_set(f"{key}/{jax.process_index()}", str(self._step))
+      client.wait_at_barrier(key, PATIENCE * 1000)
+      self._last = 1 + max(int(step) for _, step in client.key_value_dir_get(key))
