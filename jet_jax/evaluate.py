@@ -4,13 +4,13 @@ python -m jet_jax.evaluate --workdir=DIR [--step=N] [--split=validation] [--nois
 """
 
 import argparse
-import json
 
 import jax
 import numpy as np
 from absl import logging
 
 from jet_jax import cluster, data, programs, sharding, sources, workdir
+from jet_jax.logs import as_json
 
 NOISE_SEED = 0  # the same noise for every run and step, so that differences are the models'
 
@@ -42,6 +42,7 @@ class Evaluator:
     arguments = programs.eval_arguments(variables, image_shape, self.batch_size, self.mesh)
     self._step = compiler(self._program.lower(*arguments))
 
+  @np.errstate(invalid="ignore")  # what is not finite is counted
   def __call__(self, variables, noise_samples: int = 1) -> dict[str, float]:
     """Bits per dimension, averaged over images and over draws of the noise.
 
@@ -72,7 +73,7 @@ class Evaluator:
 
 
 def main(argv=None) -> None:
-  """Evaluates a work directory and prints one JSON object."""
+  """Evaluates a work directory and prints one JSON object, with null for a figure that is NaN or infinite."""
   parser = argparse.ArgumentParser(
     prog="python -m jet_jax.evaluate", description="Bits per dimension of a trained run."
   )
@@ -100,7 +101,7 @@ def main(argv=None) -> None:
   except ValueError as error:
     cluster.fail(error)
   if cluster.is_writer():
-    print(json.dumps({"step": step, "split": args.split, **result}))
+    print(as_json({"step": step, "split": args.split, **result}))
 
 
 if __name__ == "__main__":

@@ -1,12 +1,19 @@
-"""Metrics of a run: to the terminal, `metrics.jsonl`, TensorBoard and, if asked for, Weights & Biases."""
+"""Metrics of a run: to the terminal, `metrics.jsonl`, TensorBoard and, if asked for, Weights & Biases.
 
+A metric that is NaN or infinite is null in `metrics.jsonl`, so that every line is JSON to every reader.
+"""
+
+import contextlib
 import datetime
 import importlib.util
 import json
+import math
+import os
 import pathlib
 import secrets
 import sys
 import time
+from typing import Any
 
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
@@ -75,7 +82,8 @@ class MetricLog:
     """Logs what `evaluate` returned."""
     self._write(step, {f"val/{name}": value for name, value in metrics.items()})
     bits = f"validation {metrics['bits_per_dim']:.4f} ± {metrics['bits_per_dim_stderr']:.4f} bits/dim"
-    self._print(step, bits, f"{metrics['num_images']:,} images")
+    nonfinite = f"{metrics['num_nonfinite']:,} of them NaN or infinite" if metrics["num_nonfinite"] else ""
+    self._print(step, bits, f"{metrics['num_images']:,} images", nonfinite)
 
   def samples(self, step: int, image) -> None:
     """Shows a grid of samples, uint8 (H, W, 3), in TensorBoard."""
@@ -85,7 +93,7 @@ class MetricLog:
   def _write(self, step, metrics) -> None:
     if not self._writes:
       return
-    self._jsonl.write(json.dumps({"step": step, **metrics}) + "\n")
+    self._jsonl.write(as_json({"step": step, **metrics}) + "\n")
     self._jsonl.flush()
     for name, value in metrics.items():
       self._tensorboard.add_scalar(name, value, step)
@@ -97,7 +105,7 @@ class MetricLog:
     if not self._writes:
       return
     digits = len(str(self.total))
-    tqdm.write("  ".join([f"step {step:>{digits}}/{self.total}", *parts]))
+    tqdm.write("  ".join(filter(None, [f"step {step:>{digits}}/{self.total}", *parts])))
     sys.stdout.flush()
 
 
@@ -121,19 +129,40 @@ class _Clock:
 
 
 def _drop_steps_after(start: int, path: pathlib.Path) -> None:
-  """Keeps the lines of `metrics.jsonl` up to step `start`; a last line that was torn by a kill goes too."""
+  """Keeps the lines of `metrics.jsonl` up to step `start`. What a kill or a crash has torn goes too."""
   if not path.exists():
     return
   kept = []
-  for line in path.read_text().splitlines():
-    try:
+  for line in path.read_bytes().splitlines():  # bytes: some file systems leave zeros or rubbish after a crash
+    with contextlib.suppress(ValueError, TypeError, KeyError):  # it is no JSON, no object, or has no step
       if json.loads(line)["step"] <= start:
-        kept.append(line + "\n")
-    except json.JSONDecodeError:
-      continue
+        kept.append(line + b"\n")
   temporary = path.with_suffix(".tmp")
-  temporary.write_text("".join(kept))
+  temporary.write_bytes(b"".join(kept))
   temporary.replace(path)
+
+
+def as_json(value: Any) -> str:
+  """JSON in one line. A number that is NaN or infinite becomes null: JSON has no such, and most readers refuse them."""
+  return json.dumps(_nulls(value), allow_nan=False)
+
+
+def _nulls(value):
+  """The same tree of dicts and lists, with None for numbers that are not finite."""
+  if isinstance(value, dict):
+    return {key: _nulls(item) for key, item in value.items()}
+  if isinstance(value, list):
+    return [_nulls(item) for item in value]
+  return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def check_places(workdir: str | pathlib.Path) -> None:
+  """Raises ValueError if what a run adds to in its work directory is there, but is of another kind or read-only."""
+  kinds = {"metrics.jsonl": "file", "tensorboard": "folder", "samples": "folder", "checkpoints": "folder"}
+  for name, kind in kinds.items():
+    path = pathlib.Path(workdir) / name
+    if path.exists() and (path.is_dir() != (kind == "folder") or not os.access(path, os.W_OK)):
+      raise ValueError(f"{path} must be a {kind} that can be written; move it away, or give another --workdir")
 
 
 def check_wandb(project: str) -> None:

@@ -37,7 +37,7 @@ ALLOWED = {
   "lock": set(),
   "stopping": {"cluster"},
   "workdir": {"checkpoint", "cluster", "config", "jet", "lock", "sharding"},
-  "evaluate": {"cluster", "data", "programs", "sharding", "sources", "workdir"},
+  "evaluate": {"cluster", "data", "logs", "programs", "sharding", "sources", "workdir"},
   "sample": {"cluster", "npz", "programs", "sharding", "workdir"},
   "train": {
     "checkpoint", "cluster", "config", "data", "estimate", "evaluate", "halting", "images", "jet", "logs", "optim",

@@ -14,6 +14,7 @@ from PIL import Image
 
 from jet_jax import evaluate, programs, train
 from jet_jax.checkpoint import Checkpoints
+from jet_jax.logs import MetricLog
 
 TOTAL = 160
 ARGUMENT = (
@@ -83,11 +84,14 @@ def test_the_end_is_saved_whatever_the_config_says(tmp_path, tiny_config):
   assert "val/bits_per_dim" not in (tmp_path / "metrics.jsonl").read_text()
 
 
-def test_torn_and_later_metrics_are_dropped_on_resume(tmp_path):
-  from jet_jax.logs import MetricLog  # noqa: PLC0415
+TORN = [b'{"step": 2, "a', b"[2]", b"2", b"null", b'{"a": 2}', b'{"step": null}', b"\xff\xfe", bytes(4096), b""]
 
+
+@pytest.mark.parametrize("torn", TORN)
+def test_torn_and_later_metrics_are_dropped_on_resume(tmp_path, torn):
   path = tmp_path / "metrics.jsonl"
-  path.write_text('{"step": 1, "a": 1}\n{"step": 2, "a": 2}\n{"step": 3, "a": 3}\n{"step": 4, "a')
+  good = [b'{"step": %d, "a": 1}' % step for step in (1, 2, 3)]
+  path.write_bytes(b"\n".join([good[0], torn, *good[1:], torn]))
   config = train.config_lib.default_config()
   with MetricLog(tmp_path, config, start=2, total=5) as log:
     log.train(3, {"bits_per_dim": 3.5})

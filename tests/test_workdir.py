@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from jet_jax import evaluate, sample, sources, train
+from jet_jax.logs import MetricLog
 from jet_jax.npz import NpzWriter
 from jet_jax.workdir import load_run
 
@@ -53,6 +54,30 @@ def test_evaluation_from_the_work_directory_repeats_the_figure_of_training(workd
   other = last_json(capsys)
   assert (other["step"], other["num_images"], other["noise_samples"]) == (3, 1597, 3)
   assert other["bits_per_dim"] != result["bits_per_dim"]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_images_that_are_not_finite_are_counted_told_and_never_averaged_away(
+  workdir, tmp_path, monkeypatch, capsys, value
+):
+  def program(*_):
+    return lambda variables, images, index, key: np.where(np.isin(index, (3, 199)), value, 1.0)
+
+  def refuse(token):
+    raise AssertionError(f"{token} is no JSON")
+
+  monkeypatch.setattr(evaluate.programs, "eval_program", program)
+  evaluate.main([f"--workdir={workdir}", "--noise_samples=2"])
+  result = json.loads(capsys.readouterr().out.splitlines()[-1], parse_constant=refuse)
+  assert (result["bits_per_dim"], result["bits_per_dim_stderr"], result["num_nonfinite"]) == (None, None, 2)
+
+  config, model, variables, _, mesh = load_run(workdir)
+  source = sources.open_source("digits", 0, 17, "validation")
+  with MetricLog(tmp_path, config, start=0, total=3) as log:
+    log.validation(3, evaluate.Evaluator(model, 17, source, 16, mesh)(variables))
+  assert "2 of them NaN or infinite" in capsys.readouterr().out
+  logged = json.loads((tmp_path / "metrics.jsonl").read_text(), parse_constant=refuse)
+  assert (logged["val/bits_per_dim"], logged["val/num_nonfinite"]) == (None, 2)
 
 
 def test_the_figure_does_not_depend_on_the_batch_size(workdir):

@@ -11,8 +11,6 @@ stands for what is not finite.
 
 import argparse
 import functools
-import json
-import math
 import sys
 from typing import Any
 
@@ -24,6 +22,7 @@ from absl import logging
 from jet_jax import config as config_lib
 from jet_jax import likelihood, sharding, sources
 from jet_jax.jet import Jet
+from jet_jax.logs import as_json
 from jet_jax.workdir import Trained, load_run
 
 # A relative error above this is more than rounding: about a hundred units in the last place of float32.
@@ -147,15 +146,6 @@ def table(rows: list[dict]) -> str:
   return "\n".join(lines)
 
 
-def _nulls(value):
-  """The same tree of dicts and lists with None, JSON's null, for numbers that are not finite, which JSON lacks."""
-  if isinstance(value, dict):
-    return {key: _nulls(item) for key, item in value.items()}
-  if isinstance(value, list):
-    return [_nulls(item) for item in value]
-  return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def _initial_run(config_argument: str):
   """The `Trained` of a config file at initialization."""
   config = config_lib.from_file(config_argument)
@@ -206,7 +196,7 @@ def main(argv=None) -> None:
     sys.exit(f"error: {error}")
   rows = report(model, variables, images, config.levels)
   print(table(rows))
-  print(json.dumps({"step": step, "rows": _nulls(rows)}, allow_nan=False))
+  print(as_json({"step": step, "rows": rows}))
 
 
 if __name__ == "__main__":
