@@ -64,7 +64,7 @@ def test_a_batch_that_the_devices_cannot_share_is_refused():
     train.sharding.check_batch_size(12, Mesh())
 
 
-@pytest.mark.parametrize("place", ["run", "run/below"])
+@pytest.mark.parametrize("place", ["run", "run/below", "/proc/run"])  # nobody can write in /proc, not even root
 def test_a_file_in_the_place_of_the_workdir_is_refused(tiny_config, tmp_path, place):
   (tmp_path / "run").write_text("a file")
   with pytest.raises(ValueError, match="cannot be used"):
@@ -76,6 +76,15 @@ def test_a_read_only_workdir_is_refused(tiny_config, tmp_path):
   tmp_path.chmod(0o500)
   with pytest.raises(ValueError, match="cannot be used"):
     train.prepare(tiny_config(), tmp_path)
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "checkpoints", "samples", "tensorboard"])
+def test_what_lies_in_the_place_of_a_runs_files_is_refused(tiny_config, tmp_path, name):
+  path = tmp_path / name
+  path.mkdir() if name == "metrics.jsonl" else path.write_text("a file")
+  with pytest.raises(ValueError, match=f"{name} must be a (file|folder) that can be written; move it away"):
+    train.prepare(tiny_config(), tmp_path)
+  assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize(
