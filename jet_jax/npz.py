@@ -18,6 +18,7 @@ UNREADABLE = (
   OSError, EOFError, ValueError, TypeError, SyntaxError, RuntimeError, OverflowError, MemoryError, struct.error,
   tokenize.TokenError, zipfile.BadZipFile, zlib.error, lzma.LZMAError,
 )  # fmt: skip
+DEFLATE_LIMIT = 1100  # a byte of an npz holds at most 1,032 of its arrays
 
 
 class Npz(Mapping[str, np.ndarray]):
@@ -37,6 +38,7 @@ class Npz(Mapping[str, np.ndarray]):
       if not pathlib.Path(path).is_file():
         raise ValueError("there is no such file")
       self._archive = zipfile.ZipFile(path)
+      self._most = DEFLATE_LIMIT * pathlib.Path(path).stat().st_size
     self._members = {info.filename.removesuffix(".npy"): info for info in self._archive.infolist()}
 
   def __enter__(self):
@@ -71,6 +73,8 @@ class Npz(Mapping[str, np.ndarray]):
       claimed, there = math.prod(shape) * dtype.itemsize, info.file_size - member.tell()
       if claimed != there and not dtype.hasobject:  # memory is taken by the claim
         raise ValueError(f"its header claims {dtype} {shape}, {claimed:,} bytes, and it has {there:,}")
+      if claimed > self._most:
+        raise ValueError(f"it claims {dtype} {shape}, {claimed:,} bytes, more than a file of this size can hold")
       return shape, dtype
 
   @contextlib.contextmanager

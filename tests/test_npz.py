@@ -1,13 +1,16 @@
 """Arrays from files that nobody vouches for: what cannot be read is a ValueError that names it."""
 
 import io
+import pathlib
 import pickle
 import zipfile
 
 import numpy as np
 import pytest
 
+from jet_jax import sources
 from jet_jax.npz import Npz
+from tools import import_big_vision, releases
 
 
 def header_of(shape, dtype="<f4"):
@@ -94,3 +97,47 @@ def test_a_damaged_or_encrypted_member_is_refused(local, central, value, reason,
     pytest.raises(ValueError, match=f"a in .*some.npz cannot be read .*({reason})"),
   ):
     npz["a"]
+
+
+def test_an_array_may_be_as_large_as_its_file_can_hold_and_no_larger(tmp_path):
+  np.savez_compressed(tmp_path / "zeros.npz", a=np.zeros(10**7, np.uint8))
+  with Npz(tmp_path / "zeros.npz") as npz:
+    assert not npz["a"].any()
+  with zipfile.ZipFile(tmp_path / "bomb.npz", "w") as archive:
+    archive.writestr("a.npy", header_of((10**7,), "|u1"))
+    archive.filelist[0].file_size += 10**7  # the table of contents lies as the header does
+  with Npz(tmp_path / "bomb.npz") as npz, pytest.raises(ValueError, match="10,000,000 bytes, more than a file of this"):
+    npz["a"]
+
+
+def read_release(path):
+  for name in (*(f"train_data_batch_{k}.npz" for k in range(2, 11)), "val_data.npz"):
+    (path.parent / name).symlink_to(path)
+  return releases.imagenet_resized(path, 32)
+
+
+@pytest.mark.parametrize(
+  ("read", "array"),
+  [
+    (lambda path: sources.open_source(f"npz:{path}", 0, 256, "train"), "train_images"),
+    (lambda path: import_big_vision.convert(path, (16, 16, 3)), import_big_vision.CHANNEL_MASKS),
+    (read_release, "data"),
+  ],
+  ids=["data set", "weights", "release"],
+)
+@pytest.mark.parametrize("kind", ["pickle", "claim", "scalar", "missing"])
+def test_hostile_arrays_are_refused_by_every_reader(read, array, kind, tmp_path):
+  class Hostile:
+    def __reduce__(self):
+      return pathlib.Path.touch, (tmp_path / "touched",)
+
+  path = tmp_path / "train_data_batch_1.npz"
+  if kind == "claim":
+    with zipfile.ZipFile(path, "w") as archive:
+      archive.writestr(f"{array}.npy", header_of((10**12, 3072), "|u1"))
+  else:
+    content = {"pickle": np.full((1, 3072), Hostile()), "scalar": np.uint8(1), "missing": 0}[kind]
+    np.savez(path, **{"other" if kind == "missing" else array: content})
+  with pytest.raises(ValueError, match=r"train_data_batch_1\.npz|channel_coupling_masks"):
+    read(path)
+  assert not (tmp_path / "touched").exists()

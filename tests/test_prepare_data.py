@@ -8,6 +8,7 @@ import pathlib
 import pickle
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import tarfile
@@ -18,12 +19,12 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
-from tensorboardX.record_writer import RecordWriter
+from tensorboardX.record_writer import RecordWriter, masked_crc32c
 from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
 from jet_jax import data, records, sources
 from jet_jax.images import BadImage
-from tools import prepare_data, releases, shards, unfinished
+from tools import prepare_data, releases, shards, tfrecord, unfinished
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (60, 8, 8, 3), np.uint8)
 
@@ -430,6 +431,13 @@ def test_broken_tfrecords_are_named(tfrecords, tmp_path, at, message):
     prepare_data.main(arguments)
 
 
+def test_a_tfrecord_takes_no_more_memory_than_its_file_has(tmp_path):
+  length = struct.pack("<Q", 10**15)
+  (tmp_path / "a.tfrecord").write_bytes(length + struct.pack("<I", masked_crc32c(length)) + b"data")
+  with pytest.raises(ValueError, match=r"record 0 of .*a\.tfrecord is broken or cut off"):
+    list(tfrecord.read(tmp_path / "a.tfrecord"))
+
+
 def test_the_old_downsampled_imagenet(tmp_path):
   images = np.random.default_rng(1).integers(0, 256, (9, 32, 32, 3), np.uint8)
   for split, part in (("train", images[:6]), ("valid", images[6:])):
@@ -544,6 +552,20 @@ def test_a_broken_imagenet_release_is_refused_by_name(tmp_path, name):
   (tmp_path / name).write_bytes(b"PK")
   with pytest.raises(SystemExit, match=f"error: .*{name} is broken .* get it again from"):
     prepare_data.main(["--dataset=imagenet_resized", "--size=32", f"--source={tmp_path}", f"--data_dir={tmp_path}"])
+
+
+def test_a_member_of_a_release_that_is_too_long_is_not_read(tmp_path, monkeypatch):
+  cifar(tmp_path, "binary", np.zeros((6, 1, 3072), np.uint8), np.zeros((6, 1), int))
+  np.savez(tmp_path / "a.npz", data=np.zeros((1, 3072), np.uint8), labels=[1])
+  with zipfile.ZipFile(tmp_path / "Imagenet32_train_npz.zip", "w") as archive:
+    for name in (*(f"train_data_batch_{k}.npz" for k in range(1, 11)), "val_data.npz"):
+      archive.write(tmp_path / "a.npz", name)
+  for read, limit in ((releases.cifar10, "MAX_BYTES"), (releases.imagenet_resized, "MAX_BATCH_BYTES")):
+    assert len(read(tmp_path, 32).splits["train"]) > 0
+    releases._npz_batch.cache_clear()
+    monkeypatch.setattr(releases, limit, 3000)
+    with pytest.raises(ValueError, match=r"is broken .* bytes, more than 3,?000.*get it again"):
+      read(tmp_path, 32)
 
 
 def write_records(folder, features, example):

@@ -11,7 +11,6 @@ import pickle
 import re
 import tarfile
 import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,11 +18,13 @@ import numpy as np
 
 from jet_jax import arrays, layouts, sources
 from jet_jax.files import open_files, paths_of_splits
+from jet_jax.images import MAX_BYTES
+from jet_jax.npz import UNREADABLE, Npz
 
 IMAGENET = "https://image-net.org/download-images (log in)"
 CIFAR = "https://www.cs.toronto.edu/~kriz/cifar.html"
 CIFAR_CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
-BROKEN_ZIP = (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error)
+MAX_BATCH_BYTES = 2**32  # of an npz file inside a zip, which is held in memory; the largest released has 1.5 GiB
 HELD_OUT_21K = 0.004  # about 51,000 of 13 million images
 
 
@@ -160,10 +161,12 @@ def _npz_batch(file: pathlib.Path, name: str, size: int) -> tuple[np.ndarray, np
     data = file
     if name:
       with zipfile.ZipFile(file) as archive:
+        if archive.getinfo(name).file_size > MAX_BATCH_BYTES:  # before it is read
+          raise ValueError(f"it has {archive.getinfo(name).file_size:,} bytes, more than {MAX_BATCH_BYTES:,}")
         data = io.BytesIO(archive.read(name))
     with np.load(data, allow_pickle=False) as batch:
       pixels, labels = batch["data"], np.asarray(batch["labels"])
-  except (*BROKEN_ZIP, KeyError) as error:
+  except (*UNREADABLE, KeyError) as error:
     raise ValueError(f"{file} {name} is broken ({error}); get it again from {IMAGENET}") from error
   if pixels.dtype != np.uint8 or pixels.shape != (len(labels), 3 * size * size):
     raise ValueError(
@@ -187,7 +190,7 @@ def _find_npz(path: pathlib.Path, name: str, size: int) -> tuple[pathlib.Path, s
         for member in archive.namelist():
           if pathlib.PurePosixPath(member).name == name:
             return file, member
-  except BROKEN_ZIP as error:
+  except (*UNREADABLE, LookupError) as error:  # LookupError: no array `data`, or one of no dimension
     raise ValueError(f"{file} is broken ({error}); get it again from {IMAGENET}") from error
   raise ValueError(
     f"{name} of {size}x{size} is neither in {folder} nor in {archives} there; get the npz release from {IMAGENET}"
@@ -196,10 +199,8 @@ def _find_npz(path: pathlib.Path, name: str, size: int) -> tuple[pathlib.Path, s
 
 def _side(file: pathlib.Path) -> float:
   """Side of the square images in an npz file, from its header."""
-  with zipfile.ZipFile(file) as archive, archive.open("data.npy") as data:
-    version = np.lib.format.read_magic(data)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, _, _ = read(data)
+  with Npz(file) as arrays:
+    shape, _ = arrays.header("data")
   return (shape[-1] / 3) ** 0.5
 
 
@@ -233,6 +234,8 @@ def _cifar_pickle(archive, name) -> tuple[np.ndarray, np.ndarray]:
 def _member(archive: tarfile.TarFile, name: str) -> bytes:
   for member in archive.getmembers():
     if pathlib.PurePosixPath(member.name).name == name and member.isreg():
+      if member.size > MAX_BYTES:  # before it is read
+        raise ValueError(f"{member.name} has {member.size:,} bytes, more than {MAX_BYTES:,}")
       return archive.extractfile(member).read()  # type: ignore  a regular file has one
   raise ValueError(f"{archive.name} has no {name}; get it again from {CIFAR}")
 

@@ -21,13 +21,13 @@ def read(path: pathlib.Path) -> Iterator[bytes]:
     ValueError: a wrong checksum, or a file that ends within a record; the file and the record are named.
   """
   with path.open("rb") as file:
-    number = 0
+    number, size = 0, path.stat().st_size
     while header := file.read(12):
       where = f"record {number} of {path}"
       if len(header) < 12 or struct.unpack("<I", header[8:])[0] != masked_crc32c(header[:8]):
         raise ValueError(f"{where} has a broken header; prepare or copy the data set again")
       (length,) = struct.unpack("<Q", header[:8])
-      data, checksum = file.read(length), file.read(4)
+      data, checksum = file.read(min(length, size)), file.read(4)  # memory is taken by the claim
       if len(data) < length or len(checksum) < 4 or struct.unpack("<I", checksum)[0] != masked_crc32c(data):
         raise ValueError(f"{where} is broken or cut off; prepare or copy the data set again")
       yield data
