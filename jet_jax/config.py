@@ -24,6 +24,8 @@ Config = Any  # a ConfigDict, whose fields a type checker cannot know
 # "keep" is how far those checkpoints are apart that stay for good.
 DURATIONS = ("total", "warmup", "log", "eval", "checkpoint", "sample", "keep")
 OUTER_COMMA = re.compile(r",(?![^(\[]*[)\]])")  # not one inside a tuple
+LARGEST = 2**31 - 1  # int32
+LARGEST_SIDE = 2**16  # of an image, a matrix or the flow; numbers without sense would take for ever to be refused
 UNITS = {"steps": int, "examples": int, "epochs": float, "percent": float}  # percent of the total steps
 
 
@@ -208,14 +210,22 @@ def load(workdir: str | pathlib.Path) -> Config:
     raise ValueError(f"{workdir} has no config.json; give the --workdir of a training run") from error
   except OSError as error:
     raise ValueError(f"{path} cannot be read ({error}); check its owner and mode") from error
-  except ValueError as error:
+  except (ValueError, RecursionError) as error:
     raise ValueError(f"{path} is not JSON ({error}); {again}") from error
   if not isinstance(values, dict) or not values.get("image_shape"):
     raise ValueError(f"{path} is not the config of a run: it has no image_shape; {again}")
   try:
-    return resolve(ConfigDict(values))
-  except ValueError as error:
+    config = resolve(ConfigDict(values))
+  except (ValueError, AttributeError) as error:  # AttributeError: a name that a ConfigDict cannot have
     raise ValueError(f"{path}: {error}") from error
+  shape = config.image_shape
+  sides_can_be = len(shape) == 3 and all(type(side) is int and 1 <= side <= LARGEST_SIDE for side in shape)
+  if not sides_can_be or math.prod(shape) > LARGEST:
+    raise ValueError(
+      f"{path}: image_shape={shape} must be integers (H, W, C) from 1 to {LARGEST_SIDE}, whose product is below 2**31; "
+      f"{again}"
+    )
+  return config
 
 
 def differences(one: Config, other: Config) -> list[tuple[str, Any, Any]]:
@@ -262,7 +272,8 @@ def _parse(text: str):
 
 def _set(config, name, value) -> None:
   path = _find(config, name)
-  is_optional = path[-1] in ("image_shape", "num_examples") or path[0].rpartition("_")[0] in DURATIONS
+  duration, _, unit = path[0].rpartition("_")
+  is_optional = path[-1] in ("image_shape", "num_examples") or (duration in DURATIONS and unit in UNITS)
   *parents, leaf = path
   for parent in parents:
     config = config[parent]
@@ -296,14 +307,14 @@ def _check(config) -> None:
         raise ValueError(f"{name}={value} must be finite and not negative; 0 turns it off")
   if not (config.total_steps or config.total_epochs or config.total_examples):
     raise ValueError("the run has no length; set total_steps, total_epochs or total_examples to a positive number")
-  largest, below_one = 2**31 - 1, 1 - 1e-9
+  below_one = 1 - 1e-9
   ranges = {
-    "batch_size": (1, largest), "levels": (2, 256), "seed": (0, largest), "lr": (0, 1e3), "wd": (0, 1),
+    "batch_size": (1, LARGEST), "levels": (2, 256), "seed": (0, LARGEST), "lr": (0, 1e3), "wd": (0, 1),
     "adam_b1": (0, below_one), "adam_b2": (0, below_one), "ema_decay": (0, below_one), "clip_norm": (1e-9, 1e30),
-    "eval_noise_samples": (1, largest), "sample_num": (1, largest), "sample_temperature": (0, 1e3),
-    "checkpoint_keep": (1, largest), "max_nonfinite_steps": (0, largest), "data.size": (0, largest),
-    "data.max_bad_images": (0, largest),
-    "data.workers": (0, 256), "microbatches": (1, largest),
+    "eval_noise_samples": (1, LARGEST), "sample_num": (1, LARGEST), "sample_temperature": (0, 1e3),
+    "checkpoint_keep": (1, LARGEST), "data.size": (0, LARGEST), "data.max_bad_images": (0, LARGEST),
+    "max_nonfinite_steps": (0, LARGEST), "data.workers": (0, 256), "microbatches": (1, config.batch_size),
+    **{f"model.{name}": (1, LARGEST_SIDE) for name in ("couplings", "block_depth", "width", "heads", "patch_size")},
   }  # fmt: skip
   values = dict(_leaves(config))
   for name, (low, high) in ranges.items():

@@ -26,6 +26,7 @@ CHUNK = 256  # images in one pass through the flow, at most
 GRID = 256  # images in a picture, at most
 SHORTEST_SIDE = 48  # of an image in a grid, in pixels; smaller ones are enlarged
 GAP = 2  # between the images of a grid, in pixels
+RANGES = {"num": (1, 2**31 - 1), "seed": (0, 2**31 - 1), "temperature": (0, 1e30)}  # of the command's flags
 
 
 class Sampler:
@@ -122,8 +123,9 @@ def main(argv=None) -> None:
   parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of the transformers; the run's own by default")
   args = parser.parse_args(argv)
   try:
-    if args.num < 1 or args.temperature < 0:
-      raise ValueError(f"--num={args.num} must be at least 1 and --temperature={args.temperature} at least 0")
+    for name, (low, high) in RANGES.items():
+      if not low <= getattr(args, name) <= high:  # refuses NaN too
+        raise ValueError(f"--{name}={getattr(args, name)} must be at least {low} and at most {high}")
     cluster.join()
     programs.keep_compiled()
     config, model, variables, step, mesh = workdir.load_run(args.workdir, args.step, dtype=args.dtype)

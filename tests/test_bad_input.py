@@ -94,6 +94,17 @@ def test_what_lies_in_the_place_of_a_runs_files_is_refused(tiny_config, tmp_path
     ("[]", "is not the config of a run"),
     ('{"seed": 0}', "no image_shape"),
     ('{"image_shape": [8, 8, 1], "sed": 0}', "config.json: unknown config field 'sed', did you mean 'seed'"),
+    ("[" * 10**5, "config.json is not JSON.*remove it"),
+    ('{"image_shape": [8, 8, 1], "__class__": 0}', "config.json: '?__class__'? cannot"),
+    (
+      '{"image_shape": [8, 8, 1], "total_steps": 1, "couplings": 1000000000}',
+      "couplings=1000000000 must be at least 1",
+    ),
+    ('{"image_shape": [8, 8, 1], "total_steps": 1, "microbatches": 2048}', "microbatches=2048 must be .* at most 1024"),
+    *(
+      (f'{{"total_steps": 1, "image_shape": {shape}}}', "config.json: image_shape=.* must be integers .* remove it")
+      for shape in ("[8, 8]", "[8, 8.5, 1]", "[-8, 8, 1]", '["8", 8, 1]', "[1000000, 1000000, 3]", "[65536, 65536, 3]")
+    ),
   ],
 )
 def test_a_broken_config_in_the_workdir_is_refused(text, message, tiny_config, tmp_path):
@@ -103,6 +114,23 @@ def test_a_broken_config_in_the_workdir_is_refused(text, message, tiny_config, t
   for main in (evaluate.main, sample.main):
     with pytest.raises(SystemExit, match=f"error: .*{message}"):
       main([f"--workdir={tmp_path}"])
+
+
+@pytest.mark.parametrize(
+  "flag",
+  [
+    "--num=0",
+    "--num=2147483648",
+    "--seed=-1",
+    "--seed=99999999999999999999",
+    "--temperature=-1",
+    "--temperature=nan",
+    "--temperature=inf",
+  ],
+)
+def test_flags_of_sampling_without_sense_are_refused(flag, tmp_path):
+  with pytest.raises(SystemExit, match=f"error: {flag.partition('=')[0]}=.* must be at least"):
+    sample.main([f"--workdir={tmp_path}", flag])
 
 
 def test_a_config_that_may_not_be_read_is_refused(tmp_path, monkeypatch):

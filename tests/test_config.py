@@ -61,6 +61,7 @@ def test_plain_configs_with_some_fields_are_completed():
     ({"batch_size": "many"}, "batch_size='many' has the wrong type; give a value of type int"),
     ({"model.width": 3.5}, "type int"),
     ({"clip_norm": None}, "type float"),
+    ({"sample_num": None}, "type int"),
   ],
 )
 def test_unknown_names_and_wrong_types_are_refused(values, message):
