@@ -157,13 +157,41 @@ def test_validation_images_of_another_shape_are_refused(tiny_config, tmp_path):
 def test_another_run_in_the_same_workdir_is_refused(tiny_config, tmp_path, name, value):
   train.prepare(tiny_config(), tmp_path)
   train.prepare(tiny_config(total_steps=9, lr=0.1, remat="none"), tmp_path)  # these may change within a run
-  with pytest.raises(ValueError, match=f"holds a run with {name}=.*use another --workdir"):
+  here = train.config_lib.load(tmp_path).to_dict()
+  for key in name.split("."):
+    here = here[key]
+  message = f"holds a run with {name}={here}, and this one has {name}={value}; use another --workdir"
+  with pytest.raises(ValueError, match=message):
     train.prepare(override(tiny_config(), {name: value}), tmp_path)
+
+
+def test_another_data_set_in_the_same_workdir_is_refused(tiny_config, tmp_path):
+  for name in ("one", "two"):
+    images = np.zeros((20, 8, 8, 1), np.uint8)
+    np.savez(tmp_path / f"{name}.npz", train_images=images, test_images=images)
+  one, two = (tiny_config(levels=256, **{"data.source": f"npz:{tmp_path}/{name}.npz"}) for name in ("one", "two"))
+  train.prepare(one, tmp_path / "run")
+  with pytest.raises(
+    ValueError, match=r"data\.source='npz:.*one\.npz', and this one has data\.source='npz:.*two\.npz'"
+  ):
+    train.prepare(two, tmp_path / "run")
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_an_empty_split_is_refused(tiny_config, tmp_path, split):
+  images = {f"{one}_images": np.zeros((0 if one == split else 20, 8, 8, 1), np.uint8) for one in ("train", "test")}
+  np.savez(tmp_path / "a.npz", **images)
+  with pytest.raises(ValueError, match=f"has no image in its split '{split}'"):
+    train.prepare(tiny_config(levels=256, **{"data.source": f"npz:{tmp_path / 'a.npz'}"}), tmp_path / "run")
 
 
 @pytest.mark.parametrize(
   ("arguments", "message"),
   [
+    (
+      ["--config=configs/digits.py", "--config.total_steps=-3"],
+      "error: total_steps=-3 must be finite and not negative",
+    ),
     (["--config=configs/digits.py", "--config.model.couplngs=3"], 'Did you mean "couplings"'),
     (["--config=configs/digit.py"], "configs/digit.py"),
     (["--config=configs/digits.py:couplngs=3"], "did you mean 'model.couplings'"),

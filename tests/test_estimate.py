@@ -49,6 +49,22 @@ def test_a_run_that_does_not_fit_is_refused_before_its_state_is_made(tiny_config
     train.train(run)
 
 
+@pytest.mark.parametrize("what", ["evaluation", "sampling"])
+def test_an_evaluation_that_does_not_fit_is_refused_before_the_first_step(
+  tiny_config, tmp_path, monkeypatch, capsys, what
+):
+  def check(name, needed, limit):
+    if name == what:
+      raise ValueError(f"{name} needs too much")
+
+  monkeypatch.setattr(estimate, "check_fits", check)
+  monkeypatch.setattr(train, "start_state", lambda *_: pytest.fail("the state was made"))
+  with pytest.raises(ValueError, match=f"{what} needs too much"):
+    train.train(train.prepare(tiny_config(), tmp_path))
+  told = capsys.readouterr().out
+  assert told.index("MiB of state a device") < told.index("compiled the training step") < told.index(f"compiled {what}")
+
+
 def test_evaluation_and_sampling_are_checked_too_and_take_a_part_of_a_batch_at_a_time(
   tiny_config, tmp_path, monkeypatch
 ):

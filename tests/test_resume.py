@@ -1,8 +1,10 @@
 """A run that was stopped goes on bit for bit as if it had never been."""
 
+import dataclasses
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -64,6 +66,40 @@ def test_a_run_killed_twice_ends_with_the_same_bits(tmp_path):
   chex.assert_trees_all_equal(final_state(straight), final_state(killed))
   assert metrics(straight) == metrics(killed)
   assert (straight / "samples" / f"{TOTAL}.png").read_bytes() == (killed / "samples" / f"{TOTAL}.png").read_bytes()
+
+
+def check_same_end(one, other):
+  """`one` and `other`: (state at the end, work directory) of two runs."""
+  chex.assert_trees_all_equal(one[0], other[0])
+  assert metrics(one[1]) == metrics(other[1])
+
+
+@pytest.mark.parametrize("damage", ["newest deleted", "clock set back"])
+def test_a_run_goes_on_from_the_newest_step_that_is_there_whatever_the_clock_says(
+  tmp_path, tiny_config, capsys, damage
+):
+  config, workdir = tiny_config(checkpoint_steps=2, eval_steps=0, sample_steps=0), tmp_path / "run"
+  straight = train.train(train.prepare(config, tmp_path / "straight"))
+  stopped = train.prepare(config, workdir)
+  train.train(dataclasses.replace(stopped, total_steps=4))
+  if damage == "newest deleted":
+    shutil.rmtree(workdir / "checkpoints" / "4")
+  else:
+    for path in [workdir, *workdir.rglob("*")]:
+      is_older_step = (workdir / "checkpoints" / "2") in (path, *path.parents)
+      day = 86_400 if is_older_step else -86_400
+      os.utime(path, (time.time() + day, time.time() + day))
+  resumed = train.train(train.prepare(config, workdir))
+  assert f"resuming from step {2 if damage == 'newest deleted' else 4}" in capsys.readouterr().out
+  check_same_end((resumed, workdir), (straight, tmp_path / "straight"))
+
+
+def test_the_number_of_workers_may_change_within_a_run_and_changes_nothing(tmp_path, tiny_config):
+  config, more_workers = (tiny_config(workers=workers, eval_steps=0, sample_steps=0) for workers in (0, 2))
+  straight = train.train(train.prepare(config, tmp_path / "straight"))
+  train.train(dataclasses.replace(train.prepare(config, tmp_path / "run"), total_steps=3))
+  resumed = train.train(train.prepare(more_workers, tmp_path / "run"))
+  check_same_end((resumed, tmp_path / "run"), (straight, tmp_path / "straight"))
 
 
 def test_a_finished_run_does_nothing_more(tmp_path, tiny_config, capsys):
