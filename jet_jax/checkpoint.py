@@ -118,7 +118,7 @@ class Checkpoints:
     try:
       yield
     except Exception as error:  # from orbax, tensorstore or the system, in another thread: of any kind
-      logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # every write that was under way would have its say
+      _hush()
       self._remove_unfinished()
       raise ValueError(
         f"a checkpoint could not be saved in {self.directory} ({_first_line(error)}): "
@@ -186,6 +186,7 @@ class Checkpoints:
     except Exception as error:  # orbax and tensorstore raise anything for what they cannot read
       if isinstance(error, (PermissionError, MemoryError)) or NOT_DAMAGE.search(str(error)):
         raise
+      _hush()
       problem = _first_line(error)
     problems = [text for text in cluster.exchange(problem) if text]
     if problems:
@@ -227,6 +228,11 @@ def _items(state: TrainState) -> dict[str, Any]:
   }
 
 
+def _hush() -> None:
+  """After a failure: else every read or write that was under way would tell of it, with a traceback."""
+  logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+
+
 def _first_line(error: Exception) -> str:
   return str(error).strip().partition("\n")[0] or type(error).__name__
 
@@ -234,7 +240,8 @@ def _first_line(error: Exception) -> str:
 def _check_shapes(where: pathlib.Path, saved: dict[str, digests.Fact], wanted: dict[str, digests.Fact]) -> None:
   """Raises ValueError, naming the first array that differs and what it may be due to, if `wanted` is not in `saved`."""
   items = {name.partition("/")[0] for name in wanted}
-  for name in sorted(wanted.keys() | {name for name in saved if name.partition("/")[0] in items}):
+  names = wanted.keys() | {name for name in saved if name.partition("/")[0] in items}
+  for name in sorted(names, key=lambda name: ("/params/" not in name, name)):  # what the others follow comes first
     one, other = (facts[name][:2] if name in facts else None for facts in (saved, wanted))
     if one != other:
       there, here = (f"{known[1]} {known[0]}" if known else "nothing" for known in (one, other))

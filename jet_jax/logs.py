@@ -85,8 +85,11 @@ class MetricLog:
     nonfinite = f"{metrics['num_nonfinite']:,} of them NaN or infinite" if metrics["num_nonfinite"] else ""
     self._print(step, bits, f"{metrics['num_images']:,} images", nonfinite)
 
-  def samples(self, step: int, image) -> None:
-    """Shows a grid of samples, uint8 (H, W, 3), in TensorBoard."""
+  def samples(self, step: int, image, num_nonfinite: int) -> None:
+    """Shows a grid of samples, uint8 (H, W, 3), in TensorBoard; logs how many are not finite if any are."""
+    if num_nonfinite:
+      self._write(step, {"samples/num_nonfinite": num_nonfinite})
+      self._print(step, f"{num_nonfinite:,} samples are NaN or infinite")
     if self._writes:
       self._tensorboard.add_image("samples", image, step, dataformats="HWC")
 

@@ -99,7 +99,7 @@ def eval_program(model, levels: int, mesh):
 
 
 def sample_program(model, image_shape, levels: int, mesh):
-  """(variables, key, index int32 (B,), temperature) -> images uint8 (B, H, W, C), on every device."""
+  """(variables, key, index int32 (B,), temperature) -> what `steps.sample_step` returns, on every device."""
   step = functools.partial(steps.sample_step, model=model, image_shape=tuple(image_shape), levels=levels)
   return jax.jit(_on(mesh, step), out_shardings=sharding.replicated(mesh))
 

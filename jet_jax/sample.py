@@ -9,6 +9,7 @@ import contextlib
 import json
 import math
 import pathlib
+import sys
 from collections import deque
 from collections.abc import Iterator
 
@@ -39,10 +40,13 @@ class Sampler:
     num: images a call.
     mesh: devices that share the work.
     at_once: images in one pass through the flow, at most CHUNK.
+
+  Attributes:
+    num_nonfinite: images of the last call with a number that is NaN or infinite. Their pixels mean nothing.
   """
 
   def __init__(self, model, image_shape, levels: int, num: int, mesh, at_once: int = CHUNK):
-    self.num, self.mesh = num, mesh
+    self.num, self.mesh, self.num_nonfinite = num, mesh, 0
     self.chunk = sharding.round_up(min(num, at_once, CHUNK), mesh)
     self._program = self._step = programs.sample_program(model, image_shape, levels, mesh)
 
@@ -65,16 +69,20 @@ class Sampler:
     Yields:
       uint8 (n, H, W, C) in {0 .. levels - 1}, `num` in all.
     """
-    drawn = deque()
+    drawn, self.num_nonfinite = deque(), 0
+
+    def arrived(images, finite, start):
+      count = min(self.chunk, self.num - start)
+      self.num_nonfinite += count - int(np.sum(finite[:count]))
+      return np.asarray(images)[:count]
+
     for start in range(0, self.num, self.chunk):
       index = sharding.place_batch(np.arange(start, start + self.chunk, dtype=np.int32), self.mesh)
-      images = self._step(variables, jax.random.key(seed), index, np.float32(temperature))
-      drawn.append((images, min(self.chunk, self.num - start)))
+      drawn.append((*self._step(variables, jax.random.key(seed), index, np.float32(temperature)), start))
       if len(drawn) > 1:
-        images, count = drawn.popleft()
-        yield np.asarray(images)[:count]
-    for images, count in drawn:
-      yield np.asarray(images)[:count]
+        yield arrived(*drawn.popleft())
+    for one in drawn:
+      yield arrived(*one)
 
 
 def make_grid(images: np.ndarray, levels: int) -> np.ndarray:
@@ -109,7 +117,7 @@ def save_png(grid: np.ndarray, path: str | pathlib.Path) -> None:
 
 
 def main(argv=None) -> None:
-  """Samples a work directory, writes the pictures and prints one JSON object."""
+  """Samples a work directory, writes the pictures and prints one JSON object; warns of images that are not finite."""
   parser = argparse.ArgumentParser(prog="python -m jet_jax.sample", description="Images from a trained run.")
   parser.add_argument("--workdir", required=True, help="work directory of a training run")
   parser.add_argument("--step", type=int, help="checkpoint to sample; the newest by default")
@@ -137,7 +145,14 @@ def main(argv=None) -> None:
     _write(args, sampler.chunks(variables, args.seed, args.temperature), config)
   except OSError as error:
     cluster.fail(error)
-  cluster.say(json.dumps({"step": step, "num": args.num, "out": args.out, "npz": args.npz}))
+  counts = {"num": args.num, "num_nonfinite": sampler.num_nonfinite}
+  if sampler.num_nonfinite and cluster.is_writer():
+    print(
+      f"warning: {sampler.num_nonfinite:,} of {args.num:,} images have NaN or infinite numbers, and their pixels mean "
+      "nothing; lower --temperature, give an earlier --step, or train with model.scale_floor",
+      file=sys.stderr,
+    )
+  cluster.say(json.dumps({"step": step, **counts, "out": args.out, "npz": args.npz}))
 
 
 def _write(args, chunks: Iterator[np.ndarray], config) -> None:

@@ -149,7 +149,7 @@ def eval_step(variables, images, index, key, *, model, levels) -> jax.Array:
   return bits_per_dim(model, variables, images, likelihood.example_keys(key, index), levels)
 
 
-def sample_step(variables, key, index, temperature, *, model, image_shape, levels) -> jax.Array:
+def sample_step(variables, key, index, temperature, *, model, image_shape, levels) -> tuple[jax.Array, jax.Array]:
   """Images from the flow: latents from the prior, one inverse pass, rounded to pixels.
 
   Args:
@@ -160,8 +160,8 @@ def sample_step(variables, key, index, temperature, *, model, image_shape, level
     model, image_shape, levels: constants of the run; (H, W, C).
 
   Returns:
-    uint8 (B, H, W, C).
+    uint8 (B, H, W, C), and bool (B,), whether all numbers of the image were finite: a pixel of NaN is any.
   """
   z = temperature * likelihood.sample_prior(likelihood.example_keys(key, index), image_shape)
   x, _ = model.apply(variables, z, method="inverse")
-  return likelihood.quantize(x, levels)
+  return likelihood.quantize(x, levels), jnp.all(jnp.isfinite(x), axis=(1, 2, 3))

@@ -26,7 +26,7 @@ from jet_jax.evaluate import Evaluator
 from jet_jax.halting import Halt, saving_before
 from jet_jax.images import BadImage
 from jet_jax.jet import Jet
-from jet_jax.logs import MetricLog, check_places, check_wandb
+from jet_jax.logs import MetricLog, check_wandb
 from jet_jax.sample import Sampler, make_grid, save_png
 from jet_jax.stopping import Stop
 from jet_jax.workdir import claim_workdir
@@ -82,7 +82,6 @@ def prepare(config: Config, workdir: str | pathlib.Path, flag_overrides=()) -> R
     raise ValueError(reason)
   rows = sharding.local_rows(mesh, config.batch_size)
   batches = data.train_batches(train_source, config.batch_size, config.seed, config.data.flip, rows)
-  check_places(workdir)
   workdir = claim_workdir(workdir, config)
   total_steps, warmup_steps = (config_lib.steps(config, name, len(train_source)) for name in ("total", "warmup"))
   optimizer = optim.make_optimizer(config, total_steps, warmup_steps)
@@ -165,7 +164,7 @@ def train(run: Run) -> steps.TrainState:
               grid = make_grid(sampler(state.variables(), temperature=config.sample_temperature), config.levels)
               if cluster.is_writer():
                 save_png(grid, run.workdir / "samples" / f"{step}.png")
-              log.samples(step, grid)
+              log.samples(step, grid, sampler.num_nonfinite)
             if "checkpoint" in due:
               checkpoints.save(state)
     halt.check()

@@ -11,6 +11,7 @@ from jet_jax import config as config_lib
 from jet_jax.checkpoint import Checkpoints, Damaged
 from jet_jax.jet import Jet
 from jet_jax.lock import hold
+from jet_jax.logs import check_places
 
 # A run cannot change these fields, or those below them, and still be the same run.
 FIXED = ("seed", "levels", "batch_size", "data", "image_shape", "model")
@@ -27,6 +28,7 @@ def claim_workdir(workdir: str | pathlib.Path, config: config_lib.Config) -> pat
   try:
     workdir.mkdir(parents=True, exist_ok=True)
     if cluster.is_writer():
+      check_places(workdir)
       hold(workdir / "lock")
     if (workdir / "config.json").exists():
       stored = config_lib.load(workdir)

@@ -36,7 +36,7 @@ ALLOWED = {
   "halting": set(),
   "lock": set(),
   "stopping": {"cluster"},
-  "workdir": {"checkpoint", "cluster", "config", "jet", "lock", "sharding"},
+  "workdir": {"checkpoint", "cluster", "config", "jet", "lock", "logs", "sharding"},
   "evaluate": {"cluster", "data", "logs", "programs", "sharding", "sources", "workdir"},
   "sample": {"cluster", "npz", "programs", "sharding", "workdir"},
   "train": {

@@ -70,10 +70,11 @@ def test_the_average_follows_the_weights_and_serves_evaluation(state):
 
 def test_sampling_walks_the_likelihood_backwards(state):
   key, index = jax.random.key(0), jnp.arange(5)
-  images = steps.sample_step(state.variables(), key, index, 1.0, model=MODEL, image_shape=SHAPE, levels=LEVELS)
+  images, finite = steps.sample_step(state.variables(), key, index, 1.0, model=MODEL, image_shape=SHAPE, levels=LEVELS)
   assert images.dtype == jnp.uint8
   # A new flow is the identity: samples are the prior's latents, rounded.
   latents = likelihood.sample_prior(likelihood.example_keys(key, index), SHAPE)
   np.testing.assert_array_equal(images, likelihood.quantize(latents, LEVELS))
-  cold = steps.sample_step(state.variables(), key, index, 0.0, model=MODEL, image_shape=SHAPE, levels=LEVELS)
+  assert finite.all()
+  cold, _ = steps.sample_step(state.variables(), key, index, 0.0, model=MODEL, image_shape=SHAPE, levels=LEVELS)
   assert jnp.all(cold == 8), "at temperature 0 all is the middle of 17 levels"

@@ -4,6 +4,8 @@ import json
 import subprocess
 import sys
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -101,6 +103,38 @@ def test_sampling_writes_a_grid_and_an_array(workdir, tmp_path, capsys):
   grid = np.asarray(Image.open(out))
   assert grid.shape == (2 * 50 + 2, 3 * 50 + 2, 3)  # 8 pixels, six times enlarged, and gaps of 2
   np.testing.assert_array_equal(grid[2:50:6, 52:100:6, 0], np.round(images[1, ..., 0] * (255 / 16)))
+
+
+def test_samples_that_are_not_finite_are_counted_and_told(workdir, tmp_path, monkeypatch, capsys):
+  monkeypatch.setattr(sample, "CHUNK", 4)
+  command = [f"--workdir={workdir}", "--num=6", f"--out={tmp_path}/a.png"]
+  sample.main(command)
+  output = capsys.readouterr()
+  assert json.loads(output.out.splitlines()[-1])["num_nonfinite"] == 0
+  assert "warning" not in output.err
+  monkeypatch.setattr(
+    sample.programs.steps.likelihood,
+    "sample_prior",
+    lambda keys, shape: jax.vmap(
+      lambda key: jax.random.normal(key, shape) * jnp.where(jax.random.bits(key) % 2, jnp.nan, 1)
+    )(keys),
+  )
+  bad = [int(jax.random.bits(jax.random.fold_in(jax.random.key(0), i)) % 2) for i in range(6)]
+  assert 0 < sum(bad) < 6
+  sample.main(command)
+  output = capsys.readouterr()
+  assert json.loads(output.out.splitlines()[-1])["num_nonfinite"] == sum(bad)
+  assert f"warning: {sum(bad)} of 6 images have NaN or infinite numbers" in output.err
+
+
+def test_a_grid_of_samples_that_are_not_finite_is_told_in_the_metrics(tiny_config, tmp_path, monkeypatch, capsys):
+  monkeypatch.setattr(
+    sample.programs.steps.likelihood, "sample_prior", lambda keys, shape: jnp.full((len(keys), *shape), jnp.inf)
+  )
+  train.train(train.prepare(tiny_config(total_steps=1, eval_steps=0, sample_steps=1), tmp_path))
+  lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+  assert [line["samples/num_nonfinite"] for line in lines if "samples/num_nonfinite" in line] == [4]
+  assert "4 samples are NaN or infinite" in capsys.readouterr().out
 
 
 def test_many_images_go_to_the_disk_as_they_come_and_the_grid_shows_the_first(workdir, tmp_path, monkeypatch):

@@ -1,0 +1,217 @@
+"""A checkpoint whose files have changed is never used wrongly: what it gives is what was saved, or it is set aside."""
+
+import pathlib
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+import pytest
+
+from jet_jax import digests, evaluate, sharding, steps, train
+from jet_jax.checkpoint import Checkpoints
+from jet_jax.jet import Jet
+
+MESH = sharding.make_mesh()
+
+
+def make_state(step, width=8, couplings=2, block_depth=1):
+  model = Jet(couplings=couplings, block_depth=block_depth, width=width, heads=2, patch_size=2)
+  state = steps.init_state(jax.random.key(step), model, optax.adam(1e-3, mu_dtype="bfloat16"), (4, 4, 2), True)
+  return state.replace(step=jnp.int32(step))
+
+
+def few_arrays(step):
+  """A state of a few arrays, which is quick to restore."""
+  rng = np.random.default_rng(step)
+  params = {
+    name: jnp.asarray(rng.standard_normal(shape), jnp.float32) for name, shape in (("a", (64, 32)), ("b", (5,)))
+  }
+  moments = jax.tree.map(lambda x: (x * x).astype(jnp.bfloat16), params)
+  count = jnp.int32(step)
+  return steps.TrainState(count, count, count, params, {"table": jnp.arange(100) * step}, moments, params)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+  """A work directory with checkpoints 1 and 2, and the facts of each."""
+  workdir = tmp_path_factory.mktemp("saved")
+  states = {step: few_arrays(step) for step in (1, 2)}
+  with Checkpoints(workdir, keep=2) as checkpoints:
+    for state in states.values():
+      checkpoints.save(state)
+  return workdir, {step: digests.facts(state) for step, state in states.items()}
+
+
+@pytest.fixture
+def restore(saved, tmp_path, capsys):
+  """Makes a function that changes a copy of a file of checkpoint 2, restores the newest good one and tells the outcome.
+
+  "harmless": what was saved is there all the same. "detected": checkpoint 2 was set aside, with a word, and 1 is used.
+  """
+  workdir, facts = saved
+
+  def after(change, name) -> str:
+    copy = tmp_path / "run"
+    shutil.rmtree(copy, ignore_errors=True)
+    shutil.copytree(workdir, copy)
+    change(copy / "checkpoints" / "2" / name)
+    with Checkpoints(copy, keep=2) as checkpoints:
+      state = checkpoints.restore_newest(sharding.place_like(few_arrays(0), MESH))
+    said = capsys.readouterr().out
+    assert digests.facts(state) == facts[int(state.step)]
+    if int(state.step) == 2:
+      assert not said
+      return "harmless"
+    assert "checkpoints/2" in said
+    assert not (copy / "checkpoints" / "2").exists()
+    if "is damaged" in said:
+      assert (copy / "damaged" / "2").is_dir()
+    else:
+      assert name == "commit_success.txt"  # without which a step was never finished
+    return "detected"
+
+  return after
+
+
+def files_of(step):
+  return sorted(str(path.relative_to(step)) for path in step.rglob("*") if path.is_file())
+
+
+def flip(position, bit):
+  """A function that flips one bit of a file, at a share of its length."""
+
+  def change(path):
+    content = bytearray(path.read_bytes())
+    if content:
+      content[int(position * len(content))] ^= 1 << bit
+      path.write_bytes(content)
+
+  return change
+
+
+def truncate(share):
+  return lambda path: path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+
+
+def largest(step, item):
+  """The file with most of an item's numbers."""
+  names = [name for name in files_of(step) if name.startswith(f"{item}/") and "/d/" in name]
+  return max(names, key=lambda name: (step / name).stat().st_size)
+
+
+@pytest.mark.row(8, 9, 10)
+def test_every_file_flipped_truncated_and_deleted_is_detected_or_harmless(saved, restore, record_property):
+  rng = np.random.default_rng(0)
+  step = saved[0] / "checkpoints" / "2"
+  names = files_of(step)
+  assert len(names) > 20
+  outcomes = {}
+  for name in names:
+    changes = flip(rng.random(), rng.integers(8)), truncate(0.5), pathlib.Path.unlink
+    outcomes[name] = [restore(change, name) for change in changes]
+  record_property("flips", len(names))
+  assert outcomes["digests/metadata"] == ["detected"] * 3
+  for name in (largest(step, "model"), largest(step, "training")):
+    assert outcomes[name][1:] == ["detected"] * 2, name
+
+
+@pytest.mark.row(8, 9, 10)
+def test_every_file_flipped_and_truncated_in_many_places_is_detected_or_harmless(saved, restore, record_property):
+  rng = np.random.default_rng(1)
+  names, detected = files_of(saved[0] / "checkpoints" / "2"), 0
+  for name in names:
+    for position in np.linspace(0, 0.999, 8):
+      detected += restore(flip(position, rng.integers(8)), name) == "detected"
+    for share in (0, 0.1, 0.9, 0.999):
+      restore(truncate(share), name)
+  record_property("flips", 8 * len(names))
+  assert detected > len(names)
+
+
+@pytest.mark.row(9)
+def test_orbax_alone_restores_a_flipped_weight_as_a_wrong_number(saved, tmp_path, record_property):
+  """The control: without the digests it would go unnoticed."""
+  workdir, facts = saved
+  state = sharding.place_like(few_arrays(0), MESH)
+  like = {"params": state.params, "permutations": state.permutations, "ema": state.ema}
+  step, wrong = workdir / "checkpoints" / "2", 0
+  for position in np.linspace(0.1, 0.9, 9):
+    copy = tmp_path / str(position)
+    shutil.copytree(step, copy)
+    flip(position, 1)(copy / largest(step, "model"))
+    try:
+      restored = ocp.StandardCheckpointer().restore(copy / "model", like)
+    except ValueError:
+      continue  # it met its own tables, which have checksums
+    wrong += any(facts[2][name] != fact for name, fact in digests.facts(restored).items())
+  record_property("flips", 9)
+  assert wrong
+
+
+@pytest.mark.row(8)
+def test_no_good_checkpoint_at_all_is_an_error_and_not_a_fresh_start(saved, tmp_path, capsys):
+  shutil.copytree(saved[0], tmp_path / "run")
+  step = tmp_path / "run" / "checkpoints"
+  for number in (1, 2):
+    truncate(0.5)(step / str(number) / largest(step / str(number), "model"))
+  with Checkpoints(tmp_path / "run", keep=2) as checkpoints, pytest.raises(ValueError, match="no checkpoint in"):
+    checkpoints.restore_newest(sharding.place_like(few_arrays(0), MESH))
+  assert sorted(path.name for path in (tmp_path / "run" / "damaged").iterdir()) == ["1", "2"]
+  assert capsys.readouterr().out.count("is damaged") == 2
+
+
+@pytest.mark.row(8)
+def test_training_goes_on_from_the_step_before_and_evaluation_uses_it(tiny_config, tmp_path, capsys):
+  config = tiny_config(total_steps=6, checkpoint_steps=2, checkpoint_keep=3)
+  whole = train.train(train.prepare(config, tmp_path))
+  step = tmp_path / "checkpoints" / "6"
+  before = (tmp_path / "metrics.jsonl").read_text()
+  flip(0.5, 0)(step / largest(step, "model"))
+  evaluate.main([f"--workdir={tmp_path}"])
+  printed = capsys.readouterr()
+  assert '"step": 4' in printed.out.splitlines()[-1]
+  assert "checkpoints/6 is damaged" in printed.err
+  assert step.exists()  # reading moves nothing
+  with pytest.raises(SystemExit, match="checkpoints/6 is damaged"):
+    evaluate.main([f"--workdir={tmp_path}", "--step=6"])
+  again = train.train(train.prepare(config, tmp_path))
+  assert "resuming from step 4" in capsys.readouterr().out
+  assert digests.facts(again) == digests.facts(whole)
+  assert (tmp_path / "metrics.jsonl").read_text().count("\n") == before.count("\n")
+
+
+@pytest.mark.row(11)
+@pytest.mark.parametrize(
+  ("wanted", "key"),
+  [({"width": 16}, "model.width"), ({"couplings": 3}, "model.couplings"), ({"block_depth": 2}, "model.block_depth")],
+)
+def test_a_checkpoint_of_another_flow_is_refused_by_name_and_stays(tmp_path, wanted, key):
+  with Checkpoints(tmp_path, keep=2) as checkpoints:
+    checkpoints.save(make_state(2))
+    checkpoints.wait()
+    with pytest.raises(ValueError, match=rf"checkpoints/2 has .*float32 .*this run needs .*{key} above all") as error:
+      checkpoints.restore_newest(sharding.place_like(make_state(0, **wanted), MESH))
+    assert "model/params/couplings/" in str(error.value)
+    assert checkpoints.latest_step() == 2
+
+
+@pytest.mark.row(9)
+def test_a_digest_depends_on_every_bit_and_on_the_place_of_every_number():
+  array = jnp.asarray(np.random.default_rng(0).standard_normal((3, 5, 7)), jnp.float32)
+
+  def digest(x):
+    return digests.facts({"x": jnp.asarray(x)})["x"].digest
+
+  seen = {digest(array)}
+  words = np.asarray(array).view(np.uint32)
+  for bit in range(23):  # of the mantissa: it stays finite
+    changed = words.copy()
+    changed[1, 2, 3] ^= 1 << bit
+    seen.add(digest(changed.view(np.float32)))
+  swapped = np.asarray(array).copy()
+  swapped[0, 0, 0], swapped[2, 4, 6] = swapped[2, 4, 6], swapped[0, 0, 0]
+  seen |= {digest(swapped), digest(-array), digest(array.reshape(5, 3, 7).astype(jnp.bfloat16)), digest(array * 0)}
+  assert len(seen) == 1 + 23 + 4
