@@ -1,6 +1,7 @@
 # make demo       trains Jet on handwritten digits, evaluates and samples it; under 5 minutes on 2 cores, all included
 # make test       passes the tests
 # make test-slow  passes the tests that take minutes
+# make test-faults  kills, corrupts and starves runs, and prints the table of docs/reliability.md; SOAK=30 for a longer soak
 # make lint       style and types
 # Each makes the environment in .venv first if it is missing. PYTHON=python3.12 picks another interpreter.
 
@@ -8,8 +9,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 LIBTPU := $(CURDIR)/.venv/libtpu/libtpu/libtpu.so
 DEMO ?= runs/digits
+SOAK ?= 10
 
-.PHONY: demo test test-slow lint clean
+.PHONY: demo test test-slow test-faults lint clean
 
 .venv/installed: requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "jet_jax needs Python 3.11 or newer, not " + sys.version.split()[0] + "; try make PYTHON=python3.11")'
@@ -33,7 +35,10 @@ test: .venv/installed .venv/libtpu
 	if test -f $(LIBTPU); then export TPU_LIBRARY_PATH=$(LIBTPU); fi; $(BIN)/python -m pytest -n 2 -m "not slow"
 
 test-slow: .venv/installed
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m "slow and not row"
+
+test-faults: .venv/installed
+	$(BIN)/python -m pytest -n 2 -m row --soak_minutes=$(SOAK)
 
 lint: .venv/installed
 	$(BIN)/ruff check .

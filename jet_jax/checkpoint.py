@@ -11,6 +11,8 @@ import logging
 import pathlib
 import re
 import shutil
+import time
+import warnings
 from typing import Any
 
 import jax
@@ -119,6 +121,7 @@ class Checkpoints:
       yield
     except Exception as error:  # from orbax, tensorstore or the system, in another thread: of any kind
       _hush()
+      time.sleep(1)  # the other writes that are under way come to their end, with a word each
       self._remove_unfinished()
       raise ValueError(
         f"a checkpoint could not be saved in {self.directory} ({_first_line(error)}): "
@@ -229,8 +232,9 @@ def _items(state: TrainState) -> dict[str, Any]:
 
 
 def _hush() -> None:
-  """After a failure: else every read or write that was under way would tell of it, with a traceback."""
+  """After a failure: else every read or write that was under way would tell of it when it is collected."""
   logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+  warnings.filterwarnings("ignore", message="coroutine .* was never awaited")
 
 
 def _first_line(error: Exception) -> str:

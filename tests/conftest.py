@@ -21,6 +21,40 @@ def randomize(params, key, std=0.3):
   return jax.tree.unflatten(treedef, noisy)
 
 
+def pytest_addoption(parser):
+  """Options of the tests."""
+  parser.addoption("--soak_minutes", type=float, default=10, help="length of the soak test of tests/test_kills.py")
+
+
+def pytest_collection_modifyitems(items):
+  """Tests that prove the same row of the list of faults are told together in the end."""
+  for item in items:
+    for mark in item.iter_markers("row"):
+      item.user_properties += [("row", number) for number in mark.args]
+
+
+def pytest_terminal_summary(terminalreporter, config):
+  """A table of the rows of docs/reliability.md, if that is what was asked for."""
+  if "row" not in config.option.markexpr:
+    return
+  rows = {}
+  for outcome in ("passed", "failed", "error"):
+    for report in terminalreporter.getreports(outcome):
+      values = dict(report.user_properties)
+      for number in [value for name, value in report.user_properties if name == "row"]:
+        row = rows.setdefault(number, {"passed": 0, "failed": 0, "error": 0, "kills": 0, "flips": 0, "seconds": 0.0})
+        row[outcome] += report.when == "call" or outcome != "passed"
+        row["seconds"] += report.duration
+        if report.when == "call":
+          row["kills"] += values.get("kills", 0)
+          row["flips"] += values.get("flips", 0)
+  write = terminalreporter.write_line
+  write(f"{'row':>4}{'passed':>8}{'failed':>8}{'kills':>8}{'flips':>8}{'seconds':>9}")
+  for number, row in sorted(rows.items()):
+    failed = row["failed"] + row["error"]
+    write(f"{number:4}{row['passed']:8}{failed:8}{row['kills']:8}{row['flips']:8}{row['seconds']:9.0f}")
+
+
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory):
   """A folder for the compiled programs of small runs (runs.py)."""
