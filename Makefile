@@ -35,10 +35,10 @@ test: .venv/installed .venv/libtpu
 	if test -f $(LIBTPU); then export TPU_LIBRARY_PATH=$(LIBTPU); fi; $(BIN)/python -m pytest -n 2 -m "not slow"
 
 test-slow: .venv/installed
-	$(BIN)/python -m pytest -m "slow and not row"
+	$(BIN)/python -m pytest -m "slow and not fault"
 
 test-faults: .venv/installed
-	$(BIN)/python -m pytest -n 2 -m row --soak_minutes=$(SOAK)
+	$(BIN)/python -m pytest -n 2 -m fault --soak_minutes=$(SOAK)
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -4,6 +4,7 @@ import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+import faults
 import jax
 import jax.numpy as jnp
 import pytest
@@ -26,33 +27,31 @@ def pytest_addoption(parser):
   parser.addoption("--soak_minutes", type=float, default=10, help="length of the soak test of tests/test_kills.py")
 
 
+@pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks
 def pytest_collection_modifyitems(items):
-  """Tests that prove the same row of the list of faults are told together in the end."""
+  """Marks the tests of faults.py."""
   for item in items:
-    for mark in item.iter_markers("row"):
-      item.user_properties += [("row", number) for number in mark.args]
+    for number in faults.faults_of(item.path.name, item.name.partition("[")[0]):
+      item.add_marker(pytest.mark.fault(number))
+      item.user_properties.append(("fault", number))
 
 
 def pytest_terminal_summary(terminalreporter, config):
-  """A table of the rows of docs/reliability.md, if that is what was asked for."""
-  if "row" not in config.option.markexpr:
+  """What `make test-faults` is run for: a table of what was done to runs, and how it went."""
+  if "fault" not in config.option.markexpr:
     return
-  rows = {}
+  write, reports = terminalreporter.write_line, []
   for outcome in ("passed", "failed", "error"):
-    for report in terminalreporter.getreports(outcome):
-      values = dict(report.user_properties)
-      for number in [value for name, value in report.user_properties if name == "row"]:
-        row = rows.setdefault(number, {"passed": 0, "failed": 0, "error": 0, "kills": 0, "flips": 0, "seconds": 0.0})
-        row[outcome] += report.when == "call" or outcome != "passed"
-        row["seconds"] += report.duration
-        if report.when == "call":
-          row["kills"] += values.get("kills", 0)
-          row["flips"] += values.get("flips", 0)
-  write = terminalreporter.write_line
-  write(f"{'row':>4}{'passed':>8}{'failed':>8}{'kills':>8}{'flips':>8}{'seconds':>9}")
-  for number, row in sorted(rows.items()):
-    failed = row["failed"] + row["error"]
-    write(f"{number:4}{row['passed']:8}{failed:8}{row['kills']:8}{row['flips']:8}{row['seconds']:9.0f}")
+    reports += [(outcome, report, report.user_properties) for report in terminalreporter.getreports(outcome)]
+  write(f"{'':52}{'passed':>8}{'failed':>8}{'kills':>8}{'flips':>8}{'seconds':>9}")
+  for number, (what, *_) in faults.FAULTS.items():
+    own = [(outcome, report, dict(values)) for outcome, report, values in reports if ("fault", number) in values]
+    called = [(outcome, values) for outcome, report, values in own if report.when == "call"]
+    passed = sum(outcome == "passed" for outcome, _ in called)
+    failed = sum(outcome != "passed" for outcome, *_ in own)
+    kills, flips = (sum(values.get(name, 0) for _, values in called) for name in ("kills", "flips"))
+    seconds = sum(report.duration for _, report, _ in own)
+    write(f"{number:2} {what:49}{passed:8}{failed:8}{kills:8}{flips:8}{seconds:9.0f}")
 
 
 @pytest.fixture(scope="session")

@@ -102,7 +102,6 @@ def largest(step, item):
   return max(names, key=lambda name: (step / name).stat().st_size)
 
 
-@pytest.mark.row(8, 9, 10)
 def test_every_file_flipped_truncated_and_deleted_is_detected_or_harmless(saved, restore, record_property):
   rng = np.random.default_rng(0)
   step = saved[0] / "checkpoints" / "2"
@@ -118,7 +117,6 @@ def test_every_file_flipped_truncated_and_deleted_is_detected_or_harmless(saved,
     assert outcomes[name][1:] == ["detected"] * 2, name
 
 
-@pytest.mark.row(8, 9, 10)
 def test_every_file_flipped_and_truncated_in_many_places_is_detected_or_harmless(saved, restore, record_property):
   rng = np.random.default_rng(1)
   names, detected = files_of(saved[0] / "checkpoints" / "2"), 0
@@ -131,7 +129,6 @@ def test_every_file_flipped_and_truncated_in_many_places_is_detected_or_harmless
   assert detected > len(names)
 
 
-@pytest.mark.row(9)
 def test_orbax_alone_restores_a_flipped_weight_as_a_wrong_number(saved, tmp_path, record_property):
   """The control: without the digests it would go unnoticed."""
   workdir, facts = saved
@@ -151,7 +148,6 @@ def test_orbax_alone_restores_a_flipped_weight_as_a_wrong_number(saved, tmp_path
   assert wrong
 
 
-@pytest.mark.row(8)
 def test_no_good_checkpoint_at_all_is_an_error_and_not_a_fresh_start(saved, tmp_path, capsys):
   shutil.copytree(saved[0], tmp_path / "run")
   step = tmp_path / "run" / "checkpoints"
@@ -163,7 +159,6 @@ def test_no_good_checkpoint_at_all_is_an_error_and_not_a_fresh_start(saved, tmp_
   assert capsys.readouterr().out.count("is damaged") == 2
 
 
-@pytest.mark.row(8)
 def test_training_goes_on_from_the_step_before_and_evaluation_uses_it(tiny_config, tmp_path, capsys):
   config = tiny_config(total_steps=6, checkpoint_steps=2, checkpoint_keep=3)
   whole = train.train(train.prepare(config, tmp_path))
@@ -183,7 +178,6 @@ def test_training_goes_on_from_the_step_before_and_evaluation_uses_it(tiny_confi
   assert (tmp_path / "metrics.jsonl").read_text().count("\n") == before.count("\n")
 
 
-@pytest.mark.row(11)
 @pytest.mark.parametrize(
   ("wanted", "key"),
   [({"width": 16}, "model.width"), ({"couplings": 3}, "model.couplings"), ({"block_depth": 2}, "model.block_depth")],
@@ -198,7 +192,6 @@ def test_a_checkpoint_of_another_flow_is_refused_by_name_and_stays(tmp_path, wan
     assert checkpoints.latest_step() == 2
 
 
-@pytest.mark.row(9)
 def test_a_digest_depends_on_every_bit_and_on_the_place_of_every_number():
   array = jnp.asarray(np.random.default_rng(0).standard_normal((3, 5, 7)), jnp.float32)
 

@@ -88,17 +88,14 @@ def test_what_one_process_cannot_find_is_told_by_all_before_training(images):
   assert not any("Traceback" in errors for _, errors in results)
 
 
-def test_sigterm_ends_a_process_of_several(images):
-  (images / "train" / "05.png").unlink()
-  started = start(training(images, "total_epochs=100000"), processes=2)
-  wait_for(images / "run" / "metrics.jsonl", started)
-  for process in started:
-    process.send_signal(signal.SIGTERM)
-  assert all(status != 0 for status, _ in ends(started, timeout=60))
-
-
 @pytest.mark.parametrize(
-  ("number", "sign"), [(0, signal.SIGKILL), (1, signal.SIGKILL), (0, signal.SIGSTOP), (1, signal.SIGSTOP)]
+  ("number", "sign"),
+  [
+    (0, signal.SIGKILL),
+    (1, signal.SIGKILL),
+    pytest.param(0, signal.SIGSTOP, marks=pytest.mark.slow),
+    pytest.param(1, signal.SIGSTOP, marks=pytest.mark.slow),
+  ],
 )
 def test_a_process_that_dies_or_stops_is_named_by_the_other(images, number, sign):
   (images / "train" / "05.png").unlink()

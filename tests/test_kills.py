@@ -1,5 +1,6 @@
 """A run may be killed anywhere, and goes on as if it had not been: state, metrics and pictures, in every bit."""
 
+import ast
 import json
 import os
 import pathlib
@@ -9,6 +10,7 @@ import shutil
 import signal
 import time
 
+import faults
 import pytest
 import runs
 
@@ -61,21 +63,18 @@ def killed_at_random(workdir, cache, straight, kills, seed):
   finish_and_compare(workdir, cache, straight)
 
 
-@pytest.mark.row(1)
 def test_a_run_killed_at_random_times_ends_with_the_same_bits(tmp_path, cache, straight, record_property):
   killed_at_random(tmp_path / "run", cache, straight, 3, seed=0)
   record_property("kills", 3)
 
 
 @pytest.mark.slow
-@pytest.mark.row(1)
 @pytest.mark.parametrize("seed", range(1, 5))
 def test_a_run_killed_many_times_at_random_ends_with_the_same_bits(tmp_path, cache, straight, record_property, seed):
   killed_at_random(tmp_path / "run", cache, straight, 8, seed)
   record_property("kills", 8)
 
 
-@pytest.mark.row(2)
 def test_a_run_killed_while_a_checkpoint_is_written_removes_what_is_left(tmp_path, cache, straight, record_property):
   assert kill_when(lambda: unfinished(tmp_path), tmp_path, cache, **SETTINGS)
   if unfinished(tmp_path):  # the save may have ended in the moment between
@@ -107,7 +106,6 @@ def killed_in_a_save(share, tmp_path, cache, straight, things):
   finish_and_compare(tmp_path, cache, straight)
 
 
-@pytest.mark.row(2)
 @pytest.mark.parametrize("share", [0.15, 0.7])
 def test_a_run_killed_between_two_things_that_a_save_does_ends_with_the_same_bits(
   tmp_path, cache, straight, things, share, record_property
@@ -117,7 +115,6 @@ def test_a_run_killed_between_two_things_that_a_save_does_ends_with_the_same_bit
 
 
 @pytest.mark.slow
-@pytest.mark.row(2)
 @pytest.mark.parametrize("share", [k / 20 for k in range(20)])
 def test_a_run_killed_anywhere_in_a_save_ends_with_the_same_bits(
   tmp_path, cache, straight, things, share, record_property
@@ -126,7 +123,6 @@ def test_a_run_killed_anywhere_in_a_save_ends_with_the_same_bits(
   record_property("kills", 1)
 
 
-@pytest.mark.row(7)
 def test_a_save_that_finds_no_room_is_an_error_with_what_it_needs_and_leaves_the_last_one(tmp_path, cache, straight):
   runs.finish(runs.start(tmp_path, cache, sabotage={"stop_after": 20}, **SETTINGS))
   process = runs.start(tmp_path, cache, sabotage={"file_limit": 6000}, **SETTINGS)
@@ -143,7 +139,6 @@ def test_a_save_that_finds_no_room_is_an_error_with_what_it_needs_and_leaves_the
 
 
 @pytest.mark.slow
-@pytest.mark.row(29)
 def test_hours_of_saving_and_being_killed_leave_memory_descriptors_and_disk_flat(
   tmp_path, cache, request, record_property
 ):
@@ -195,3 +190,15 @@ def size(folder):
       except FileNotFoundError:
         continue
   return total
+
+
+def test_every_fault_has_the_tests_that_the_table_names():
+  tests = [
+    (path.name, node.name)
+    for path in pathlib.Path("tests").glob("test_*.py")
+    for node in ast.parse(path.read_text()).body
+    if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
+  ]
+  for number, (_, patterns) in faults.FAULTS.items():
+    for pattern in patterns.split():
+      assert any(faults.names_test(pattern, *test) for test in tests), (number, pattern)

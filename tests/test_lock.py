@@ -28,7 +28,6 @@ def holder(path):
   return process
 
 
-@pytest.mark.row(26)
 def test_a_second_run_in_a_work_directory_is_refused_and_a_killed_one_is_not_in_the_way(tmp_path, cache):
   settings = {"total_steps": 100000, "checkpoint_steps": 10, "max_nonfinite_steps": 0}
   first = runs.start(tmp_path, cache, **settings)
@@ -48,7 +47,6 @@ def test_a_second_run_in_a_work_directory_is_refused_and_a_killed_one_is_not_in_
   third.wait(timeout=60)
 
 
-@pytest.mark.row(26)
 def test_a_stopped_holder_still_holds_and_processes_forked_from_it_do_not(tmp_path):
   process = holder(tmp_path / "lock")
   process.send_signal(signal.SIGSTOP)
@@ -70,7 +68,6 @@ def test_a_stopped_holder_still_holds_and_processes_forked_from_it_do_not(tmp_pa
   os.waitpid(child, 0)
 
 
-@pytest.mark.row(26)
 @pytest.mark.parametrize("beats", [False, True])
 def test_a_holder_on_another_machine_counts_as_long_as_it_renews_the_file(tmp_path, monkeypatch, beats):
   monkeypatch.setattr(lock, "SILENCE", 0.6)
@@ -92,7 +89,6 @@ def test_a_holder_on_another_machine_counts_as_long_as_it_renews_the_file(tmp_pa
     assert json.loads(path.read_text())["host"] == os.uname().nodename
 
 
-@pytest.mark.row(26)
 def test_an_old_file_of_another_machine_or_one_of_nonsense_is_no_obstacle(tmp_path):
   for number, content in enumerate(("{", '"text"', "\0\0\0", json.dumps({"host": "elsewhere", "pid": 7}))):
     path = tmp_path / str(number)

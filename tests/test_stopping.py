@@ -18,7 +18,6 @@ def ask(process, name, timeout=60):
   return process.returncode, output + errors
 
 
-@pytest.mark.row(3)
 @pytest.mark.parametrize("name", [signal.SIGTERM, signal.SIGINT])
 def test_a_run_that_is_asked_to_end_saves_and_goes_on_later_with_the_same_bits(tmp_path, cache, straight, name):
   process = runs.start(tmp_path, cache, **SETTINGS)
@@ -32,7 +31,6 @@ def test_a_run_that_is_asked_to_end_saves_and_goes_on_later_with_the_same_bits(t
   runs.assert_same(tmp_path, straight(**SETTINGS), TOTAL)
 
 
-@pytest.mark.row(4)
 @pytest.mark.parametrize("what", ["compile", "evaluation", "save"])
 def test_asked_while_something_else_is_under_way_it_does_the_same(tmp_path, cache, straight, what):
   said = runs.finish(runs.start(tmp_path, cache, sabotage={"ask_during": what, "times": 1}, **SETTINGS))
@@ -43,8 +41,7 @@ def test_asked_while_something_else_is_under_way_it_does_the_same(tmp_path, cach
   runs.assert_same(tmp_path, straight(**SETTINGS), TOTAL)
 
 
-@pytest.mark.row(4)
-@pytest.mark.parametrize("what", ["compile", "evaluation", "save"])
+@pytest.mark.parametrize("what", ["compile", "save"])
 def test_asked_twice_it_ends_at_once_even_while_python_waits_for_a_compiler(tmp_path, cache, what):
   # A part that takes longer than the two signals, in code that lets no handler in Python run.
   process = runs.start(tmp_path, cache, sabotage={"ask_during": what, "times": 2, "stuck": True}, **SETTINGS)
@@ -54,7 +51,6 @@ def test_asked_twice_it_ends_at_once_even_while_python_waits_for_a_compiler(tmp_
   assert "Traceback" not in errors
 
 
-@pytest.mark.row(5)
 def test_several_processes_of_which_one_is_asked_save_the_same_step(tmp_path, cache):
   settings = SETTINGS | {"total_steps": 100000, "eval_steps": 0, "sample_steps": 0, "checkpoint_steps": 0}
   started = runs.start_several(tmp_path, cache, 2, **settings)
