@@ -8,6 +8,7 @@ The same command again resumes from the newest checkpoint, and goes on bit for b
 import contextlib
 import dataclasses
 import functools
+import os
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -187,13 +188,12 @@ def main(argv) -> None:
     programs.keep_compiled()
     with cluster.agreed():
       run = prepare(flags.FLAGS.config, flags.FLAGS.workdir, config_flags.get_override_values(flag))
-  except (ValueError, OSError) as error:  # OSError: no such config file
-    cluster.fail(error)
-  try:
-    train(run)
-  except (ValueError, OSError) as error:  # a bad image, too little memory, a full disk
+    state = train(run)
+  except (ValueError, OSError) as error:  # a wrong value, a bad image, too little memory, a full disk
     cluster.fail(error)
   cluster.say(f"results are in {run.workdir}")
+  if state.step < run.total_steps:
+    sys.exit(int(os.environ.get("JET_JAX_STOP_STATUS", "0")))  # a script may want to tell a stopped run from a finished
 
 
 if __name__ == "__main__":

@@ -41,6 +41,14 @@ def test_the_newest_by_step_is_found_and_only_so_many_are_kept(tmp_path):
   assert Checkpoints(tmp_path).latest_step() == 10
 
 
+def test_some_are_kept_for_good(tmp_path):
+  with Checkpoints(tmp_path, keep=2, keep_every=4) as checkpoints:
+    for step in (2, 4, 6, 8, 10, 11, 12, 13):
+      checkpoints.save(make_state(step))
+  with Checkpoints(tmp_path) as checkpoints:
+    assert checkpoints.steps() == [4, 8, 12, 13]
+
+
 def test_an_unfinished_step_is_removed_and_can_be_saved_again(tmp_path):
   with Checkpoints(tmp_path, keep=5) as checkpoints:
     checkpoints.save(make_state(1))

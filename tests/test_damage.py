@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 import pytest
+import runs
 
 from jet_jax import digests, evaluate, sharding, steps, train
 from jet_jax.checkpoint import Checkpoints
@@ -208,3 +209,19 @@ def test_a_digest_depends_on_every_bit_and_on_the_place_of_every_number():
   swapped[0, 0, 0], swapped[2, 4, 6] = swapped[2, 4, 6], swapped[0, 0, 0]
   seen |= {digest(swapped), digest(-array), digest(array.reshape(5, 3, 7).astype(jnp.bfloat16)), digest(array * 0)}
   assert len(seen) == 1 + 23 + 4
+
+
+@pytest.mark.parametrize("change", [flip(0.5, 0), truncate(0.5)], ids=["flipped", "truncated"])
+def test_processes_agree_that_a_checkpoint_is_damaged(tmp_path, cache, change):
+  settings = {"total_steps": 15, "eval_steps": 0, "sample_steps": 0, "checkpoint_steps": 5, "mesh.fsdp": 2, "width": 32}
+  for process in runs.start_several(tmp_path, cache, 2, **settings):
+    runs.finish(process)
+  whole = runs.digests(tmp_path, 15)
+  step = tmp_path / "checkpoints" / "15"
+  # What the second process has written.
+  names = [name for name in files_of(step) if name.startswith("model/ocdbt.process_1/d/")]
+  change(step / max(names, key=lambda name: (step / name).stat().st_size))
+  said = [runs.finish(process, timeout=100) for process in runs.start_several(tmp_path, cache, 2, **settings)]
+  assert "checkpoints/15 is damaged" in said[0]
+  assert "resuming from step 10" in said[0]
+  assert runs.digests(tmp_path, 15) == whole

@@ -63,6 +63,14 @@ def test_several_processes_of_which_one_is_asked_save_the_same_step(tmp_path, ca
   assert "SIGTERM" not in said[0]
 
 
+def test_a_script_can_tell_a_stopped_run_from_a_finished_one(tmp_path, cache):
+  settings, told = SETTINGS | {"total_steps": 6}, {"JET_JAX_STOP_STATUS": "75"}
+  for stop, status in ((3, 75), (6, 0)):
+    process = runs.start(tmp_path, cache, sabotage={"stop_after": stop}, extra=told, **settings)
+    process.communicate(timeout=100)
+    assert process.returncode == status
+
+
 def test_signals_are_as_they_were_after_a_run():
   from jet_jax.stopping import SIGNALS, Stop  # noqa: PLC0415
 

@@ -108,7 +108,8 @@ while ((left > 0)); do
   if [[ $output =~ "error: on "[[:alnum:]] ]]; then
     exit 1
   fi
-  if ((status == 0)) && on_all "cd jet_jax && .venv/bin/python -m jet_jax.train$(printf ' %q' "$@")"; then
+  # A host that is shut down asks training to end, which would else count as its success.
+  if ((status == 0)) && on_all "cd jet_jax && JET_JAX_STOP_STATUS=75 .venv/bin/python -m jet_jax.train$(printf ' %q' "$@")"; then
     if [[ -n ${DELETE:-} ]]; then tpu delete --quiet && deleted=1; fi
     exit 0
   fi
