@@ -9,6 +9,7 @@ import importlib.util
 import itertools
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 import threading
@@ -150,7 +151,9 @@ def _leave() -> NoReturn:
 
 
 def end_with(parent: int, *_) -> None:
-  """Ends this process soon after its parent has ended, however that came about."""
+  """Ends this process soon after its parent has ended, however that came about, and by no signal that asks for it."""
+  for name in (signal.SIGINT, signal.SIGTERM):  # Ctrl-C goes to both, and the parent still needs what this one reads
+    signal.signal(name, signal.SIG_IGN)
 
   def watch():
     while os.getppid() == parent:

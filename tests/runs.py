@@ -20,7 +20,10 @@ def command(workdir, **settings):
 
 
 def start(workdir, cache, sabotage=None, extra=None, **settings):
-  """Starts a run, whose compiled programs are kept in `cache`, and in which something may go wrong (sabotage.py)."""
+  """Starts a run as a process group of its own.
+
+  Its compiled programs are kept in `cache`, and something may go wrong in it (sabotage.py).
+  """
   environment = os.environ | {
     "JAX_COMPILATION_CACHE_DIR": str(cache),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
@@ -32,7 +35,9 @@ def start(workdir, cache, sabotage=None, extra=None, **settings):
   line = command(workdir, **settings)
   if sabotage:
     line = [sys.executable, "tests/sabotage.py", *line[3:]]
-  return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+  return subprocess.Popen(
+    line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, process_group=0
+  )
 
 
 def start_several(workdir, cache, count, sabotage=None, **settings):

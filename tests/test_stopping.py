@@ -1,5 +1,6 @@
 """A run that is asked to end saves and ends well; asked twice it ends at once."""
 
+import os
 import re
 import signal
 import time
@@ -61,6 +62,17 @@ def test_several_processes_of_which_one_is_asked_save_the_same_step(tmp_path, ca
   assert f"stopped after step {stopped} of 100000" in said[0]
   assert "SIGTERM" in said[1]
   assert "SIGTERM" not in said[0]
+
+
+def test_a_signal_to_its_workers_too_as_by_ctrl_c_changes_nothing(tmp_path, cache, straight):
+  settings = SETTINGS | {"data.workers": 1}
+  process = runs.start(tmp_path, cache, **settings)
+  assert runs.wait_for(lambda: runs.logged(tmp_path) >= 30, process)
+  os.killpg(process.pid, signal.SIGINT)
+  assert "Traceback" not in runs.finish(process, timeout=60)
+  assert max(runs.saved_steps(tmp_path)) < TOTAL
+  runs.finish(runs.start(tmp_path, cache, **settings))
+  runs.assert_same(tmp_path, straight(**SETTINGS), TOTAL)
 
 
 def test_a_script_can_tell_a_stopped_run_from_a_finished_one(tmp_path, cache):
