@@ -4,7 +4,7 @@ A test is named by its file and a part of its name, "kills::at_random" for one i
 """
 
 FAULTS = {
-  1: ("killed at random times", "kills::killed_at_random_times kills::killed_many_times resume::killed_twice"),
+  1: ("killed at random times", "kills::killed_at_random_times kills::killed_many_times"),
   2: ("killed in each phase of a save", "kills::while_a_checkpoint kills::between_two kills::anywhere_in_a_save"),
   3: ("SIGTERM, Ctrl-C", "stopping::asked_to_end_saves stopping::workers_too"),
   4: ("the same during compilation, evaluation, save; twice", "stopping::while_something_else stopping::asked_twice"),

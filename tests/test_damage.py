@@ -211,7 +211,9 @@ def test_a_digest_depends_on_every_bit_and_on_the_place_of_every_number():
   assert len(seen) == 1 + 23 + 4
 
 
-@pytest.mark.parametrize("change", [flip(0.5, 0), truncate(0.5)], ids=["flipped", "truncated"])
+@pytest.mark.parametrize(
+  "change", [flip(0.5, 0), pytest.param(truncate(0.5), marks=pytest.mark.slow)], ids=["flipped", "truncated"]
+)
 def test_processes_agree_that_a_checkpoint_is_damaged(tmp_path, cache, change):
   settings = {"total_steps": 15, "eval_steps": 0, "sample_steps": 0, "checkpoint_steps": 5, "mesh.fsdp": 2, "width": 32}
   for process in runs.start_several(tmp_path, cache, 2, **settings):

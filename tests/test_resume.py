@@ -3,75 +3,23 @@
 import dataclasses
 import json
 import os
-import re
 import shutil
-import signal
-import subprocess
-import sys
 import time
 
 import chex
 import pytest
+import runs
 from PIL import Image
 
-from jet_jax import evaluate, programs, train
+from jet_jax import evaluate, train
 from jet_jax.checkpoint import Checkpoints
 from jet_jax.logs import MetricLog
-
-TOTAL = 160
-ARGUMENT = (
-  f"couplings=2,block_depth=1,width=8,heads=2,batch_size=16,total_steps={TOTAL},log_steps=3,eval_steps=40,"
-  "sample_steps=40,sample_num=4,checkpoint_steps=5,ema_decay=0.9"
-)
-
-
-def start(workdir):
-  command = [sys.executable, "-m", "jet_jax.train", f"--config=configs/digits.py:{ARGUMENT}", f"--workdir={workdir}"]
-  return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
-def final_state(workdir):
-  run = train.prepare(train.config_lib.load(workdir), workdir)
-  with Checkpoints(workdir) as checkpoints:
-    return checkpoints.restore(TOTAL, programs.state_shapes(run.config, run.model, run.optimizer, run.mesh))
-
-
-def newest_step(workdir):
-  steps = [int(path.parent.name) for path in workdir.glob("checkpoints/*/commit_success.txt")]
-  return max(steps, default=0)
-
-
-def metrics(workdir):
-  lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-  return [{name: value for name, value in line.items() if name != "train/images_per_second"} for line in lines]
-
-
-def test_a_run_killed_twice_ends_with_the_same_bits(tmp_path):
-  straight, killed = tmp_path / "straight", tmp_path / "killed"
-  assert start(straight).wait(timeout=300) == 0
-  for after in (5, 15):
-    process = start(killed)
-    deadline = time.monotonic() + 120
-    while newest_step(killed) < after:
-      assert process.poll() is None, process.stdout.read()
-      assert time.monotonic() < deadline
-      time.sleep(0.01)
-    os.kill(process.pid, signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL, "the run ended before it was killed"
-  resumed = start(killed)
-  output = resumed.communicate(timeout=300)[0]
-  assert resumed.returncode == 0, output
-  assert 15 <= int(re.search(r"resuming from step (\d+)", output)[1]) < TOTAL
-
-  chex.assert_trees_all_equal(final_state(straight), final_state(killed))
-  assert metrics(straight) == metrics(killed)
-  assert (straight / "samples" / f"{TOTAL}.png").read_bytes() == (killed / "samples" / f"{TOTAL}.png").read_bytes()
 
 
 def check_same_end(one, other):
   """`one` and `other`: (state at the end, work directory) of two runs."""
   chex.assert_trees_all_equal(one[0], other[0])
-  assert metrics(one[1]) == metrics(other[1])
+  assert runs.metrics(one[1]) == runs.metrics(other[1])
 
 
 @pytest.mark.parametrize("damage", ["newest deleted", "clock set back"])

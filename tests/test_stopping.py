@@ -19,7 +19,7 @@ def ask(process, name, timeout=60):
   return process.returncode, output + errors
 
 
-@pytest.mark.parametrize("name", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("name", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_run_that_is_asked_to_end_saves_and_goes_on_later_with_the_same_bits(tmp_path, cache, straight, name):
   process = runs.start(tmp_path, cache, **SETTINGS)
   assert runs.wait_for(lambda: runs.logged(tmp_path) >= 30, process)
@@ -32,7 +32,7 @@ def test_a_run_that_is_asked_to_end_saves_and_goes_on_later_with_the_same_bits(t
   runs.assert_same(tmp_path, straight(**SETTINGS), TOTAL)
 
 
-@pytest.mark.parametrize("what", ["compile", "evaluation", "save"])
+@pytest.mark.parametrize("what", ["compile", "evaluation", pytest.param("save", marks=pytest.mark.slow)])
 def test_asked_while_something_else_is_under_way_it_does_the_same(tmp_path, cache, straight, what):
   said = runs.finish(runs.start(tmp_path, cache, sabotage={"ask_during": what, "times": 1}, **SETTINGS))
   stopped = int(re.search(rf"stopped after step (\d+) of {TOTAL}", said)[1])
@@ -42,7 +42,7 @@ def test_asked_while_something_else_is_under_way_it_does_the_same(tmp_path, cach
   runs.assert_same(tmp_path, straight(**SETTINGS), TOTAL)
 
 
-@pytest.mark.parametrize("what", ["compile", "save"])
+@pytest.mark.parametrize("what", ["compile", pytest.param("save", marks=pytest.mark.slow)])
 def test_asked_twice_it_ends_at_once_even_while_python_waits_for_a_compiler(tmp_path, cache, what):
   # A part that takes longer than the two signals, in code that lets no handler in Python run.
   process = runs.start(tmp_path, cache, sabotage={"ask_during": what, "times": 2, "stuck": True}, **SETTINGS)
