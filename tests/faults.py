@@ -12,7 +12,10 @@ FAULTS = {
   6: ("one of several processes dies or stops", "failures::dies_or_stops"),
   7: ("no room for a checkpoint", "kills::finds_no_room"),
   8: ("a file of a checkpoint truncated", "damage::every_file damage::no_good damage::goes_on_from"),
-  9: ("a bit flipped in a checkpoint", "damage::every_file damage::orbax_alone damage::a_digest_depends"),
+  9: (
+    "a bit flipped in a checkpoint",
+    "damage::every_file damage::orbax_alone damage::a_digest_depends damage::processes_agree",
+  ),
   10: ("a file of a checkpoint deleted", "damage::every_file"),
   11: ("a checkpoint of another flow", "damage::another_flow bad_input::another_run"),
   12: ("resumed on other devices", "devices::moves_between devices::eight_devices"),
