@@ -7,6 +7,7 @@ the digests that were saved: orbax itself would restore a flipped bit as a wrong
 """
 
 import contextlib
+import itertools
 import logging
 import pathlib
 import re
@@ -22,7 +23,10 @@ from jet_jax import cluster, digests
 from jet_jax.steps import TrainState
 
 COMMIT_FILE = "commit_success.txt"  # orbax's mark of a complete step
-NOT_DAMAGE = re.compile("RESOURCE_EXHAUSTED|PERMISSION_DENIED|UNAVAILABLE")  # of memory, rights, or a remote store
+# Of memory, rights, descriptors, a device or a file system that does not answer: nothing that is in the files.
+NOT_DAMAGE = re.compile(
+  "RESOURCE_EXHAUSTED|PERMISSION_DENIED|UNAVAILABLE|INTERNAL|DEADLINE_EXCEEDED|ABORTED|Too many open|Input/output error"
+)
 
 
 class Damaged(ValueError):
@@ -40,8 +44,9 @@ class Checkpoints:
 
   def __init__(self, workdir: str | pathlib.Path, keep: int | None = None, keep_every: int = 0):
     self.directory = pathlib.Path(workdir).absolute() / "checkpoints"
+    self._writes = keep is not None
     self._bytes = 0  # of the state that was saved last
-    if keep is not None:
+    if self._writes:
       with cluster.agreed():
         self._remove_unfinished()
     self._manager = ocp.CheckpointManager(
@@ -49,8 +54,8 @@ class Checkpoints:
       options=ocp.CheckpointManagerOptions(
         max_to_keep=keep,
         keep_period=keep_every or None,
-        read_only=keep is None,
-        create=keep is not None,
+        read_only=not self._writes,
+        create=self._writes,
         atomicity_options=ocp.options.AtomicityOptions(mode=ocp.options.AtomicityMode.COMMIT_FILE),
       ),
     )
@@ -77,6 +82,11 @@ class Checkpoints:
     """The complete checkpoints, from the oldest to the newest, by step."""
     return sorted(self._manager.all_steps())
 
+  def reload(self) -> list[int]:
+    """The complete checkpoints that there are now."""
+    self._manager.reload()
+    return self.steps()
+
   def latest_step(self) -> int | None:
     """The newest complete checkpoint; None if there is none."""
     return max(self.steps(), default=None)
@@ -97,7 +107,9 @@ class Checkpoints:
       raise ValueError(f"the state after step {step} is not saved: {error}; {self.newest()}") from error
     args = {name: ocp.args.StandardSave(item) for name, item in items.items()}
     with self._explained():
-      self._manager.save(step, args=ocp.args.Composite(**args, digests=ocp.args.JsonSave(digests.to_json(facts))))
+      args = ocp.args.Composite(**args, digests=ocp.args.JsonSave(digests.to_json(facts)))
+      if not self._manager.save(step, args=args):
+        raise ValueError(f"step {step} is older than what is there")
 
   def check(self) -> None:
     """Raises ValueError if a save that was started has failed by now."""
@@ -111,7 +123,8 @@ class Checkpoints:
 
   def newest(self) -> str:
     """A clause that names the newest complete checkpoint."""
-    steps = [int(commit.parent.name) for commit in self.directory.glob(f"[0-9]*/{COMMIT_FILE}")]
+    names = [commit.parent.name for commit in self.directory.glob(f"*/{COMMIT_FILE}")]
+    steps = [int(name) for name in names if name.isdigit()]
     return f"the last good checkpoint is of step {max(steps)}" if steps else "there is no checkpoint yet"
 
   @contextlib.contextmanager
@@ -120,6 +133,8 @@ class Checkpoints:
     try:
       yield
     except Exception as error:  # from orbax, tensorstore or the system, in another thread: of any kind
+      if not self._writes:
+        raise
       _hush()
       time.sleep(1)  # the other writes that are under way come to their end, with a word each
       self._remove_unfinished()
@@ -141,14 +156,19 @@ class Checkpoints:
     Raises:
       ValueError: all there are are damaged, or made for another config.
     """
-    found = self.steps()
-    for step in reversed(found):
+    damaged = {}
+    for step in reversed(self.steps()):
       try:
-        return self.restore(step, like)
+        state = self.restore(step, like)
       except Damaged as error:
-        cluster.say(f"{error}; it is now {self._set_aside(step)}")
-    if found:
-      raise ValueError(f"no checkpoint in {self.directory} was readable; start again in another --workdir")
+        damaged[step] = error
+        continue
+      for other, error in damaged.items():  # only now: if none were good, the next start must not find an empty folder
+        cluster.say(f"{error}; it is now {self._set_aside(other)}")
+      return state
+    if damaged:
+      reasons = "; ".join(map(str, damaged.values()))
+      raise ValueError(f"no checkpoint can be used: {reasons}. Mend or remove them, or give another --workdir")
     return None
 
   def restore(self, step: int, like: TrainState) -> TrainState:
@@ -187,7 +207,8 @@ class Checkpoints:
     try:
       yield
     except Exception as error:  # orbax and tensorstore raise anything for what they cannot read
-      if isinstance(error, (PermissionError, MemoryError)) or NOT_DAMAGE.search(str(error)):
+      of_system = isinstance(error, (OSError, MemoryError)) and not isinstance(error, FileNotFoundError)
+      if of_system or NOT_DAMAGE.search(str(error)):
         raise
       _hush()
       problem = _first_line(error)
@@ -198,9 +219,8 @@ class Checkpoints:
   def _set_aside(self, step: int) -> pathlib.Path:
     """Moves a checkpoint to DIR/damaged, where it does not count. Returns its new place."""
     there = self.directory.with_name("damaged")
-    number = sum(1 for _ in there.glob(f"{step}*"))
-    place = there / (f"{step}.{number}" if number else f"{step}")
-    cluster.exchange()  # all have named the place before it is there
+    names = itertools.chain([str(step)], (f"{step}.{number}" for number in itertools.count(1)))
+    place = next(there / name for name in names if not (there / name).exists())
     if cluster.is_writer():
       there.mkdir(exist_ok=True)
       (self.directory / str(step)).rename(place)

@@ -1,7 +1,7 @@
 """Digests of arrays, to tell whether what is restored is what was saved.
 
 A digest sums over all words of an array, each mixed with its place by a function that maps no two words to one. So a
-change within one word always changes the digest, any other change does but for a chance of about 2**-64. It does not
+change within one word always changes the digest, any other change does but for a chance of about 2**-60. It does not
 matter in which order, on how many devices or by how many processes the sum is taken: nothing has to move to be summed,
 and a state that is restored to other devices has the digests that it was saved with.
 """

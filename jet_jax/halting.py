@@ -36,15 +36,15 @@ class Halt:
     if not self._since:
       return {}
     metrics = jax.device_get(self._since[-1][1])
-    if metrics.pop("skipped_in_a_row") > self.max_nonfinite:
+    if metrics["skipped_in_a_row"] < 0:
       raise ValueError(self._reason())
     self._since = self._since[-1:]
-    skipped = {"skipped_steps": int(metrics.pop("skipped"))} if self.max_nonfinite else {}
+    skipped = {"skipped_steps": int(metrics["skipped"])} if self.max_nonfinite else {}
     return {name: float(metrics[name]) for name in ("bits_per_dim", "grad_norm")} | skipped
 
   def _reason(self) -> str:
     step, values = next(
-      (step, values) for step, values in jax.device_get(self._since) if values["skipped_in_a_row"] > self.max_nonfinite
+      (step, values) for step, values in jax.device_get(self._since) if values["skipped_in_a_row"] < 0
     )
     self.checkpoints.wait()
     rule = f"max_nonfinite_steps={self.max_nonfinite} in a row may be skipped"

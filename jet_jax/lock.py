@@ -6,6 +6,7 @@ which the holder renews, tells whether it still runs.
 """
 
 import atexit
+import contextlib
 import errno
 import fcntl
 import json
@@ -19,7 +20,7 @@ from typing import Any
 
 BEAT = 5  # seconds between two renewals of the file's time
 SILENCE = 20  # seconds without one, after which a holder on another machine counts as gone
-NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)  # file systems that have none
+NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)  # of file systems that have none
 
 _held: dict[pathlib.Path, int] = {}
 
@@ -37,11 +38,16 @@ def hold(path: pathlib.Path) -> None:
   try:
     # Not flock, which a process forked from this one would hold on to.
     fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    is_certain = True
   except OSError as error:
-    if error.errno not in NO_LOCKS:
+    if error.errno in (errno.EACCES, errno.EAGAIN):
       raise ValueError(_in_use(path, _read(file))) from error
+    if error.errno not in NO_LOCKS:
+      raise
+    is_certain = False
   holder = _read(file)
-  if holder.get("host", socket.gethostname()) != socket.gethostname() and _is_renewed(path):
+  is_certain = is_certain and holder.get("host") == socket.gethostname()
+  if holder and not is_certain and _is_renewed(path):
     raise ValueError(_in_use(path, holder))
   os.ftruncate(file, 0)
   os.pwrite(file, json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "started": time.time()}).encode(), 0)
@@ -81,4 +87,5 @@ def _is_renewed(path: pathlib.Path) -> bool:
 def _renew(file: int) -> None:
   while True:
     time.sleep(BEAT)
-    os.utime(file)
+    with contextlib.suppress(OSError):  # of a shared file system, which may come back
+      os.utime(file)

@@ -17,7 +17,7 @@ class TrainState(struct.PyTreeNode):
   Attributes:
     step: int32 (), steps taken so far.
     skipped: int32 (), how many of them changed nothing, since their loss or gradient was not finite.
-    skipped_in_a_row: int32 (), how many of the last ones.
+    skipped_in_a_row: int32 (), how many of the last ones; -1 once there was one too many, and nothing changes any more.
     params: float32 parameters of the flow.
     permutations: the flow's index tables.
     opt_state: of the optimizer.
@@ -84,8 +84,7 @@ def train_step(
 
   Returns:
     The state after the step, and scalars: "bits_per_dim" (mean over the batch, before the update), "grad_norm" (global,
-    before clipping), and "skipped" and "skipped_in_a_row" of the state, the latter above `max_nonfinite` from the step
-    on that was one too many.
+    before clipping), and "skipped" and "skipped_in_a_row" of the state.
   """
   noise_keys = likelihood.example_keys(jax.random.fold_in(key, state.step), jnp.arange(images.shape[0]))
 
@@ -123,13 +122,13 @@ def train_step(
 def _guard(state: TrainState, updated: TrainState, is_finite, max_nonfinite: int) -> TrainState:
   """`updated` if the step was finite; else `state`, counting the step as skipped as long as that is allowed."""
   row = state.skipped_in_a_row
-  may_skip = (row < max_nonfinite).astype(jnp.int32)
+  may_skip = (row >= 0) & (row < max_nonfinite)
   kept = state.replace(
     step=state.step + may_skip,
     skipped=state.skipped + may_skip,
-    skipped_in_a_row=jnp.minimum(row + 1, max_nonfinite + 1),
+    skipped_in_a_row=jnp.where(may_skip, row + 1, -1),
   )
-  goes_on = is_finite & (row <= max_nonfinite)
+  goes_on = is_finite & (row >= 0)
   return jax.tree.map(lambda new, old: jnp.where(goes_on, new, old), updated, kept)
 
 

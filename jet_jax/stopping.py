@@ -3,6 +3,7 @@
 Of several processes any may be asked, and all end after the same step.
 """
 
+import contextlib
 import itertools
 import os
 import signal
@@ -43,6 +44,8 @@ class Stop:
   def __exit__(self, *_):
     for function, arguments in self._restore:
       function(*arguments)
+    if self._agreement:
+      self._agreement.close()
 
   def due(self, step: int) -> bool:
     """Whether the run is to end now that `step` is done. Every process asks after each step."""
@@ -74,8 +77,15 @@ class _Agreement:
   _rounds = itertools.count()
 
   def __init__(self, asked: threading.Event):
-    self._step, self._last, self._lock = -1, sys.maxsize, threading.Lock()
-    threading.Thread(target=self._agree, args=(asked, f"jet_jax/end/{next(self._rounds)}"), daemon=True).start()
+    self._step, self._last = -1, sys.maxsize
+    self._asked, self._closed, self._lock = asked, threading.Event(), threading.Lock()
+    self._thread = threading.Thread(target=self._agree, args=(f"jet_jax/end/{next(self._rounds)}",), daemon=True)
+    self._thread.start()
+
+  def close(self) -> None:
+    """Ends the thread, which must not ask others that may be gone."""
+    self._closed.set()
+    self._thread.join(timeout=5)
 
   def reached(self, step: int) -> bool:
     """Whether `step`, which this process has done, is the last one."""
@@ -83,12 +93,14 @@ class _Agreement:
       self._step = step
       return step >= self._last
 
-  def _agree(self, asked: threading.Event, key: str) -> None:
+  def _agree(self, key: str) -> None:
     client = distributed.global_state.client
     assert client is not None
-    while not asked.wait(timeout=1) and not client.key_value_dir_get(key):
-      pass
-    with self._lock:
-      client.key_value_set(f"{key}/{jax.process_index()}", str(self._step))
-      client.wait_at_barrier(key, PATIENCE * 1000)
-      self._last = 1 + max(int(step) for _, step in client.key_value_dir_get(key))
+    with contextlib.suppress(jax.errors.JaxRuntimeError):  # the others are gone, which is told elsewhere
+      while not (self._asked.wait(timeout=1) or client.key_value_dir_get(key)):
+        if self._closed.is_set():
+          return
+      with self._lock:
+        client.key_value_set(f"{key}/{jax.process_index()}", str(self._step))
+        client.wait_at_barrier(key, PATIENCE * 1000)
+        self._last = 1 + max(int(step) for _, step in client.key_value_dir_get(key))

@@ -146,7 +146,7 @@ def train(run: Run) -> steps.TrainState:
     images = data.place_ahead(reader, functools.partial(place, run))
     log = MetricLog(run.workdir, config, start, run.total_steps)
     halt = Halt(config.max_nonfinite_steps, checkpoints)
-    with log, contextlib.closing(reader), saving_before(BadImage, lambda: checkpoints.save(state)):
+    with log, contextlib.closing(reader), saving_before(BadImage, lambda: halt.check() and checkpoints.save(state)):
       while step < run.total_steps and not stop.due(step):
         step += 1
         state, metrics = train_step(state, next(images), noise_key)

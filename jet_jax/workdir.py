@@ -77,22 +77,23 @@ def load_run(workdir: str | pathlib.Path, step: int | None = None, mesh=None, dt
   if not (pathlib.Path(workdir) / "checkpoints").is_dir():
     raise ValueError(f"no checkpoint in {workdir}; train until the first one is saved")
   with Checkpoints(workdir) as checkpoints:
-    candidates = checkpoints.steps() if step is None else []
-    step = checkpoints.check_step(step)
+    is_given, step = step is not None, checkpoints.check_step(step)
     images = jax.ShapeDtypeStruct((1, *config.image_shape), "float32")
     # Shapes do not depend on the kinds. The splits themselves are saved, and need not be such as could be drawn.
     like = jax.eval_shape(model.clone(kinds=("channels",)).init, jax.random.key(0), images)
     like["ema"] = like["params"] if config.ema_decay else None
     like = sharding.place_like(like, mesh)
     while True:
+      step = int(cluster.exchange(str(step))[0])  # training may have saved another meanwhile
       try:
         variables = checkpoints.restore_variables(step, like)
         break
       except Damaged as error:
-        candidates = [older for older in candidates if older < step]
-        if not candidates:
+        there = checkpoints.reload()
+        others = [other for other in there if other < step or step not in there]  # training may have deleted this one
+        if is_given or not others:
           raise
-        step = candidates[-1]
+        step = others[-1]
         if cluster.is_writer():
           print(f"warning: {error}; step {step} is used instead", file=sys.stderr, flush=True)
   return Trained(config, model, variables, step, mesh)

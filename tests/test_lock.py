@@ -1,5 +1,6 @@
 """Two runs cannot have one work directory, and what a dead one has left stands in nobody's way."""
 
+import errno
 import json
 import os
 import signal
@@ -87,6 +88,38 @@ def test_a_holder_on_another_machine_counts_as_long_as_it_renews_the_file(tmp_pa
   else:
     lock.hold(path)
     assert json.loads(path.read_text())["host"] == os.uname().nodename
+
+
+def test_the_holder_renews_the_file(tmp_path, monkeypatch):
+  monkeypatch.setattr(lock, "BEAT", 0.05)
+  lock.hold(tmp_path / "lock")
+  os.utime(tmp_path / "lock", (1, 1))
+  until = time.monotonic() + 10
+  while (tmp_path / "lock").stat().st_mtime == 1 and time.monotonic() < until:
+    time.sleep(0.05)
+  assert (tmp_path / "lock").stat().st_mtime > 1
+
+
+def test_where_there_are_no_locks_the_files_time_counts_on_one_machine_too(tmp_path, monkeypatch):
+  def no_locks(*_):
+    raise OSError(errno.ENOLCK, "No locks available")
+
+  monkeypatch.setattr(lock.fcntl, "lockf", no_locks)
+  monkeypatch.setattr(lock, "SILENCE", 0.6)
+  monkeypatch.setattr(lock, "BEAT", 0.1)
+  lock.hold(tmp_path / "lock")
+  del lock._held[tmp_path / "lock"]  # as another process would see it
+  with pytest.raises(ValueError, match=f"in use by process {os.getpid()}"):
+    lock.hold(tmp_path / "lock")
+
+
+def test_an_error_of_the_file_system_is_not_called_another_run(tmp_path, monkeypatch):
+  def broken(*_):
+    raise OSError(errno.EIO, "Input/output error")
+
+  monkeypatch.setattr(lock.fcntl, "lockf", broken)
+  with pytest.raises(OSError, match="Input/output"):
+    lock.hold(tmp_path / "lock")
 
 
 def test_an_old_file_of_another_machine_or_one_of_nonsense_is_no_obstacle(tmp_path):
