@@ -7,11 +7,13 @@ the digests that were saved: orbax itself would restore a flipped bit as a wrong
 """
 
 import contextlib
+import inspect
 import itertools
 import logging
 import pathlib
 import re
 import shutil
+import sys
 import time
 import warnings
 from typing import Any
@@ -253,6 +255,12 @@ def _items(state: TrainState) -> dict[str, Any]:
 
 def _hush() -> None:
   """After a failure: else every read or write that was under way would tell of it when it is collected."""
+
+  def tell_of_others(unraisable):
+    if not inspect.iscoroutine(unraisable.object):
+      sys.__unraisablehook__(unraisable)
+
+  sys.unraisablehook = tell_of_others
   logging.getLogger("asyncio").setLevel(logging.CRITICAL)
   warnings.filterwarnings("ignore", message="coroutine .* was never awaited")
 

@@ -43,7 +43,7 @@ def pytest_terminal_summary(terminalreporter, config):
   write, reports = terminalreporter.write_line, []
   for outcome in ("passed", "failed", "error"):
     reports += [(outcome, report, report.user_properties) for report in terminalreporter.getreports(outcome)]
-  write(f"{'':52}{'passed':>8}{'failed':>8}{'kills':>8}{'flips':>8}{'seconds':>9}")
+  write(f"{'':56}{'passed':>8}{'failed':>8}{'kills':>8}{'flips':>8}{'seconds':>9}")
   for number, (what, *_) in faults.FAULTS.items():
     own = [(outcome, report, dict(values)) for outcome, report, values in reports if ("fault", number) in values]
     called = [(outcome, values) for outcome, report, values in own if report.when == "call"]
@@ -51,7 +51,7 @@ def pytest_terminal_summary(terminalreporter, config):
     failed = sum(outcome != "passed" for outcome, *_ in own)
     kills, flips = (sum(values.get(name, 0) for _, values in called) for name in ("kills", "flips"))
     seconds = sum(report.duration for _, report, _ in own)
-    write(f"{number:2} {what:49}{passed:8}{failed:8}{kills:8}{flips:8}{seconds:9.0f}")
+    write(f"{number:2} {what:53}{passed:8}{failed:8}{kills:8}{flips:8}{seconds:9.0f}")
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """Small training runs to kill and to start again, and what tells whether two of them are the same in every bit."""
 
+import concurrent.futures
 import json
 import os
 import pathlib
@@ -55,6 +56,12 @@ def finish(process, timeout=300):
   output, errors = process.communicate(timeout=timeout)
   assert process.returncode == 0, output + errors
   return output + errors
+
+
+def finish_all(several, timeout=300):
+  """The same of each of several, read from at once: one that nobody reads from would wait, and the others for it."""
+  with concurrent.futures.ThreadPoolExecutor(len(several)) as threads:
+    return list(threads.map(lambda process: finish(process, timeout), several))
 
 
 def wait_for(condition, process, timeout=120):

@@ -94,6 +94,13 @@ def flip(position, bit):
   return change
 
 
+def garble(path):
+  """Changes a bit of every fourth byte, so that no number is what it was."""
+  content = np.frombuffer(path.read_bytes(), np.uint8).copy()
+  content[::4] ^= 1
+  path.write_bytes(content.tobytes())
+
+
 def truncate(share):
   return lambda path: path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
 
@@ -215,7 +222,7 @@ def test_training_goes_on_from_the_step_before_and_evaluation_uses_it(tiny_confi
   whole = train.train(train.prepare(config, tmp_path))
   step = tmp_path / "checkpoints" / "6"
   before = (tmp_path / "metrics.jsonl").read_text()
-  flip(0.5, 0)(step / largest(step, "model"))
+  garble(step / largest(step, "model"))
   evaluate.main([f"--workdir={tmp_path}"])
   printed = capsys.readouterr()
   assert '"step": 4' in printed.out.splitlines()[-1]
@@ -261,19 +268,17 @@ def test_a_digest_depends_on_every_bit_and_on_the_place_of_every_number():
   assert len(seen) == 1 + 23 + 4
 
 
-@pytest.mark.parametrize(
-  "change", [flip(0.5, 0), pytest.param(truncate(0.5), marks=pytest.mark.slow)], ids=["flipped", "truncated"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("change", [garble, truncate(0.5)], ids=["garbled", "truncated"])
 def test_processes_agree_that_a_checkpoint_is_damaged(tmp_path, cache, change):
   settings = {"total_steps": 15, "eval_steps": 0, "sample_steps": 0, "checkpoint_steps": 5, "mesh.fsdp": 2, "width": 32}
-  for process in runs.start_several(tmp_path, cache, 2, **settings):
-    runs.finish(process)
+  runs.finish_all(runs.start_several(tmp_path, cache, 2, **settings))
   whole = runs.digests(tmp_path, 15)
   step = tmp_path / "checkpoints" / "15"
   # What the second process has written.
   names = [name for name in files_of(step) if name.startswith("model/ocdbt.process_1/d/")]
   change(step / max(names, key=lambda name: (step / name).stat().st_size))
-  said = [runs.finish(process, timeout=100) for process in runs.start_several(tmp_path, cache, 2, **settings)]
+  said = runs.finish_all(runs.start_several(tmp_path, cache, 2, **settings), timeout=100)
   assert "checkpoints/15 is damaged" in said[0]
   assert "resuming from step 10" in said[0]
   assert runs.digests(tmp_path, 15) == whole

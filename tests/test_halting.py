@@ -89,6 +89,7 @@ def test_processes_halt_alike_at_an_image_that_one_of_them_has(tmp_path, cache):
   assert runs.saved_steps(tmp_path) == [5, 10]
 
 
+@pytest.mark.slow
 def test_a_run_that_may_skip_goes_on_and_resumes_with_the_same_counts(tmp_path, cache):
   settings = SETTINGS | {"max_nonfinite_steps": 3}
   wrong = {"nan_from": 13, "nan_to": 16}

@@ -106,7 +106,8 @@ def killed_in_a_save(share, tmp_path, cache, straight, things):
   finish_and_compare(tmp_path, cache, straight)
 
 
-@pytest.mark.parametrize("share", [0.15, pytest.param(0.7, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("share", [0.15, 0.7])
 def test_a_run_killed_between_two_things_that_a_save_does_ends_with_the_same_bits(
   tmp_path, cache, straight, things, share, record_property
 ):

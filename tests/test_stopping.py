@@ -32,7 +32,9 @@ def test_a_run_that_is_asked_to_end_saves_and_goes_on_later_with_the_same_bits(t
   runs.assert_same(tmp_path, straight(**SETTINGS), TOTAL)
 
 
-@pytest.mark.parametrize("what", ["compile", "evaluation", pytest.param("save", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+  "what", ["compile", *(pytest.param(what, marks=pytest.mark.slow) for what in ("evaluation", "save"))]
+)
 def test_asked_while_something_else_is_under_way_it_does_the_same(tmp_path, cache, straight, what):
   said = runs.finish(runs.start(tmp_path, cache, sabotage={"ask_during": what, "times": 1}, **SETTINGS))
   stopped = int(re.search(rf"stopped after step (\d+) of {TOTAL}", said)[1])
@@ -57,7 +59,7 @@ def test_several_processes_of_which_one_is_asked_save_the_same_step(tmp_path, ca
   started = runs.start_several(tmp_path, cache, 2, **settings)
   assert runs.wait_for(lambda: runs.logged(tmp_path) >= 30, started[0])
   started[1].send_signal(signal.SIGTERM)
-  said = [runs.finish(process, timeout=60) for process in started]
+  said = runs.finish_all(started, timeout=60)
   (stopped,) = runs.saved_steps(tmp_path)
   assert f"stopped after step {stopped} of 100000" in said[0]
   assert "SIGTERM" in said[1]
