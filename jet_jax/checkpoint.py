@@ -42,20 +42,24 @@ class Checkpoints:
     workdir: of the run.
     keep: how many of the newest checkpoints stay; None opens the directory to read only.
     keep_every: checkpoints whose step is a multiple of this stay for good; 0 for none.
+
+  Attributes:
+    best: a step that stays too, or None; it may change.
   """
 
   def __init__(self, workdir: str | pathlib.Path, keep: int | None = None, keep_every: int = 0):
     self.directory = pathlib.Path(workdir).absolute() / "checkpoints"
     self._writes = keep is not None
+    self._keep, self._keep_every = keep, keep_every
     self._bytes = 0  # of the state that was saved last
+    self.best: int | None = None
     if self._writes:
       with cluster.agreed():
         self._remove_unfinished()
     self._manager = ocp.CheckpointManager(
       self.directory,
       options=ocp.CheckpointManagerOptions(
-        max_to_keep=keep,
-        keep_period=keep_every or None,
+        preservation_policy=self if self._writes else None,
         read_only=not self._writes,
         create=self._writes,
         atomicity_options=ocp.options.AtomicityOptions(mode=ocp.options.AtomicityMode.COMMIT_FILE),
@@ -79,6 +83,12 @@ class Checkpoints:
       if step.name.isdigit() and step.is_dir() and not (step / COMMIT_FILE).exists():
         print(f"removing {step}, which was not saved to the end", flush=True)
         shutil.rmtree(step)
+
+  def should_preserve(self, checkpoints, **_) -> list[bool]:
+    """Which checkpoints stay: what orbax asks its preservation policy after each save."""
+    newest = sorted(one.step for one in checkpoints)[-(self._keep or 0) :]
+    every = self._keep_every
+    return [one.step in newest or one.step == self.best or (every > 0 and one.step % every == 0) for one in checkpoints]
 
   def steps(self) -> list[int]:
     """The complete checkpoints, from the oldest to the newest, by step."""
@@ -178,20 +188,23 @@ class Checkpoints:
     items = self._read(step, **_items(like))
     return TrainState(**items["model"], **items["training"])
 
-  def restore_variables(self, step: int, like: dict) -> dict:
-    """`params` and `permutations` to evaluate or sample with; `like` is a tree {"params", "permutations", "ema"}.
+  def restore_variables(self, step: int, like: dict, weights: str = "") -> dict:
+    """`params` and `permutations` of a saved step.
+
+    Args:
+      step: saved.
+      like: a tree {"params", "permutations", "ema"} of ShapeDtypeStructs with shardings.
+      weights: "params" or "ema"; by default "ema" if there is such.
 
     Raises:
       Damaged: they are not what was saved.
     """
     model = self._read(step, model=like)["model"]
-    params = model["params"] if model["ema"] is None else model["ema"]
-    return {"params": params, "permutations": model["permutations"]}
+    weights = weights or ("params" if model["ema"] is None else "ema")
+    return {"params": model[weights], "permutations": model["permutations"]}
 
   def _read(self, step: int, **items) -> dict[str, Any]:
-    with self._judged(step):
-      args = ocp.args.Composite(digests=ocp.args.JsonRestore())
-      saved = digests.from_json(self._manager.restore(step, args=args)["digests"])
+    saved = digests.from_json(self._read_digests(step))
     _check_shapes(self.directory / str(step), saved, digests.shape_facts(items))
     with self._judged(step):
       args = ocp.args.Composite(**{name: ocp.args.StandardRestore(item) for name, item in items.items()})
@@ -201,6 +214,16 @@ class Checkpoints:
       if wrong:
         raise ValueError(f"{len(wrong)} of {len(facts)} arrays are not what was saved, the first is {wrong[0]}")
     return restored
+
+  def _read_digests(self, step: int) -> dict[str, Any]:
+    with self._judged(step):
+      written = self._manager.restore(step, args=ocp.args.Composite(digests=ocp.args.JsonRestore()))["digests"]
+      digests.from_json(written)
+    return written
+
+  def identity(self, step: int) -> str:
+    """SHA-256 over the digests of all arrays of a saved step, in hexadecimal digits. Damaged if they cannot be read."""
+    return self._read_digests(step)["sha256"]
 
   @contextlib.contextmanager
   def _judged(self, step: int):

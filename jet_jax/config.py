@@ -39,7 +39,7 @@ def default_config() -> Config:
   config.data.source = "digits"  # digits, photos, npz:PATH, folder:PATH, archive:PATH or tfds:NAME; see sources.py
   config.data.size = 0  # side in pixels that images are brought to; 0 keeps the size they have
   config.data.data_dir = ""  # of tfds:NAME; empty means $TFDS_DATA_DIR or ~/tensorflow_datasets
-  config.data.num_examples = placeholder(int)  # images to train on, filled in from the data
+  config.data.num_examples = placeholder(int)  # images to train on, filled in from the data; told for tools/cost.py
   config.data.flip = False  # mirror every second training image, at random, left to right
   config.data.max_bad_images = 0  # unreadable images to skip before the run stops; see sources.py
   config.data.workers = 0  # processes that read ahead; 0 reads in threads, which is faster where decoding is cheap
@@ -76,6 +76,11 @@ def default_config() -> Config:
   config.clip_norm = 1.0  # global norm of the gradient
   config.max_nonfinite_steps = 0  # in a row, without a finite loss and gradient, that are skipped before the run stops
   config.ema_decay = 0.0  # of the averaged weights that evaluation and sampling then use; 0 is off
+
+  config.init_from = ""  # WORKDIR, WORKDIR@STEP or WORKDIR@best of a run to start from; see transfer.py
+  config.init_ema = False  # take its averaged weights
+  config.keep_best = False  # the checkpoint with the lowest val/bits_per_dim stays, besides the newest
+  config.patience = 0  # evaluations in a row without a better one, after which the run ends; 0 is off; keeps the best
 
   config.eval_noise_samples = 1  # draws of the dequantization noise an image, during training
   config.sample_num = 64
@@ -140,6 +145,7 @@ def resolve(config: Config, flag_overrides=()) -> Config:
     _set(resolved, name, value)
   for name in flag_overrides:
     _drop_other_units(resolved, name)
+  resolved.keep_best = resolved.keep_best or resolved.patience > 0
   _check(resolved)
   return resolved
 
@@ -307,13 +313,16 @@ def _check(config) -> None:
         raise ValueError(f"{name}={value} must be finite and not negative; 0 turns it off")
   if not (config.total_steps or config.total_epochs or config.total_examples):
     raise ValueError("the run has no length; set total_steps, total_epochs or total_examples to a positive number")
+  if config.keep_best and not any(config[f"eval_{unit}"] for unit in UNITS):
+    raise ValueError("keep_best and patience go by evaluations, and there are none; set eval_steps or eval_epochs")
   below_one = 1 - 1e-9
   ranges = {
     "batch_size": (1, LARGEST), "levels": (2, 256), "seed": (0, LARGEST), "lr": (0, 1e3), "wd": (0, 1),
     "adam_b1": (0, below_one), "adam_b2": (0, below_one), "ema_decay": (0, below_one), "clip_norm": (1e-9, 1e30),
     "eval_noise_samples": (1, LARGEST), "sample_num": (1, LARGEST), "sample_temperature": (0, 1e3),
     "checkpoint_keep": (1, LARGEST), "data.size": (0, LARGEST), "data.max_bad_images": (0, LARGEST),
-    "max_nonfinite_steps": (0, LARGEST), "data.workers": (0, 256), "microbatches": (1, config.batch_size),
+    "max_nonfinite_steps": (0, LARGEST), "patience": (0, LARGEST), "data.workers": (0, 256),
+    "microbatches": (1, config.batch_size),
     **{f"model.{name}": (1, LARGEST_SIDE) for name in ("couplings", "block_depth", "width", "heads", "patch_size")},
   }  # fmt: skip
   values = dict(_leaves(config))

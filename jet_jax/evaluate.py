@@ -1,6 +1,6 @@
 """Bits per dimension of a split, inside training or alone:
 
-python -m jet_jax.evaluate --workdir=DIR [--step=N] [--split=validation] [--noise_samples=K]
+python -m jet_jax.evaluate --workdir=DIR [--step=N|best] [--split=validation] [--noise_samples=K]
 """
 
 import argparse
@@ -78,7 +78,9 @@ def main(argv=None) -> None:
     prog="python -m jet_jax.evaluate", description="Bits per dimension of a trained run."
   )
   parser.add_argument("--workdir", required=True, help="work directory of a training run")
-  parser.add_argument("--step", type=int, help="checkpoint to evaluate; the newest by default")
+  parser.add_argument(
+    "--step", type=workdir.step_argument, help="checkpoint to evaluate, or best; the newest by default"
+  )
   parser.add_argument("--split", default="validation", choices=sources.SPLITS)
   parser.add_argument("--noise_samples", type=int, default=1, help="draws of the dequantization noise an image")
   parser.add_argument("--source", help="the images, as config.data.source, if they are not where they were")

@@ -3,6 +3,7 @@
 import contextlib
 
 import jax
+import jax.numpy as jnp
 
 MOST = 1000  # steps whose metrics are kept on the devices
 
@@ -53,6 +54,22 @@ class Halt:
       f"{rule}. Nothing of this step was applied or saved; {self.checkpoints.newest()}. Set a lower lr, look at the "
       "images of this step, or skip more"
     )
+
+
+def guard(state, updated, is_finite, max_nonfinite: int):
+  """`updated` if the step was finite; else `state`, counting the step as skipped as long as that is allowed.
+
+  Both are a `steps.TrainState`; `is_finite` is a bool of all devices.
+  """
+  row = state.skipped_in_a_row
+  may_skip = (row >= 0) & (row < max_nonfinite)
+  kept = state.replace(
+    step=state.step + may_skip,
+    skipped=state.skipped + may_skip,
+    skipped_in_a_row=jnp.where(may_skip, row + 1, -1),
+  )
+  goes_on = is_finite & (row >= 0)
+  return jax.tree.map(lambda new, old: jnp.where(goes_on, new, old), updated, kept)
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Metrics of a run: to the terminal, `metrics.jsonl`, TensorBoard and, if asked for, Weights & Biases.
+"""Metrics and pictures of a run: to the terminal, to files, to TensorBoard and, if asked for, to Weights & Biases.
 
 A metric that is NaN or infinite is null in `metrics.jsonl`, so that every line is JSON to every reader.
 """
@@ -19,6 +19,7 @@ from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from jet_jax import cluster
+from jet_jax.pictures import make_grid, save_png
 
 
 class MetricLog:
@@ -28,13 +29,14 @@ class MetricLog:
 
   Args:
     workdir: of the run.
-    config: resolved config; `batch_size` and `wandb_project` are read.
+    config: resolved config; `batch_size`, `levels` and `wandb_project` are read.
     start: step that training starts from.
     total: step that training ends at.
   """
 
   def __init__(self, workdir: pathlib.Path, config, start: int, total: int):
-    self.total, self.batch_size = total, config.batch_size
+    self.total, self.batch_size, self.levels = total, config.batch_size, config.levels
+    self._pictures = workdir / "samples"
     self._clock = _Clock(start)
     self._writes = cluster.is_writer()
     hide_bar = not (self._writes and sys.stderr.isatty())
@@ -85,13 +87,15 @@ class MetricLog:
     nonfinite = f"{metrics['num_nonfinite']:,} of them NaN or infinite" if metrics["num_nonfinite"] else ""
     self._print(step, bits, f"{metrics['num_images']:,} images", nonfinite)
 
-  def samples(self, step: int, image, num_nonfinite: int) -> None:
-    """Shows a grid of samples, uint8 (H, W, 3), in TensorBoard; logs how many are not finite if any are."""
+  def samples(self, step: int, images, num_nonfinite: int) -> None:
+    """Writes a grid of samples, uint8 (N, H, W, C); logs how many of them are not finite if any are."""
     if num_nonfinite:
       self._write(step, {"samples/num_nonfinite": num_nonfinite})
       self._print(step, f"{num_nonfinite:,} samples are NaN or infinite")
     if self._writes:
-      self._tensorboard.add_image("samples", image, step, dataformats="HWC")
+      grid = make_grid(images, self.levels)
+      save_png(grid, self._pictures / f"{step}.png")
+      self._tensorboard.add_image("samples", grid, step, dataformats="HWC")
 
   def _write(self, step, metrics) -> None:
     if not self._writes:
@@ -135,14 +139,21 @@ def _drop_steps_after(start: int, path: pathlib.Path) -> None:
   """Keeps the lines of `metrics.jsonl` up to step `start`. What a kill or a crash has torn goes too."""
   if not path.exists():
     return
-  kept = []
-  for line in path.read_bytes().splitlines():  # bytes: some file systems leave zeros or rubbish after a crash
-    with contextlib.suppress(ValueError, TypeError, KeyError):  # it is no JSON, no object, or has no step
-      if json.loads(line)["step"] <= start:
-        kept.append(line + b"\n")
+  kept = [line + b"\n" for line, values in read_lines(path) if values["step"] <= start]
   temporary = path.with_suffix(".tmp")
   temporary.write_bytes(b"".join(kept))
   temporary.replace(path)
+
+
+def read_lines(path: pathlib.Path) -> list[tuple[bytes, dict[str, Any]]]:
+  """The lines of a `metrics.jsonl` that can be read, each with what it says; none if there is no such file."""
+  found = []
+  lines = path.read_bytes().splitlines() if path.exists() else []  # bytes: a crash may leave zeros or rubbish
+  for line in lines:
+    with contextlib.suppress(ValueError, TypeError, KeyError):  # it is no JSON, no object, or has no step
+      values = json.loads(line)
+      found.append((line, values | {"step": int(values["step"])}))
+  return found
 
 
 def as_json(value: Any) -> str:

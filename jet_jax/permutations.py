@@ -8,6 +8,7 @@ Channel splits and spatial splits (Jet, section 2) are both such rows, so that n
 """
 
 import itertools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,7 @@ SPATIAL_PATTERNS = {
   "hstripes": lambda row, column: row % 2 == 0,
 }
 INVERTED = "-inv"  # suffix of a pattern: the other half of the tokens conditions
+PATTERNS = tuple(name + suffix for name in SPATIAL_PATTERNS for suffix in ("", INVERTED))
 
 
 def spatial_row(pattern: str, grid: tuple[int, int], token_dim: int) -> np.ndarray:
@@ -41,8 +43,7 @@ def spatial_row(pattern: str, grid: tuple[int, int], token_dim: int) -> np.ndarr
   """
   name = pattern.removesuffix(INVERTED)
   if name not in SPATIAL_PATTERNS:
-    known = [p + suffix for p in SPATIAL_PATTERNS for suffix in ("", INVERTED)]
-    raise ValueError(f"unknown spatial pattern {pattern!r}; use one of {', '.join(known)}")
+    raise ValueError(f"unknown spatial pattern {pattern!r}; use one of {', '.join(PATTERNS)}")
   rows, columns = np.indices(grid)
   conditions = SPATIAL_PATTERNS[name](rows, columns).ravel()
   if 2 * conditions.sum() != conditions.size:
@@ -56,6 +57,18 @@ def spatial_row(pattern: str, grid: tuple[int, int], token_dim: int) -> np.ndarr
   # The cut `n (s c) -> (n s) c` leaves numbers where they lie in memory, so it needs no further reordering.
   order = np.argsort(~conditions, kind="stable")
   return (order[:, None] * token_dim + np.arange(token_dim)).astype(np.int32).ravel()
+
+
+def pattern_of(row: np.ndarray, grid: tuple[int, int], token_dim: int) -> str | None:
+  """The pattern whose `spatial_row` this is; None if it is none of them."""
+  for pattern in PATTERNS:
+    try:
+      known = spatial_row(pattern, grid, token_dim)
+    except ValueError:  # this grid cannot be cut so
+      continue
+    if np.array_equal(row, known):
+      return pattern
+  return None
 
 
 def channel_rows(orders: jax.Array, tokens: int) -> jax.Array:
@@ -98,6 +111,40 @@ def coupling_table(key, couplings, kinds, spatial, grid, token_dim) -> jax.Array
     ]
     table = table.at[np.flatnonzero(is_spatial)].set(np.stack(rows))
   return table
+
+
+def move_table(table: np.ndarray, token_dim: int, grid: tuple[int, int], new_grid: tuple[int, int]) -> np.ndarray:
+  """The table of the same flow on another grid of patches.
+
+  A channel split orders the channels of every token as before; a spatial split has its pattern on the new grid.
+
+  Args:
+    table: int32 (couplings, dims), for `grid`.
+    token_dim: numbers in a token, on either grid.
+    grid: rows and columns of patches.
+    new_grid: those that the result is for.
+
+  Returns:
+    int32 (couplings, new dims).
+
+  Raises:
+    ValueError: a row that is neither split, or a pattern that does not cut the new grid in equal halves.
+  """
+  tokens, new_tokens = math.prod(grid), math.prod(new_grid)
+
+  def moved(number, row):
+    order = row.reshape(2, tokens, token_dim // 2)[:, 0].reshape(1, token_dim)  # of the first token, if of channels
+    if np.array_equal(row, channel_rows(order, tokens)[0]):
+      return np.asarray(channel_rows(order, new_tokens)[0])
+    pattern = pattern_of(row, grid, token_dim)
+    if pattern is None:
+      raise ValueError(
+        f"coupling {number} splits {grid[0]}x{grid[1]} patches in a way that has no name, so that it is not known how "
+        f"it would split {new_grid[0]}x{new_grid[1]}; use images of the size that the flow was trained on"
+      )
+    return spatial_row(pattern, new_grid, token_dim)
+
+  return np.stack([moved(number, row) for number, row in enumerate(np.asarray(table))])
 
 
 def check_splits(kinds, spatial, grid, token_dim) -> None:

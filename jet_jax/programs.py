@@ -42,6 +42,13 @@ def init_program(config, model, optimizer, mesh):
   return jax.jit(initializer(config, model, optimizer), out_shardings=placed)
 
 
+def start_program(config, model, optimizer, mesh):
+  """variables -> the state at step 0 that starts from them, each part where it lives."""
+  placed = jax.tree.map(lambda x: x.sharding, state_shapes(config, model, optimizer, mesh))
+  start = functools.partial(steps.fresh_state, optimizer=optimizer, with_ema=config.ema_decay > 0)
+  return jax.jit(start, out_shardings=placed)
+
+
 def train_program(config, model, optimizer, mesh):
   """(state, images uint8 (B, H, W, C), key) -> (state, metrics); the old state's memory becomes the new one's."""
   placed = jax.tree.map(lambda x: x.sharding, state_shapes(config, model, optimizer, mesh))

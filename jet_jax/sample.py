@@ -1,14 +1,12 @@
 """Images from a trained flow, inside training or alone:
 
-python -m jet_jax.sample --workdir=DIR [--step=N] [--num=64] [--seed=0] [--temperature=1.0] [--out=FILE] [--npz=FILE]
-    [--dtype=bfloat16]
+python -m jet_jax.sample --workdir=DIR [--step=N|best] [--num=64] [--seed=0] [--temperature=1.0]
+    [--out=FILE] [--npz=FILE] [--dtype=bfloat16]
 """
 
 import argparse
 import contextlib
 import json
-import math
-import pathlib
 import sys
 from collections import deque
 from collections.abc import Iterator
@@ -16,17 +14,14 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 from absl import logging
-from einops import rearrange
-from PIL import Image
 from tqdm import tqdm
 
 from jet_jax import cluster, programs, sharding, workdir
 from jet_jax.npz import NpzWriter
+from jet_jax.pictures import make_grid, save_png
 
 CHUNK = 256  # images in one pass through the flow, at most
 GRID = 256  # images in a picture, at most
-SHORTEST_SIDE = 48  # of an image in a grid, in pixels; smaller ones are enlarged
-GAP = 2  # between the images of a grid, in pixels
 RANGES = {"num": (1, 2**31 - 1), "seed": (0, 2**31 - 1), "temperature": (0, 1e30)}  # of the command's flags
 
 
@@ -85,42 +80,11 @@ class Sampler:
       yield arrived(*one)
 
 
-def make_grid(images: np.ndarray, levels: int) -> np.ndarray:
-  """Images side by side, as near to a square as their number allows, small ones enlarged, gray between and after them.
-
-  Args:
-    images: uint8 (N, H, W, C) in {0 .. levels - 1}; one channel is gray, the first three of others red, green, blue.
-    levels: number of pixel values.
-
-  Returns:
-    uint8 (rows * (H' + GAP) + GAP, columns * (W' + GAP) + GAP, 3) in {0 .. 255}.
-  """
-  num, height, width, channels = images.shape
-  images = np.round(images * (255 / (levels - 1))).astype(np.uint8)
-  images = images[..., [0, 1, 2] if channels >= 3 else [0, 0, 0]]
-  enlarge = max(1, math.ceil(SHORTEST_SIDE / min(height, width)))
-  images = images.repeat(enlarge, axis=1).repeat(enlarge, axis=2)
-  columns = math.ceil(math.sqrt(num))
-  rows = math.ceil(num / columns)
-  images = np.pad(images, ((0, rows * columns - num), (GAP, 0), (GAP, 0), (0, 0)), constant_values=128)
-  grid = rearrange(images, "(r c) h w rgb -> (r h) (c w) rgb", r=rows)
-  return np.pad(grid, ((0, GAP), (0, GAP), (0, 0)), constant_values=128)
-
-
-def save_png(grid: np.ndarray, path: str | pathlib.Path) -> None:
-  """Writes a grid, uint8 (H, W, 3), as PNG, all at once."""
-  path = pathlib.Path(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.with_name(path.name + ".tmp")
-  Image.fromarray(grid).save(temporary, format="PNG")
-  temporary.replace(path)
-
-
 def main(argv=None) -> None:
   """Samples a work directory, writes the pictures and prints one JSON object; warns of images that are not finite."""
   parser = argparse.ArgumentParser(prog="python -m jet_jax.sample", description="Images from a trained run.")
   parser.add_argument("--workdir", required=True, help="work directory of a training run")
-  parser.add_argument("--step", type=int, help="checkpoint to sample; the newest by default")
+  parser.add_argument("--step", type=workdir.step_argument, help="checkpoint to sample, or best; the newest by default")
   parser.add_argument("--num", type=int, default=64, help="number of images")
   parser.add_argument("--seed", type=int, default=0)
   parser.add_argument(

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from jet_jax import likelihood
+from jet_jax import halting, likelihood
 from jet_jax.jet import Jet
 
 
@@ -38,8 +38,12 @@ class TrainState(struct.PyTreeNode):
 
 
 def init_state(key, model: Jet, optimizer: optax.GradientTransformation, image_shape, with_ema: bool) -> TrainState:
-  """A fresh state at step 0; `image_shape` is (H, W, C)."""
-  variables = model.init(key, jnp.zeros((1, *image_shape)))
+  """The state at step 0 of a flow that is drawn from the key; `image_shape` is (H, W, C)."""
+  return fresh_state(model.init(key, jnp.zeros((1, *image_shape))), optimizer, with_ema)
+
+
+def fresh_state(variables, optimizer: optax.GradientTransformation, with_ema: bool) -> TrainState:
+  """The state at step 0 that starts from these `params` and `permutations`."""
   params = variables["params"]
   return TrainState(
     **{name: jnp.zeros((), jnp.int32) for name in ("step", "skipped", "skipped_in_a_row")},
@@ -114,22 +118,9 @@ def train_step(
     step=state.step + 1, skipped_in_a_row=jnp.zeros_like(state.step), params=params, opt_state=opt_state, ema=ema
   )
   grad_norm = optax.tree.norm(grads)
-  state = _guard(state, updated, jnp.isfinite(value) & jnp.isfinite(grad_norm), max_nonfinite)
+  state = halting.guard(state, updated, jnp.isfinite(value) & jnp.isfinite(grad_norm), max_nonfinite)
   counts = {"skipped": state.skipped, "skipped_in_a_row": state.skipped_in_a_row}
   return state, {"bits_per_dim": value, "grad_norm": grad_norm, **counts}
-
-
-def _guard(state: TrainState, updated: TrainState, is_finite, max_nonfinite: int) -> TrainState:
-  """`updated` if the step was finite; else `state`, counting the step as skipped as long as that is allowed."""
-  row = state.skipped_in_a_row
-  may_skip = (row >= 0) & (row < max_nonfinite)
-  kept = state.replace(
-    step=state.step + may_skip,
-    skipped=state.skipped + may_skip,
-    skipped_in_a_row=jnp.where(may_skip, row + 1, -1),
-  )
-  goes_on = is_finite & (row >= 0)
-  return jax.tree.map(lambda new, old: jnp.where(goes_on, new, old), updated, kept)
 
 
 def eval_step(variables, images, index, key, *, model, levels) -> jax.Array:

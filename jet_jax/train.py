@@ -19,8 +19,9 @@ import optax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from jet_jax import cluster, data, estimate, optim, programs, sharding, sources, steps
+from jet_jax import cluster, data, estimate, optim, programs, sharding, sources, steps, transfer
 from jet_jax import config as config_lib
+from jet_jax.best import Best
 from jet_jax.checkpoint import Checkpoints
 from jet_jax.config import Config
 from jet_jax.evaluate import Evaluator
@@ -28,7 +29,7 @@ from jet_jax.halting import Halt, saving_before
 from jet_jax.images import BadImage
 from jet_jax.jet import Jet
 from jet_jax.logs import MetricLog, check_wandb
-from jet_jax.sample import Sampler, make_grid, save_png
+from jet_jax.sample import Sampler
 from jet_jax.stopping import Stop
 from jet_jax.workdir import claim_workdir
 
@@ -46,6 +47,10 @@ class Run:
   model: Jet
   optimizer: optax.GradientTransformation
   total_steps: int
+
+  def is_over(self, step: int) -> bool:
+    """Whether nothing is left to do after `step` updates, or to hope for."""
+    return step >= self.total_steps or Best(self.workdir, step, self.config.patience).is_past
 
   def happens(self, duration: str) -> int:
     """Updates between two times that this happens; 0 if it never does."""
@@ -81,6 +86,7 @@ def prepare(config: Config, workdir: str | pathlib.Path, flag_overrides=()) -> R
   model.check(config.image_shape)
   if reason := model.why_not_on(mesh.devices.flat[0], config.image_shape):
     raise ValueError(reason)
+  config.init_from = transfer.settle(config, workdir)
   rows = sharding.local_rows(mesh, config.batch_size)
   batches = data.train_batches(train_source, config.batch_size, config.seed, config.data.flip, rows)
   workdir = claim_workdir(workdir, config)
@@ -93,15 +99,10 @@ def start_state(run: Run, init_key, checkpoints: Checkpoints) -> steps.TrainStat
   """The newest good checkpoint of the run, or a fresh state."""
   parts = run.config, run.model, run.optimizer, run.mesh
   state = checkpoints.restore_newest(programs.state_shapes(*parts))
-  if state is None:
-    return programs.init_program(*parts)(init_key)
-  cluster.say(f"resuming from step {state.step}")
-  return state
-
-
-def place(run: Run, batch: dict) -> jax.Array:
-  """The images of a batch on the devices, each with its share."""
-  return sharding.place_batch(batch["image"], run.mesh, run.config.batch_size)
+  if state is not None:
+    cluster.say(f"resuming from step {state.step}")
+    return state
+  return transfer.start(*parts, run.workdir) if run.config.init_from else programs.init_program(*parts)(init_key)
 
 
 def compile_all(run: Run, evaluator: Evaluator, sampler: Sampler):
@@ -131,9 +132,9 @@ def train(run: Run) -> steps.TrainState:
   config = run.config
   init_key, noise_key = jax.random.split(jax.random.key(config.seed))
   with Stop() as stop, Checkpoints(run.workdir, config.checkpoint_keep, run.happens("keep")) as checkpoints:
-    if (checkpoints.latest_step() or 0) >= run.total_steps:
+    if run.is_over(checkpoints.latest_step() or 0):
       state = start_state(run, init_key, checkpoints)
-      if state.step >= run.total_steps:
+      if run.is_over(int(state.step)):
         cluster.say(f"this run is finished: step {state.step} of {run.total_steps} is saved in {run.workdir}")
         return state
     at_once = config.batch_size // config.microbatches
@@ -142,12 +143,14 @@ def train(run: Run) -> steps.TrainState:
     train_step = compile_all(run, evaluator, sampler)
     state = start_state(run, init_key, checkpoints)
     step = start = int(state.step)
+    best = Best(run.workdir, start, config.patience)
+    checkpoints.best = best.step
     reader = data.Reader(run.batches, start, config.data.workers, config.data.max_bad_images)
-    images = data.place_ahead(reader, functools.partial(place, run))
+    images = data.place_ahead(reader, lambda batch: sharding.place_batch(batch["image"], run.mesh, config.batch_size))
     log = MetricLog(run.workdir, config, start, run.total_steps)
     halt = Halt(config.max_nonfinite_steps, checkpoints)
     with log, contextlib.closing(reader), saving_before(BadImage, lambda: halt.check() and checkpoints.save(state)):
-      while step < run.total_steps and not stop.due(step):
+      while step < run.total_steps and not best.is_past and not stop.due(step):
         step += 1
         state, metrics = train_step(state, next(images), noise_key)
         halt.step_done(step, metrics)
@@ -160,18 +163,23 @@ def train(run: Run) -> steps.TrainState:
           halt.check()
           with log.pause():
             if "eval" in due:
-              log.validation(step, evaluator(state.variables(), config.eval_noise_samples))
+              result = evaluator(state.variables(), config.eval_noise_samples)
+              log.validation(step, result)
+              if best.add(step, result["bits_per_dim"]) and config.keep_best:
+                checkpoints.best = step
+                due.append("checkpoint")
             if "sample" in due:
-              grid = make_grid(sampler(state.variables(), temperature=config.sample_temperature), config.levels)
-              if cluster.is_writer():
-                save_png(grid, run.workdir / "samples" / f"{step}.png")
-              log.samples(step, grid, sampler.num_nonfinite)
+              log.samples(
+                step, sampler(state.variables(), temperature=config.sample_temperature), sampler.num_nonfinite
+              )
             if "checkpoint" in due:
               checkpoints.save(state)
     halt.check()
     if step:
       checkpoints.save(state)  # the end is saved whatever the config says
-  if step < run.total_steps:
+  if best.is_past:
+    cluster.say(f"ended after step {step} of {run.total_steps}: {best}, and {best.since} since were no better")
+  elif step < run.total_steps:
     cluster.say(f"stopped after step {step} of {run.total_steps}; the same command goes on from there")
   return state
 
@@ -192,7 +200,7 @@ def main(argv) -> None:
   except (ValueError, OSError) as error:  # a wrong value, a bad image, too little memory, a full disk
     cluster.fail(error)
   cluster.say(f"results are in {run.workdir}")
-  if state.step < run.total_steps:
+  if not run.is_over(int(state.step)):
     sys.exit(int(os.environ.get("JET_JAX_STOP_STATUS", "0")))  # a script may want to tell a stopped run from a finished
 
 

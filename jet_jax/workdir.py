@@ -2,19 +2,20 @@
 
 import pathlib
 import sys
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 
 from jet_jax import cluster, sharding
 from jet_jax import config as config_lib
+from jet_jax.best import best_step
 from jet_jax.checkpoint import Checkpoints, Damaged
 from jet_jax.jet import Jet
 from jet_jax.lock import hold
 from jet_jax.logs import check_places
 
 # A run cannot change these fields, or those below them, and still be the same run.
-FIXED = ("seed", "levels", "batch_size", "data", "image_shape", "model")
+FIXED = ("seed", "levels", "batch_size", "data", "image_shape", "model", "init_from", "init_ema")
 FREE = ("model.remat", "model.attention", "data.data_dir", "data.max_bad_images", "data.workers")
 
 
@@ -56,14 +57,26 @@ class Trained(NamedTuple):
   mesh: jax.sharding.Mesh
 
 
-def load_run(workdir: str | pathlib.Path, step: int | None = None, mesh=None, dtype: str | None = None) -> Trained:
+def step_argument(text: str) -> int | Literal["best"]:
+  """The --step of a command: a number or "best"."""
+  return "best" if text == "best" else int(text)
+
+
+def load_run(
+  workdir: str | pathlib.Path,
+  step: int | Literal["best"] | None = None,
+  mesh=None,
+  dtype: str | None = None,
+  weights: str = "",
+) -> Trained:
   """All that evaluation and sampling need of a trained run.
 
   Args:
     workdir: of the run.
-    step: which checkpoint; None is the newest that is not damaged.
+    step: which checkpoint; None is the newest that is not damaged, "best" the one with the lowest val/bits_per_dim.
     mesh: devices; by default the run's own mesh, as far as there are devices for it.
     dtype: of the transformers; by default the run's own.
+    weights: "params" or "ema"; by default the averaged ones if there are any.
 
   Raises:
     ValueError: no such work directory or step, or a damaged one.
@@ -77,7 +90,8 @@ def load_run(workdir: str | pathlib.Path, step: int | None = None, mesh=None, dt
   if not (pathlib.Path(workdir) / "checkpoints").is_dir():
     raise ValueError(f"no checkpoint in {workdir}; train until the first one is saved")
   with Checkpoints(workdir) as checkpoints:
-    is_given, step = step is not None, checkpoints.check_step(step)
+    is_given = step is not None
+    step = checkpoints.check_step(best_step(workdir, checkpoints.steps()) if step == "best" else step)
     images = jax.ShapeDtypeStruct((1, *config.image_shape), "float32")
     # Shapes do not depend on the kinds. The splits themselves are saved, and need not be such as could be drawn.
     like = jax.eval_shape(model.clone(kinds=("channels",)).init, jax.random.key(0), images)
@@ -86,7 +100,7 @@ def load_run(workdir: str | pathlib.Path, step: int | None = None, mesh=None, dt
     while True:
       step = int(cluster.exchange(str(step))[0])  # training may have saved another meanwhile
       try:
-        variables = checkpoints.restore_variables(step, like)
+        variables = checkpoints.restore_variables(step, like, weights)
         break
       except Damaged as error:
         there = checkpoints.reload()

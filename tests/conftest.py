@@ -1,6 +1,8 @@
 """What several tests share: tiny flows with random, non-zero parameters."""
 
+import atexit
 import os
+import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
@@ -20,6 +22,15 @@ def randomize(params, key, std=0.3):
   keys = jax.random.split(key, len(leaves))
   noisy = [leaf + std * jax.random.normal(k, leaf.shape) for leaf, k in zip(leaves, keys, strict=True)]
   return jax.tree.unflatten(treedef, noisy)
+
+
+def pytest_configure():
+  """Programs that one test has compiled the next finds: most tests train the same few runs."""
+  folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+  atexit.register(folder.cleanup)
+  jax.config.update("jax_compilation_cache_dir", folder.name)
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+  jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 def pytest_addoption(parser):

@@ -85,7 +85,11 @@ def waiting(run: train.Run, steps_a_turn: int, turns: int) -> dict[str, float]:
   step = programs.compile_train_step(*parts, programs.train_arguments(*parts), limit)
   state = programs.init_program(*parts)(init_key)
   reader = data.Reader(run.batches, 0, run.config.data.workers)
-  streams = {"pipeline": data.place_ahead(reader, lambda batch: train.place(run, batch))}
+  streams = {
+    "pipeline": data.place_ahead(
+      reader, lambda batch: sharding.place_batch(batch["image"], run.mesh, run.config.batch_size)
+    )
+  }
   streams["one_batch"] = itertools.repeat(next(streams["pipeline"]))
   times: dict[str, list[float]] = {name: [] for name in streams}
   for turn in range(turns + 1):

@@ -28,7 +28,7 @@ from jet_jax import optim, sources, steps
 from jet_jax.checkpoint import Checkpoints
 from jet_jax.jet import Jet
 from jet_jax.npz import Npz
-from jet_jax.permutations import INVERTED, SPATIAL_PATTERNS, channel_rows, spatial_row
+from jet_jax.permutations import PATTERNS, channel_rows, pattern_of
 
 ROOT = "params/"
 CHANNEL_MASKS = ROOT + "channel_coupling_masks-FREEZE_ME"  # (couplings, K, K) one-hot; zero where a split is spatial
@@ -49,7 +49,6 @@ MODULES = {  # our names, theirs; {} is the number of a transformer block
   "block{}_mlp/up": BLOCK + "MlpBlock_0/Dense_0",
   "block{}_mlp/down": BLOCK + "MlpBlock_0/Dense_1",
 }
-PATTERNS = tuple(name + suffix for name in SPATIAL_PATTERNS for suffix in ("", INVERTED))
 UNNAMED = "imported"  # a spatial split that is none of `PATTERNS`; it lives in the table and cannot be drawn anew
 
 
@@ -267,7 +266,7 @@ def _table(arrays: Npz, model, image_shape):
         raise ValueError(f"coupling {i} is spatial, but {tokens} tokens have no equal halves; check image_shape")
       rows.append(_spatial_row(_order(spatial_mask, f"{SPATIAL_MASKS}[{i}]"), token_dim))
       kinds.append("spatial")
-      patterns.append(_pattern(rows[-1], grid, token_dim))
+      patterns.append(pattern_of(rows[-1], grid, token_dim) or UNNAMED)
   return np.stack(rows), _shortest_repeat(kinds), _shortest_repeat(patterns) if patterns else model.spatial
 
 
@@ -285,17 +284,6 @@ def _order(mask, name) -> np.ndarray:
   if not is_permutation:
     raise ValueError(f"{name} is no permutation: every row and column must hold one 1 and zeros; export it again")
   return mask.argmax(axis=0).astype(np.int32)
-
-
-def _pattern(row, grid, token_dim) -> str:
-  for pattern in PATTERNS:
-    try:
-      known = spatial_row(pattern, grid, token_dim)
-    except ValueError:  # this grid cannot be cut so
-      continue
-    if np.array_equal(row, known):
-      return pattern
-  return UNNAMED
 
 
 def _shortest_repeat(sequence) -> tuple[str, ...]:
@@ -330,13 +318,7 @@ def write_workdir(workdir: pathlib.Path, model: Jet, variables, image_shape, sou
     sources.open_config(config, ["validation"])
   workdir.mkdir(parents=True, exist_ok=True)
   optimizer = optim.make_optimizer(config, total_steps=1, warmup_steps=0)
-  state = steps.TrainState(
-    **{name: jnp.zeros((), jnp.int32) for name in ("step", "skipped", "skipped_in_a_row")},
-    params=jax.tree.map(jnp.asarray, variables["params"]),
-    permutations=jax.tree.map(jnp.asarray, variables["permutations"]),
-    opt_state=optimizer.init(variables["params"]),
-    ema=None,
-  )
+  state = steps.fresh_state(jax.tree.map(jnp.asarray, variables), optimizer, with_ema=False)
   with Checkpoints(workdir, keep=config.checkpoint_keep) as checkpoints:
     checkpoints.save(state)
   config_lib.save(config, workdir / "config.json")

@@ -1,0 +1,21 @@
+"""Which couplings, and how deep: 4:1 against channels or spatial splits only, more couplings against deeper ones.
+
+  python -m tools.sweep --sweep=configs/sweeps/architecture.py --out=runs/architecture --define images=archive:PATH
+
+A group differs from `10x2` in one thing, and takes as many operations a step to 5%. Results: docs/experiments.md.
+"""
+
+GROUPS = {
+  "10x2": "",
+  "channels_only": ",kinds=('channels',)",
+  "spatial_only": ",kinds=('spatial',)",
+  "20x1": ",couplings=20,block_depth=1",
+  "5x4": ",couplings=5,block_depth=4",
+}
+SEEDS = (0, 1, 2)
+
+
+def get_sweep(images):
+  """`images` is a data.source of 32x32."""
+  base = f"configs/small32.py:data.source={images},total_steps=500,keep_best=True"
+  return {f"{group}/seed{seed}": f"{base},seed={seed}{more}" for seed in SEEDS for group, more in GROUPS.items()}

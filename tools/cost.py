@@ -1,0 +1,113 @@
+"""What a whole run takes, before anything is prepared or compiled: parameters, operations, hours.
+
+  python -m tools.cost [--config=configs/imagenet64.py:large ...] [--utilisation=0.5]
+
+Hours are operations by the devices' peak of dense 16-bit products (tools/speed.py) and by the share of it that is used.
+They are a sum, not a measurement. Without `--config` it takes every config of a prepared data set, with its variants.
+Prints a table, and one JSON object last.
+"""
+
+import argparse
+import importlib
+import json
+import pathlib
+import sys
+
+import jax
+
+from jet_jax import config as config_lib
+from jet_jax import estimate
+from jet_jax.jet import Jet
+from tools.compile_pod import image_shape_of
+from tools.speed import PEAK
+
+# What hours are given on: name -> device kind, how many of them.
+MACHINES = {"H200": ("NVIDIA H200", 1), "v5e-256": ("TPU v5 lite", 256)}
+UTILISATION = 0.5
+
+
+def cost(config, utilisation: float = UTILISATION) -> dict:
+  """What a run takes.
+
+  Args:
+    config: resolved, with `data.num_examples`.
+    utilisation: share of the devices' peak.
+
+  Returns:
+    "parameters", "steps", "images" in the run, "flops" of the whole training, and "hours" on each of MACHINES.
+  """
+  model = Jet(**config.model)
+  image_shape = image_shape_of(config)
+  model.check(image_shape)
+  image = jax.ShapeDtypeStruct((1, *image_shape), "float32")
+  params = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
+  steps = config_lib.steps(config, "total", config.data.num_examples)
+  images = steps * config.batch_size
+  flops = images * estimate.train_flops(model, image_shape)
+  return {
+    "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
+    "steps": steps,
+    "images": images,
+    "flops": flops,
+    "hours": {name: hours(flops, PEAK[kind] * count, utilisation) for name, (kind, count) in MACHINES.items()},
+  }
+
+
+def hours(flops: float, peak: float, utilisation: float) -> float:
+  """Hours that so many operations take at a share of a peak in operations a second."""
+  return flops / (peak * utilisation) / 3600
+
+
+def sentence(config) -> str:
+  """The cost of a run in the words of its config's header."""
+  row = cost(config)
+  times = ", ".join(f"{_short(value)} h on {name}" for name, value in row["hours"].items())
+  return f"{row['parameters'] / 1e6:,.1f} M parameters, {row['flops']:.2e} operations: {times}"
+
+
+def _short(value: float) -> str:
+  return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
+
+
+def paper_configs() -> list[str]:
+  """Every config, with each of its variants, of a data set that has to be prepared first."""
+  found = []
+  for path in sorted(pathlib.Path("configs").glob("*.py")):
+    module = importlib.import_module(f"configs.{path.stem}")
+    found += [f"{path}:{variant}".rstrip(":") for variant in ("", *getattr(module, "VARIANTS", {}))]
+  return [name for name in found if _is_prepared(config_lib.from_file(name))]
+
+
+def _is_prepared(config) -> bool:
+  """Whether a run is on a data set that is not here, so that the config itself tells its size."""
+  return bool(config.data.num_examples) and config.data.source.startswith("tfds:")
+
+
+def main(argv=None) -> None:
+  """Prints what runs take."""
+  parser = argparse.ArgumentParser(prog="python -m tools.cost", description="What whole runs take.")
+  parser.add_argument("--config", action="append", help="config file, with its argument after a colon")
+  parser.add_argument("--utilisation", type=float, default=UTILISATION, help="share of the devices' peak, 0 to 1")
+  args = parser.parse_args(argv)
+  rows = {}
+  try:
+    if not 0 < args.utilisation <= 1:
+      raise ValueError(f"--utilisation={args.utilisation} must be above 0 and at most 1")
+    for name in args.config or paper_configs():
+      config = config_lib.from_file(name)
+      if not config.data.num_examples:
+        raise ValueError(f"{name} does not tell how many images it trains on; add num_examples=N after a colon")
+      rows[name] = cost(config, args.utilisation)
+  except ValueError as error:
+    sys.exit(f"error: {error}")
+  print(
+    f"{'config':42}{'parameters':>14}{'steps':>10}{'operations':>12}" + "".join(f"{n + ', h':>13}" for n in MACHINES)
+  )
+  for name, row in rows.items():
+    times = "".join(f"{_short(value):>13}" for value in row["hours"].values())
+    print(f"{name:42}{row['parameters']:14,}{row['steps']:10,}{row['flops']:12.2e}{times}")
+  print(json.dumps({"utilisation": args.utilisation, "runs": rows}))
+
+
+if __name__ == "__main__":
+  main()

@@ -1,0 +1,296 @@
+"""Runs that belong together: trains them one after another, or one of a cluster's array job, and makes their table.
+
+  python -m tools.sweep --sweep=configs/sweeps/kinds.py --out=runs/kinds --define images=archive:PATH
+  sbatch --array=0-8 ... python -m tools.sweep --sweep=... --out=... --define ... --index=$SLURM_ARRAY_TASK_ID
+  python -m tools.sweep --out=runs/kinds --table    the table of what is there, while others train
+
+A sweep is a Python file with a function `get_sweep`. It takes what `--define` gives and returns a dict from the name
+of each run to what `jet_jax.train` takes as `--config`; "{out}" in it is the folder of the sweep. Names that end in
+"/seed0", "/seed1", ... are the same run with other seeds, a group. A run whose `init_from` is another of the sweep
+waits for it. The same command again goes on where it was: each run resumes, and one that is finished says so.
+
+It writes OUT/NAME (the work directory), OUT/NAME.log, OUT/runs.csv, OUT/groups.csv and OUT/curves.png.
+"""
+
+import argparse
+import collections
+import contextlib
+import csv
+import importlib.util
+import inspect
+import json
+import math
+import os
+import pathlib
+import re
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from typing import Any
+
+import jax
+
+from jet_jax import config as config_lib
+from jet_jax import estimate, logs
+from jet_jax.best import best_step
+from jet_jax.jet import Jet
+
+SEED = re.compile(r"/seed\d+$")
+STYLES: dict[str, Any] = {"val": "-", "train": ":"}
+
+
+def load(path: str, definitions: dict[str, str]) -> dict[str, str]:
+  """The runs of a sweep file: name -> `--config`. ValueError if it is none, or `definitions` are not what it takes."""
+  spec = importlib.util.spec_from_file_location("sweep", path)
+  if spec is None or spec.loader is None or not pathlib.Path(path).is_file():
+    raise ValueError(f"--sweep={path} is no Python file; give one as in configs/sweeps")
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  if not hasattr(module, "get_sweep"):
+    raise ValueError(f"--sweep={path} has no function get_sweep; see configs/sweeps")
+  wanted = list(inspect.signature(module.get_sweep).parameters)
+  if sorted(wanted) != sorted(definitions):
+    given = " ".join(f"{name}={value}" for name, value in definitions.items()) or "none"
+    raise ValueError(f"{path} needs --define {'=... '.join([*wanted, ''])}and the given ones are: {given}")
+  return module.get_sweep(**definitions)
+
+
+class Sweep:
+  """The runs of a sweep in a folder.
+
+  Args:
+    runs: name -> what `--config` is; "{out}" in it stands for the folder.
+    out: the folder.
+
+  Attributes:
+    needs: name -> the run of the sweep that it starts from, or None.
+  """
+
+  def __init__(self, runs: dict[str, str], out: pathlib.Path):
+    self.out = out.absolute()
+    self.runs = {name: config.replace("{out}", str(self.out)) for name, config in runs.items()}
+    self.needs: dict[str, str | None] = {}
+    for name, config in self.runs.items():
+      try:
+        source = config_lib.from_file(config).init_from
+      except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+      self.needs[name] = next((other for other in self.runs if source.partition("@")[0] == str(self.out / other)), None)
+
+  def start(self, name: str) -> subprocess.Popen:
+    """Starts to train one of them; what it prints goes to its log."""
+    (self.out / name).parent.mkdir(parents=True, exist_ok=True)
+    with (self.out / f"{name}.log").open("ab") as log:
+      command = [sys.executable, "-m", "jet_jax.train", f"--config={self.runs[name]}", f"--workdir={self.out / name}"]
+      stopped = {"JET_JAX_STOP_STATUS": "75"}  # a run that was asked to stop is not finished
+      return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=os.environ | stopped)
+
+  def last_words(self, name: str) -> str:
+    """The last line that a run has printed."""
+    lines = (self.out / f"{name}.log").read_text(errors="replace").splitlines()
+    return lines[-1] if lines else "nothing"
+
+  def run(self, names, jobs: int) -> list[str]:
+    """Trains these, `jobs` at a time, each on its share of the cores. Returns those that failed or were stopped."""
+    waiting, finished, failed = list(names), set(), []
+    running: dict[int, tuple[str, subprocess.Popen]] = {}
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    with _passing_on(running, waiting, failed):
+      while waiting or running:
+        for place in range(jobs):
+          ready = [name for name in waiting if self.needs[name] not in names or self.needs[name] in finished]
+          if place not in running and ready:
+            process = self.start(ready[0])
+            if jobs > 1 and len(cores) >= jobs:
+              os.sched_setaffinity(process.pid, cores[place::jobs])
+            waiting.remove(ready[0])
+            running[place] = ready[0], process
+            print(f"{len(names) - len(waiting)}/{len(names)} {ready[0]}", flush=True)
+        for place, (name, process) in list(running.items()):
+          if process.poll() is not None:
+            del running[place]
+            (finished.add if process.returncode == 0 else failed.append)(name)
+            print(f"{name}: {self.last_words(name)}", flush=True)
+            waiting[:] = [other for other in waiting if self.needs[other] not in failed]
+        time.sleep(1)
+    return [name for name in names if name not in finished]
+
+
+@contextlib.contextmanager
+def _passing_on(running, waiting, failed):
+  """SIGTERM and Ctrl-C: what runs saves and ends, what waits does not start."""
+
+  def stop(*_):
+    failed.extend(waiting)
+    waiting.clear()
+    for _, process in running.values():
+      with contextlib.suppress(ProcessLookupError):
+        process.send_signal(signal.SIGTERM)
+
+  before = [(number, signal.signal(number, stop)) for number in (signal.SIGTERM, signal.SIGINT)]
+  try:
+    yield
+  finally:
+    for number, handler in before:
+      signal.signal(number, handler)
+
+
+def find_runs(out: pathlib.Path) -> list[str]:
+  """Names of the runs in a folder, by their configs."""
+  return sorted(str(path.parent.relative_to(out)) for path in out.rglob("config.json"))
+
+
+def describe(workdir: pathlib.Path) -> dict:
+  """What a run is and how it went: steps, bits/dim on validation at its end and at its best, on training at its end."""
+  config = config_lib.load(workdir)
+  model = Jet(**config.model)
+  image = jax.ShapeDtypeStruct((1, *config.image_shape), "float32")
+  params = jax.eval_shape(model.clone(kinds=("channels",)).init, jax.random.key(0), image)["params"]
+  lines = [values for _, values in logs.read_lines(workdir / "metrics.jsonl")]
+  validation = [line for line in lines if line.get("val/bits_per_dim") is not None]
+  training = [line for line in lines if line.get("train/bits_per_dim") is not None]
+  steps = max((line["step"] for line in lines), default=0)
+  row = {
+    "steps": steps,
+    "of": config_lib.steps(config, "total", config.data.num_examples),
+    "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
+    "flops": estimate.train_flops(model, config.image_shape) * config.batch_size * steps,
+  }
+  if validation:
+    evaluated = {line["step"]: line for line in validation}
+    best = best_step(workdir, list(evaluated))
+    row |= {
+      "bits_per_dim": validation[-1]["val/bits_per_dim"],
+      "stderr": validation[-1]["val/bits_per_dim_stderr"],
+      "best": evaluated[best]["val/bits_per_dim"],
+      "best_step": best,
+    }
+  last = [line["train/bits_per_dim"] for line in training[-5:]]
+  return row | {"train": statistics.mean(last) if last else math.nan}
+
+
+def tabulate(out: pathlib.Path) -> tuple[list[dict], list[dict]]:
+  """A row for each run, with the fields of the config in which runs differ, and a row for each group, with mean and
+  standard deviation over its seeds."""
+  names = find_runs(out)
+  if not names:
+    raise ValueError(f"no run in {out}; give the --out of a sweep that has begun")
+  configs = {name: config_lib.load(out / name) for name in names}
+  first = configs[names[0]]
+  changed = {field for config in configs.values() for field, *_ in config_lib.differences(first, config)}
+  changed = sorted(field for field in changed if not field.startswith(("image_shape", "data.num_examples", "seed")))
+  field = lambda config, path: config[path] if "." not in path else config[path.split(".")[0]][path.split(".")[1]]
+  rows = [
+    {"run": name, "group": SEED.sub("", name), "seed": configs[name].seed}
+    | describe(out / name)
+    | {path: field(configs[name], path) for path in changed}
+    for name in names
+  ]
+  groups = collections.defaultdict(list)
+  for row in rows:
+    groups[row["group"]].append(row)
+  return rows, [_summary(name, members) for name, members in groups.items()]
+
+
+def _summary(name: str, rows: list[dict]) -> dict:
+  summary = {"group": name, "runs": len(rows), "steps": rows[0]["steps"], "parameters": rows[0]["parameters"]}
+  for figure in ("bits_per_dim", "best", "train"):
+    values = [row[figure] for row in rows if figure in row]
+    if values:
+      summary[figure] = statistics.mean(values)
+      summary[f"{figure}_std"] = statistics.stdev(values) if len(values) > 1 else 0.0
+  return summary
+
+
+def write_csv(path: pathlib.Path, rows: list[dict]) -> None:
+  """Rows as CSV; a field that a row lacks is empty."""
+  with path.open("w", newline="") as file:
+    writer = csv.DictWriter(file, list(dict.fromkeys(name for row in rows for name in row)))
+    writer.writeheader()
+    writer.writerows(rows)
+
+
+def plot(out: pathlib.Path, rows: list[dict], path: pathlib.Path) -> None:
+  """bits/dim over steps: on validation a line for each run, on training dashed, a colour for each group."""
+  import matplotlib.pyplot as plt  # noqa: PLC0415  # slow to import, and only for this
+  from matplotlib.lines import Line2D  # noqa: PLC0415
+
+  groups = list(dict.fromkeys(row["group"] for row in rows))
+  colors = {group: plt.get_cmap("tab10")(number % 10) for number, group in enumerate(groups)}
+  figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
+  ends = []
+  for row in rows:
+    lines = [values for _, values in logs.read_lines(out / row["run"] / "metrics.jsonl")]
+    color = colors[row["group"]]
+    for name, style in STYLES.items():
+      points = [
+        (line["step"], line[f"{name}/bits_per_dim"])
+        for line in lines
+        if line.get(f"{name}/bits_per_dim") is not None and line["step"] > 1
+      ]
+      if points:
+        axes.plot(*zip(*points, strict=True), style, color=color, linewidth=1.5 if name == "val" else 0.8)
+        ends.append(points[len(points) // 4][1])
+  if ends:
+    axes.set_ylim(top=max(ends) + 0.1)  # the first steps would hide all that comes after
+  handles = [Line2D([], [], color=colors[group], label=group) for group in groups]
+  handles += [Line2D([], [], color="gray", linestyle=style, label=name) for name, style in STYLES.items()]
+  axes.legend(handles=handles)
+  axes.set(xlabel="step", ylabel="bits/dim")
+  axes.grid(alpha=0.3)
+  figure.savefig(path, dpi=120)
+  plt.close(figure)
+
+
+def print_groups(groups: list[dict]) -> None:
+  """A table for the terminal, and for Markdown."""
+  print("| group | runs | steps | parameters | bits/dim | at its best | training |")
+  print("| --- | --- | --- | --- | --- | --- | --- |")
+  for row in groups:
+    figures = [
+      f"{row[name]:.4f} ± {row[f'{name}_std']:.4f}" if name in row else "" for name in ("bits_per_dim", "best", "train")
+    ]
+    print(f"| {row['group']} | {row['runs']} | {row['steps']:,} | {row['parameters']:,} | {' | '.join(figures)} |")
+
+
+def main(argv=None) -> None:
+  """Trains, then writes the tables and prints one JSON object."""
+  parser = argparse.ArgumentParser(prog="python -m tools.sweep", description="Trains the runs of a sweep.")
+  parser.add_argument("--sweep", help="Python file with get_sweep")
+  parser.add_argument("--out", required=True, type=pathlib.Path, help="folder of its runs")
+  parser.add_argument("--define", nargs="*", action="extend", default=[], metavar="NAME=VALUE", help="what it needs")
+  parser.add_argument("--index", type=int, help="train only this one, from 0 on, and make no table")
+  parser.add_argument("--jobs", type=int, default=1, help="how many at a time, on CPUs")
+  parser.add_argument("--table", action="store_true", help="train nothing, make the table of what there is")
+  args = parser.parse_args(argv)
+  failed = []
+  try:
+    if not args.table:
+      sweep = Sweep(load(args.sweep or "", dict(pair.split("=", 1) for pair in args.define if "=" in pair)), args.out)
+      names = list(sweep.runs)
+      if args.index is not None and not 0 <= args.index < len(names):
+        raise ValueError(f"--index={args.index} must be from 0 to {len(names) - 1}: the sweep has {len(names)} runs")
+      if args.jobs < 1:
+        raise ValueError(f"--jobs={args.jobs} must be at least 1")
+      chosen = names if args.index is None else [names[args.index]]
+      failed = sweep.run(chosen, args.jobs)
+      if args.index is not None:
+        sys.exit(f"error: {failed[0]}: {sweep.last_words(failed[0])}" if failed else 0)
+    rows, groups = tabulate(args.out)
+    write_csv(args.out / "runs.csv", rows)
+    write_csv(args.out / "groups.csv", groups)
+    plot(args.out, rows, args.out / "curves.png")
+  except (ValueError, OSError) as error:
+    sys.exit(f"error: {error}")
+  print_groups(groups)
+  print(json.dumps({"out": str(args.out), "runs": len(rows), "groups": groups, "failed": failed}))
+  if failed:
+    sys.exit(
+      f"error: {len(failed)} of the runs did not end well: {', '.join(failed)}; see their .log files in {args.out}"
+    )
+
+
+if __name__ == "__main__":
+  main()
