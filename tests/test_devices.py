@@ -83,6 +83,7 @@ def test_eight_devices_compute_what_one_does_on_any_mesh(tmp_path, straight, set
   check_same(tmp_path, straight)
 
 
+@pytest.mark.slow
 def test_a_run_moves_between_meshes_and_numbers_of_processes(tmp_path, straight):
   results = [
     run(tmp_path, stop=5, devices=8, mesh__fsdp=8),

@@ -49,6 +49,7 @@ def training(images, *settings):
   ]
 
 
+@pytest.mark.slow
 def test_an_unreadable_image_met_by_one_process_ends_all(images):
   results = ends(start(training(images, "total_epochs=2", "checkpoint_steps=1"), processes=2))
   assert all(status != 0 for status, _ in results)
@@ -92,7 +93,7 @@ def test_what_one_process_cannot_find_is_told_by_all_before_training(images):
   ("number", "sign"),
   [
     (0, signal.SIGKILL),
-    (1, signal.SIGKILL),
+    pytest.param(1, signal.SIGKILL, marks=pytest.mark.slow),
     pytest.param(0, signal.SIGSTOP, marks=pytest.mark.slow),
     pytest.param(1, signal.SIGSTOP, marks=pytest.mark.slow),
   ],

@@ -81,6 +81,7 @@ def test_a_run_ends_before_a_nan_is_applied_and_says_where(tmp_path, cache):
   assert runs.saved_steps(tmp_path) == [5, 10]
 
 
+@pytest.mark.slow
 def test_processes_halt_alike_at_an_image_that_one_of_them_has(tmp_path, cache):
   started = runs.start_several(tmp_path, cache, 2, sabotage={"nan_from": 13, "nan_to": 14}, **SETTINGS)
   said = [process.communicate(timeout=100)[1].splitlines()[-1] for process in started]

@@ -43,6 +43,16 @@ STYLES: dict[str, Any] = {"val": "-", "train": ":"}
 
 def load(path: str, definitions: dict[str, str]) -> dict[str, str]:
   """The runs of a sweep file: name -> `--config`. ValueError if it is none, or `definitions` are not what it takes."""
+  module = load_module(path)
+  wanted = list(inspect.signature(module.get_sweep).parameters)
+  if sorted(wanted) != sorted(definitions):
+    given = " ".join(f"{name}={value}" for name, value in definitions.items()) or "none"
+    raise ValueError(f"{path} needs --define {'=... '.join([*wanted, ''])}and the given ones are: {given}")
+  return module.get_sweep(**definitions)
+
+
+def load_module(path: str) -> Any:
+  """The module of a sweep file."""
   spec = importlib.util.spec_from_file_location("sweep", path)
   if spec is None or spec.loader is None or not pathlib.Path(path).is_file():
     raise ValueError(f"--sweep={path} is no Python file; give one as in configs/sweeps")
@@ -50,11 +60,7 @@ def load(path: str, definitions: dict[str, str]) -> dict[str, str]:
   spec.loader.exec_module(module)
   if not hasattr(module, "get_sweep"):
     raise ValueError(f"--sweep={path} has no function get_sweep; see configs/sweeps")
-  wanted = list(inspect.signature(module.get_sweep).parameters)
-  if sorted(wanted) != sorted(definitions):
-    given = " ".join(f"{name}={value}" for name, value in definitions.items()) or "none"
-    raise ValueError(f"{path} needs --define {'=... '.join([*wanted, ''])}and the given ones are: {given}")
-  return module.get_sweep(**definitions)
+  return module
 
 
 class Sweep:
@@ -88,9 +94,9 @@ class Sweep:
       return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=os.environ | stopped)
 
   def last_words(self, name: str) -> str:
-    """The last line that a run has printed."""
+    """The last line that a run has printed and that says something new."""
     lines = (self.out / f"{name}.log").read_text(errors="replace").splitlines()
-    return lines[-1] if lines else "nothing"
+    return next((line for line in reversed(lines) if not line.startswith("results are in")), "nothing")
 
   def run(self, names, jobs: int) -> list[str]:
     """Trains these, `jobs` at a time, each on its share of the cores. Returns those that failed or were stopped."""
