@@ -96,6 +96,19 @@ def test_a_run_moves_between_meshes_and_numbers_of_processes(tmp_path, straight)
   check_same(tmp_path, straight)
 
 
+@pytest.mark.slow
+def test_a_run_starts_from_another_on_any_mesh_and_number_of_processes(tmp_path, straight):
+  settings = {"init_from": straight / "run", "init_ema": True}
+  places = [{}, {"devices": 8, "mesh__fsdp": 8}, {"devices": 2, "processes": 2, "mesh__fsdp": 2}]
+  results = []
+  for number, place in enumerate(places):
+    (workdir := tmp_path / str(number)).mkdir()
+    results.append(run(workdir, stop=1, **settings, **place))
+  assert len({result["start"] for result in results}) == 1
+  records = [(tmp_path / str(number) / "run" / "init_from.json").read_text() for number in range(len(places))]
+  assert len(set(records)) == 1
+
+
 def test_two_processes_evaluate_and_sample_as_one_does_and_one_writes(tmp_path, straight):
   workdir = tmp_path / "run"
   shutil.copytree(straight / "run", workdir)
