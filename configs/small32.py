@@ -2,7 +2,7 @@
 
   python -m jet_jax.train --config=configs/small32.py:data.source=npz:PATH --workdir=runs/small32
 
-1.1 M parameters. What it reaches on which images, and what changes when one thing about it does, is in
+1.2 M parameters. What it reaches on which images, and what changes when one thing about it does, is in
 docs/experiments.md.
 """
 
@@ -15,8 +15,8 @@ def get_config(argument=""):
   config.data.source = "npz:data/cifar10_subset.npz"
   config.data.size = 0
 
-  config.model.couplings = 10
-  config.model.block_depth = 2
+  config.model.couplings = 20
+  config.model.block_depth = 1
   config.model.width = 64
   config.model.heads = 4
   config.model.patch_size = 4

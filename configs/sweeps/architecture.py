@@ -2,15 +2,17 @@
 
   python -m tools.sweep --sweep=configs/sweeps/architecture.py --out=runs/architecture --define images=archive:PATH
 
-A group differs from `10x2` in one thing, and takes as many operations a step to 5%. Results: docs/experiments.md.
+`20x1` has 20 couplings of one block. Every group takes as many operations a step as that, to 6%.
+Results: docs/experiments.md.
 """
 
 GROUPS = {
-  "10x2": "",
+  "20x1": "",
   "channels_only": ",kinds=('channels',)",
   "spatial_only": ",kinds=('spatial',)",
-  "20x1": ",couplings=20,block_depth=1",
+  "10x2": ",couplings=10,block_depth=2",
   "5x4": ",couplings=5,block_depth=4",
+  "10x2_bound_4": ",couplings=10,block_depth=2,scale_bound=4.0",
 }
 SEEDS = (0, 1, 2)
 
