@@ -12,7 +12,7 @@ of the devices' peak it takes, by `python -m tools.cost --config=configs/transfe
 Published: 3.018 bits/dim on the test images (second hand). The recipe is not published where we could read it: 100
 epochs at a third of the rate are ours. The best checkpoint stays, and 20 evaluations without a better one end the run:
 note that the choice is made by the same test images. docs/experiments.md has what was measured at small scale. `small`
-is for a flow of 32 x 2.
+is for a flow of 32 x 2: give its `init_from` too.
 """
 
 from jet_jax.config import default_config, with_argument

@@ -11,7 +11,7 @@ of the devices' peak it takes, by `python -m tools.cost --config=configs/transfe
 
 Published: 3.857 bits/dim, as one source has it; another reads that as ImageNet-21k (doubtful). The recipe is not
 published where we could read it: 50 epochs at a third of the rate are ours. docs/experiments.md has what was measured
-at small scale. `small` is for a flow of 32 x 2.
+at small scale. `small` is for a flow of 32 x 2: give its `init_from` too.
 """
 
 from jet_jax.config import default_config, with_argument

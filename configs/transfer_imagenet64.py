@@ -11,7 +11,7 @@ of the devices' peak it takes, by `python -m tools.cost --config=configs/transfe
 
 Published: 3.580 bits/dim on validation (second hand), against 3.66 from scratch (the released config). The recipe is
 not published where we could read it: 50 epochs at a third of the rate are ours. docs/experiments.md has what was
-measured at small scale. `small` is for a flow of 32 x 2.
+measured at small scale. `small` is for a flow of 32 x 2: give its `init_from` too.
 """
 
 from jet_jax.config import default_config, with_argument

@@ -2,13 +2,15 @@
 
 DIR/checkpoints/STEP/model holds what evaluation and sampling need (parameters, their average, permutations),
 DIR/checkpoints/STEP/training what training needs besides, DIR/checkpoints/STEP/digests the shape, dtype and digest of
-each array of both. A step counts from the moment its commit file is there, and is used if what is restored from it has
-the digests that were saved: orbax itself would restore a flipped bit as a wrong number.
+each array of both, and the best evaluation so far. A step counts from the moment its commit file is there, and is used
+if what is restored from it has the digests that were saved: orbax itself would restore a flipped bit as a wrong number.
 """
 
 import contextlib
+import dataclasses
 import inspect
 import itertools
+import json
 import logging
 import pathlib
 import re
@@ -16,12 +18,13 @@ import shutil
 import sys
 import time
 import warnings
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import orbax.checkpoint as ocp
 
 from jet_jax import cluster, digests
+from jet_jax.best import Best
 from jet_jax.steps import TrainState
 
 COMMIT_FILE = "commit_success.txt"  # orbax's mark of a complete step
@@ -35,24 +38,68 @@ class Damaged(ValueError):
   """A checkpoint that is not what was saved."""
 
 
+def saved_steps(workdir: str | pathlib.Path) -> list[int]:
+  """The complete checkpoints that there are in a work directory now, from the oldest to the newest, by step."""
+  names = [commit.parent.name for commit in (pathlib.Path(workdir) / "checkpoints").glob(f"*/{COMMIT_FILE}")]
+  return sorted(int(name) for name in names if name.isdigit())
+
+
+def choose_step(workdir: str | pathlib.Path, step: int | Literal["best"] | None) -> int:
+  """The step of a complete checkpoint; unlike all else here by one process alone, without the others.
+
+  Args:
+    workdir: of a run.
+    step: which; None is the newest, "best" that of the best evaluation.
+
+  Raises:
+    ValueError: there is none, or not that one.
+  """
+  steps = saved_steps(workdir)
+  there = f"{pathlib.Path(workdir) / 'checkpoints'} has {', '.join(map(str, steps))}"
+  if not steps:
+    raise ValueError(f"no complete checkpoint in {workdir}; train until the first one is saved")
+  if step == "best":
+    best = Best()
+    for newest in reversed(steps):
+      with contextlib.suppress(OSError, ValueError):  # damaged
+        best = Best(**_read_digests(pathlib.Path(workdir) / "checkpoints" / str(newest))[1])
+        break
+    if best.step not in steps:
+      raise ValueError(f"{best}, and no checkpoint of that is kept; {there}; give one of them, or train with keep_best")
+    return best.step
+  if step is not None and step not in steps:
+    raise ValueError(f"step {step} is not there; {there}; give one of them")
+  return steps[-1] if step is None else step
+
+
+def _read_digests(folder: pathlib.Path) -> tuple[dict[str, digests.Fact], dict[str, Any]]:
+  """Facts and notes of the checkpoint in a folder. ValueError or OSError if they cannot be read."""
+  return digests.from_json(json.loads((folder / "digests" / "metadata").read_text()))
+
+
 class Checkpoints:
   """The checkpoints of one work directory. Saving is asynchronous; leaving the context waits for it.
+
+  It is also what orbax asks, as its preservation policy, which of them stay (`should_preserve`).
 
   Args:
     workdir: of the run.
     keep: how many of the newest checkpoints stay; None opens the directory to read only.
     keep_every: checkpoints whose step is a multiple of this stay for good; 0 for none.
+    keep_best: the one of the best evaluation stays too.
 
   Attributes:
-    best: a step that stays too, or None; it may change.
+    best: the best evaluation so far; saved with each checkpoint, and restored by `restore_newest`.
   """
 
-  def __init__(self, workdir: str | pathlib.Path, keep: int | None = None, keep_every: int = 0):
+  def __init__(
+    self, workdir: str | pathlib.Path, keep: int | None = None, keep_every: int = 0, keep_best: bool = False
+  ):
     self.directory = pathlib.Path(workdir).absolute() / "checkpoints"
     self._writes = keep is not None
-    self._keep, self._keep_every = keep, keep_every
+    self._keep, self._keep_every, self._keep_best = keep, keep_every, keep_best
     self._bytes = 0  # of the state that was saved last
-    self.best: int | None = None
+    self.best = Best()
     if self._writes:
       with cluster.agreed():
         self._remove_unfinished()
@@ -85,10 +132,12 @@ class Checkpoints:
         shutil.rmtree(step)
 
   def should_preserve(self, checkpoints, **_) -> list[bool]:
-    """Which checkpoints stay: what orbax asks its preservation policy after each save."""
-    newest = sorted(one.step for one in checkpoints)[-(self._keep or 0) :]
+    """For each checkpoint whether it stays; orbax asks after each save."""
+    stay = set(sorted(one.step for one in checkpoints)[-(self._keep or 0) :])
+    if self._keep_best:
+      stay.add(self.best.step)
     every = self._keep_every
-    return [one.step in newest or one.step == self.best or (every > 0 and one.step % every == 0) for one in checkpoints]
+    return [one.step in stay or (every > 0 and one.step % every == 0) for one in checkpoints]
 
   def steps(self) -> list[int]:
     """The complete checkpoints, from the oldest to the newest, by step."""
@@ -119,7 +168,9 @@ class Checkpoints:
       raise ValueError(f"the state after step {step} is not saved: {error}; {self.newest()}") from error
     args = {name: ocp.args.StandardSave(item) for name, item in items.items()}
     with self._explained():
-      args = ocp.args.Composite(**args, digests=ocp.args.JsonSave(digests.to_json(facts)))
+      args = ocp.args.Composite(
+        **args, digests=ocp.args.JsonSave(digests.to_json(facts, dataclasses.asdict(self.best)))
+      )
       if not self._manager.save(step, args=args):
         raise ValueError(f"step {step} is older than what is there")
 
@@ -135,9 +186,8 @@ class Checkpoints:
 
   def newest(self) -> str:
     """A clause that names the newest complete checkpoint."""
-    names = [commit.parent.name for commit in self.directory.glob(f"*/{COMMIT_FILE}")]
-    steps = [int(name) for name in names if name.isdigit()]
-    return f"the last good checkpoint is of step {max(steps)}" if steps else "there is no checkpoint yet"
+    steps = saved_steps(self.directory.parent)
+    return f"the last good checkpoint is of step {steps[-1]}" if steps else "there is no checkpoint yet"
 
   @contextlib.contextmanager
   def _explained(self):
@@ -177,6 +227,10 @@ class Checkpoints:
         continue
       for other, error in damaged.items():  # only now: if none were good, the next start must not find an empty folder
         cluster.say(f"{error}; it is now {self._set_aside(other)}")
+      self.best = self.best_known(step)
+      if self._keep_best and self.best.step not in (None, *self.steps()):
+        cluster.say(f"{self.best}, but it was not kept; the next one counts as the first")
+        self.best = Best()
       return state
     if damaged:
       reasons = "; ".join(map(str, damaged.values()))
@@ -204,7 +258,7 @@ class Checkpoints:
     return {"params": model[weights], "permutations": model["permutations"]}
 
   def _read(self, step: int, **items) -> dict[str, Any]:
-    saved = digests.from_json(self._read_digests(step))
+    saved, _ = self._read_digests(step)
     _check_shapes(self.directory / str(step), saved, digests.shape_facts(items))
     with self._judged(step):
       args = ocp.args.Composite(**{name: ocp.args.StandardRestore(item) for name, item in items.items()})
@@ -215,15 +269,26 @@ class Checkpoints:
         raise ValueError(f"{len(wrong)} of {len(facts)} arrays are not what was saved, the first is {wrong[0]}")
     return restored
 
-  def _read_digests(self, step: int) -> dict[str, Any]:
+  def _read_digests(self, step: int) -> tuple[dict[str, digests.Fact], dict[str, Any]]:
     with self._judged(step):
-      written = self._manager.restore(step, args=ocp.args.Composite(digests=ocp.args.JsonRestore()))["digests"]
-      digests.from_json(written)
-    return written
+      return _read_digests(self.directory / str(step))
 
   def identity(self, step: int) -> str:
-    """SHA-256 over the digests of all arrays of a saved step, in hexadecimal digits. Damaged if they cannot be read."""
-    return self._read_digests(step)["sha256"]
+    """SHA-256 of the digests of all arrays of a saved step, in hexadecimal digits. Damaged if they cannot be read."""
+    facts, _ = self._read_digests(step)
+    return digests.to_json(facts, {})["sha256"]
+
+  def best_known(self, step: int) -> Best:
+    """The best evaluation when `step` was saved. Damaged if it cannot be read."""
+    _, notes = self._read_digests(step)
+    return Best(**notes)
+
+  def progress(self) -> tuple[int, Best]:
+    """The newest complete checkpoint, 0 if there is none or it cannot be read, and the best evaluation up to it."""
+    with contextlib.suppress(Damaged):
+      if (step := self.latest_step()) is not None:
+        return step, self.best_known(step)
+    return 0, Best()
 
   @contextlib.contextmanager
   def _judged(self, step: int):
@@ -252,15 +317,6 @@ class Checkpoints:
     cluster.exchange()
     self._manager.reload()
     return place
-
-  def check_step(self, step: int | None) -> int:
-    """`step` if it is saved, or the newest if it is None; ValueError otherwise."""
-    steps = self.steps()
-    if not steps:
-      raise ValueError(f"no complete checkpoint in {self.directory}; train until the first one is saved")
-    if step is not None and step not in steps:
-      raise ValueError(f"step {step} is not in {self.directory}; it has {', '.join(map(str, steps))}")
-    return steps[-1] if step is None else step
 
 
 def _items(state: TrainState) -> dict[str, Any]:

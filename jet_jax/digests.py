@@ -50,25 +50,25 @@ def shape_facts(like) -> dict[str, Fact]:
   return {name: Fact(tuple(leaf.shape), str(leaf.dtype)) for name, leaf in _by_path(like).items()}
 
 
-def to_json(facts: Mapping[str, Fact]) -> dict[str, Any]:
-  """What can be written as JSON and be read by `from_json`."""
+def to_json(facts: Mapping[str, Fact], notes: dict[str, Any]) -> dict[str, Any]:
+  """What can be written as JSON and be read by `from_json`; `notes` are any that can."""
   arrays = {name: fact._asdict() | {"shape": list(fact.shape)} for name, fact in facts.items()}
-  return {"arrays": arrays, "sha256": _sha256(arrays)}
+  return {"arrays": arrays, "notes": notes, "sha256": _sha256([arrays, notes])}
 
 
-def from_json(written: dict[str, Any]) -> dict[str, Fact]:
-  """The facts that were written. Raises ValueError if they are not those that `to_json` made."""
+def from_json(written: dict[str, Any]) -> tuple[dict[str, Fact], dict[str, Any]]:
+  """The facts and notes that were written. Raises ValueError if they are not those that `to_json` was given."""
   try:
-    arrays = written["arrays"]
-    if _sha256(arrays) != written["sha256"]:
+    arrays, notes = written["arrays"], written["notes"]
+    if _sha256([arrays, notes]) != written["sha256"]:
       raise ValueError("the list of digests does not have its own digest")
-    return {name: Fact(tuple(fact["shape"]), fact["dtype"], fact["digest"]) for name, fact in arrays.items()}
+    return {name: Fact(tuple(fact["shape"]), fact["dtype"], fact["digest"]) for name, fact in arrays.items()}, notes
   except (KeyError, TypeError, AttributeError) as error:
     raise ValueError(f"the list of digests has another form ({error!r})") from error
 
 
-def _sha256(arrays) -> str:
-  return hashlib.sha256(json.dumps(arrays, sort_keys=True).encode()).hexdigest()
+def _sha256(values) -> str:
+  return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def _by_path(tree) -> dict[str, Any]:

@@ -7,6 +7,7 @@ conditions, the second half the one that is transformed, and either is again `to
 Channel splits and spatial splits (Jet, section 2) are both such rows, so that nothing else asks which is which.
 """
 
+import contextlib
 import itertools
 import math
 
@@ -59,16 +60,14 @@ def spatial_row(pattern: str, grid: tuple[int, int], token_dim: int) -> np.ndarr
   return (order[:, None] * token_dim + np.arange(token_dim)).astype(np.int32).ravel()
 
 
-def pattern_of(row: np.ndarray, grid: tuple[int, int], token_dim: int) -> str | None:
-  """The pattern whose `spatial_row` this is; None if it is none of them."""
+def patterns_of(row: np.ndarray, grid: tuple[int, int], token_dim: int) -> list[str]:
+  """The patterns whose `spatial_row` this is: one, or none, or on a grid that is one patch high or wide more."""
+  found = []
   for pattern in PATTERNS:
-    try:
-      known = spatial_row(pattern, grid, token_dim)
-    except ValueError:  # this grid cannot be cut so
-      continue
-    if np.array_equal(row, known):
-      return pattern
-  return None
+    with contextlib.suppress(ValueError):  # this grid cannot be cut so
+      if np.array_equal(row, spatial_row(pattern, grid, token_dim)):
+        found.append(pattern)
+  return found
 
 
 def channel_rows(orders: jax.Array, tokens: int) -> jax.Array:
@@ -128,7 +127,8 @@ def move_table(table: np.ndarray, token_dim: int, grid: tuple[int, int], new_gri
     int32 (couplings, new dims).
 
   Raises:
-    ValueError: a row that is neither split, or a pattern that does not cut the new grid in equal halves.
+    ValueError: a row that is neither split, or one that is two patterns alike on the old grid but not on the new, or a
+      pattern that does not cut the new grid in equal halves.
   """
   tokens, new_tokens = math.prod(grid), math.prod(new_grid)
 
@@ -136,13 +136,15 @@ def move_table(table: np.ndarray, token_dim: int, grid: tuple[int, int], new_gri
     order = row.reshape(2, tokens, token_dim // 2)[:, 0].reshape(1, token_dim)  # of the first token, if of channels
     if np.array_equal(row, channel_rows(order, tokens)[0]):
       return np.asarray(channel_rows(order, new_tokens)[0])
-    pattern = pattern_of(row, grid, token_dim)
-    if pattern is None:
+    patterns = patterns_of(row, grid, token_dim)
+    rows = np.unique([spatial_row(pattern, new_grid, token_dim) for pattern in patterns], axis=0) if patterns else ()
+    if len(rows) != 1:
+      named = f"is {' and '.join(patterns)} alike" if patterns else "has no name"
       raise ValueError(
-        f"coupling {number} splits {grid[0]}x{grid[1]} patches in a way that has no name, so that it is not known how "
-        f"it would split {new_grid[0]}x{new_grid[1]}; use images of the size that the flow was trained on"
+        f"the split of {grid[0]}x{grid[1]} patches by coupling {number} {named}, so that it is not known how it would "
+        f"split {new_grid[0]}x{new_grid[1]}; use images of the size that the flow was trained on"
       )
-    return spatial_row(pattern, new_grid, token_dim)
+    return rows[0]
 
   return np.stack([moved(number, row) for number, row in enumerate(np.asarray(table))])
 

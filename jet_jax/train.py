@@ -48,9 +48,9 @@ class Run:
   optimizer: optax.GradientTransformation
   total_steps: int
 
-  def is_over(self, step: int) -> bool:
-    """Whether nothing is left to do after `step` updates, or to hope for."""
-    return step >= self.total_steps or Best(self.workdir, step, self.config.patience).is_past
+  def is_over(self, step: int, best: Best) -> bool:
+    """Whether nothing is left to do after `step` updates, or to hope for after this best evaluation."""
+    return step >= self.total_steps or best.is_past(self.config.patience)
 
   def happens(self, duration: str) -> int:
     """Updates between two times that this happens; 0 if it never does."""
@@ -102,7 +102,11 @@ def start_state(run: Run, init_key, checkpoints: Checkpoints) -> steps.TrainStat
   if state is not None:
     cluster.say(f"resuming from step {state.step}")
     return state
-  return transfer.start(*parts, run.workdir) if run.config.init_from else programs.init_program(*parts)(init_key)
+  if run.config.init_from:
+    state = transfer.start(*parts, run.workdir)
+    checkpoints.save(state)  # from here on it needs its source no more
+    return state
+  return programs.init_program(*parts)(init_key)
 
 
 def compile_all(run: Run, evaluator: Evaluator, sampler: Sampler):
@@ -131,11 +135,12 @@ def train(run: Run) -> steps.TrainState:
   """
   config = run.config
   init_key, noise_key = jax.random.split(jax.random.key(config.seed))
-  with Stop() as stop, Checkpoints(run.workdir, config.checkpoint_keep, run.happens("keep")) as checkpoints:
-    if run.is_over(checkpoints.latest_step() or 0):
+  keep = config.checkpoint_keep, run.happens("keep"), config.keep_best
+  with Stop() as stop, Checkpoints(run.workdir, *keep) as checkpoints:
+    if run.is_over(*checkpoints.progress()):
       state = start_state(run, init_key, checkpoints)
-      if run.is_over(int(state.step)):
-        cluster.say(f"this run is finished: step {state.step} of {run.total_steps} is saved in {run.workdir}")
+      if run.is_over(int(state.step), checkpoints.best):
+        cluster.say(f"this run is finished: step {state.step} of {run.total_steps}; {checkpoints.best}")
         return state
     at_once = config.batch_size // config.microbatches
     evaluator = Evaluator(run.model, config.levels, run.validation_source, at_once, run.mesh)
@@ -143,14 +148,12 @@ def train(run: Run) -> steps.TrainState:
     train_step = compile_all(run, evaluator, sampler)
     state = start_state(run, init_key, checkpoints)
     step = start = int(state.step)
-    best = Best(run.workdir, start, config.patience)
-    checkpoints.best = best.step
     reader = data.Reader(run.batches, start, config.data.workers, config.data.max_bad_images)
     images = data.place_ahead(reader, lambda batch: sharding.place_batch(batch["image"], run.mesh, config.batch_size))
     log = MetricLog(run.workdir, config, start, run.total_steps)
     halt = Halt(config.max_nonfinite_steps, checkpoints)
     with log, contextlib.closing(reader), saving_before(BadImage, lambda: halt.check() and checkpoints.save(state)):
-      while step < run.total_steps and not best.is_past and not stop.due(step):
+      while not run.is_over(step, checkpoints.best) and not stop.due(step):
         step += 1
         state, metrics = train_step(state, next(images), noise_key)
         halt.step_done(step, metrics)
@@ -161,26 +164,24 @@ def train(run: Run) -> steps.TrainState:
         due = [name for name in ("eval", "sample", "checkpoint") if run.due(name, step)]
         if due:
           halt.check()
+          variables = state.variables()
           with log.pause():
             if "eval" in due:
-              result = evaluator(state.variables(), config.eval_noise_samples)
+              result = evaluator(variables, config.eval_noise_samples)
               log.validation(step, result)
-              if best.add(step, result["bits_per_dim"]) and config.keep_best:
-                checkpoints.best = step
+              if checkpoints.best.add(step, result["bits_per_dim"]) and config.keep_best:
                 due.append("checkpoint")
             if "sample" in due:
-              log.samples(
-                step, sampler(state.variables(), temperature=config.sample_temperature), sampler.num_nonfinite
-              )
+              log.samples(step, sampler(variables, temperature=config.sample_temperature), sampler.num_nonfinite)
             if "checkpoint" in due:
               checkpoints.save(state)
     halt.check()
     if step:
       checkpoints.save(state)  # the end is saved whatever the config says
-  if best.is_past:
-    cluster.say(f"ended after step {step} of {run.total_steps}: {best}, and {best.since} since were no better")
-  elif step < run.total_steps:
+  if not run.is_over(step, checkpoints.best):
     cluster.say(f"stopped after step {step} of {run.total_steps}; the same command goes on from there")
+  elif step < run.total_steps:
+    cluster.say(f"ended after step {step} of {run.total_steps}: {checkpoints.best}; patience={config.patience}")
   return state
 
 
@@ -196,12 +197,13 @@ def main(argv) -> None:
     programs.keep_compiled()
     with cluster.agreed():
       run = prepare(flags.FLAGS.config, flags.FLAGS.workdir, config_flags.get_override_values(flag))
-    state = train(run)
+    train(run)
   except (ValueError, OSError) as error:  # a wrong value, a bad image, too little memory, a full disk
     cluster.fail(error)
   cluster.say(f"results are in {run.workdir}")
-  if not run.is_over(int(state.step)):
-    sys.exit(int(os.environ.get("JET_JAX_STOP_STATUS", "0")))  # a script may want to tell a stopped run from a finished
+  with Checkpoints(run.workdir) as checkpoints:
+    if not run.is_over(*checkpoints.progress()):  # it was asked to stop, which a script may want to know
+      sys.exit(int(os.environ.get("JET_JAX_STOP_STATUS", "0")))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Starting from what another run has learned: `config.init_from = "WORKDIR[@STEP]"`.
+"""Starting from what another run has learned: `config.init_from = "WORKDIR"`, `"WORKDIR@STEP"` or `"WORKDIR@best"`.
 
 The new run takes the parameters and the permutations, which belong together, and has a fresh optimizer and step 0. Its
 images may have another size: then each coupling's splits are moved to the new grid of patches
 (`permutations.move_table`), and its position embeddings are resampled from the old grid to the new one (linearly, and
-averaged where the grid becomes coarser). Nothing else may differ.
+averaged where the grid becomes coarser). Nothing else of the flow may differ.
 """
 
 import functools
@@ -18,8 +18,7 @@ from einops import rearrange
 
 from jet_jax import cluster, programs
 from jet_jax import config as config_lib
-from jet_jax.best import best_step
-from jet_jax.checkpoint import Checkpoints
+from jet_jax.checkpoint import Checkpoints, choose_step, saved_steps
 from jet_jax.jet import Jet
 from jet_jax.permutations import move_table
 from jet_jax.steps import TrainState
@@ -35,28 +34,29 @@ RECORD = "init_from.json"  # in the work directory: what the run started from
 def settle(config: config_lib.Config, workdir: str | pathlib.Path) -> str:
   """`config.init_from` with an absolute path and the number of a step, after a check that this run can start from it.
 
-  A run that has started before keeps the step it has started from, and needs its source no more.
+  A run that has saved something keeps what it has started from, and needs that no more.
 
   Args:
     config: of the run that starts, complete; `init_from` is "", "WORKDIR", "WORKDIR@STEP" or "WORKDIR@best".
     workdir: of the run that starts.
 
   Raises:
-    ValueError: no such work directory or step, or another flow.
+    ValueError: no such work directory or step, another flow, or a run that has started from something else.
   """
-  if not config.init_from:
+  path, step = parts(config.init_from) if config.init_from else ("", "")
+  if saved_steps(workdir):
+    before = _read(pathlib.Path(workdir) / RECORD)
+    is_same = (path, config.init_ema) == (before["source"], before["weights"] == "ema")
+    if not is_same or step not in ("", "best", str(before["step"])):
+      raise ValueError(
+        f"{workdir} holds a run that started from {_name(before) or 'scratch'}, and this one has "
+        f"init_from={config.init_from!r}, init_ema={config.init_ema}; use another --workdir, or the same values"
+      )
+    return _name(before)
+  if not path:
     return ""
-  path, step = _parts(config.init_from)
-  if (pathlib.Path(workdir) / "config.json").exists():
-    before = config_lib.load(workdir).init_from
-    if _parts(before)[0] == path and step in ("", "best", _parts(before)[1]):
-      if (pathlib.Path(workdir) / RECORD).exists():
-        return before
-      step = _parts(before)[1]
   source = config_lib.load(path)
-  with Checkpoints(path) as checkpoints:
-    step = best_step(path, checkpoints.steps()) if step == "best" else int(step) if step else None
-    step = checkpoints.check_step(step)
+  step = choose_step(path, "best" if step == "best" else int(step) if step else None)
   _check(config, source)
   return f"{path}@{step}"
 
@@ -76,19 +76,22 @@ def _check(config: config_lib.Config, source: config_lib.Config) -> None:
 
 
 def start(config, model, optimizer, mesh, workdir: pathlib.Path) -> TrainState:
-  """The state at step 0 of a run with `config.init_from`, which is pinned and checked; says and writes what it took.
+  """The state at step 0 of a run with `config.init_from`, which is settled; says and writes what it took.
 
   Raises:
-    ValueError: the checkpoint is damaged, or is not what this run had started from before.
+    ValueError: the checkpoint is damaged, or is there no more.
   """
-  path, step = _parts(config.init_from)
+  path, step = parts(cluster.exchange(config.init_from)[0])  # a source in training may have looked newer to others
   weights = "ema" if config.init_ema else "params"
   source = load_run(path, int(step), mesh, weights=weights)
   variables, changed = move(source.variables, source.model, source.config.image_shape, config.image_shape)
   with Checkpoints(path) as checkpoints:
     record = {"source": path, "step": source.step, "weights": weights, "sha256": checkpoints.identity(source.step)}
   cluster.say("; ".join([f"starting from step {step} of {path} ({weights})", *changed]))
-  _write(record | {"changed": changed}, workdir / RECORD)
+  if cluster.is_writer():
+    temporary = (workdir / RECORD).with_suffix(".tmp")
+    temporary.write_text(json.dumps(record | {"changed": changed}, indent=2) + "\n")
+    temporary.replace(workdir / RECORD)
   return programs.start_program(config, model, optimizer, mesh)(variables)
 
 
@@ -122,30 +125,28 @@ def _resample(position, grid, new_grid):
   return rearrange(position, "couplings row column e -> couplings (row column) e")
 
 
-def _write(record: dict[str, Any], path: pathlib.Path) -> None:
-  """Writes what a run starts from, once; ValueError if it has started from something else before."""
-  problem = ""
-  if cluster.is_writer():
-    before = json.loads(path.read_text()) if path.exists() else record
-    if before["sha256"] != record["sha256"]:
-      problem = (
-        f"{record['source']}@{record['step']} is not what this run has started from before ({path}); "
-        "give another --workdir to start anew"
-      )
-    else:
-      temporary = path.with_suffix(".tmp")
-      temporary.write_text(json.dumps(record, indent=2) + "\n")
-      temporary.replace(path)
-  for text in filter(None, cluster.exchange(problem)):
-    raise ValueError(text)
-
-
-def _parts(init_from: str) -> tuple[str, str]:
+def parts(init_from: str) -> tuple[str, str]:
   """The absolute path and the step of "WORKDIR[@STEP]"; no step is empty."""
   path, _, step = init_from.rpartition("@")
-  if not path or not (step.isdigit() or step == "best"):  # an @ of the path itself
+  is_step = step == "best" or (step.isascii() and step.isdecimal())
+  if not path or not is_step or pathlib.Path(init_from).expanduser().is_dir():  # an @ of the path itself
     path, step = init_from, ""
-  return str(pathlib.Path(path).expanduser().absolute()), step
+  return str(pathlib.Path(path).expanduser().resolve()), step
+
+
+def _read(path: pathlib.Path) -> dict[str, Any]:
+  """What a run has started from."""
+  if not path.exists():
+    return {"source": "", "step": 0, "weights": "params"}
+  try:
+    record = json.loads(path.read_text())
+    return {name: record[name] for name in ("source", "step", "weights")}
+  except (ValueError, KeyError, TypeError) as error:
+    raise ValueError(f"{path} is not what it was written as ({error!r}); give another --workdir") from error
+
+
+def _name(record: dict[str, Any]) -> str:
+  return f"{record['source']}@{record['step']}" if record["source"] else ""
 
 
 def _function(config) -> dict[str, Any]:
@@ -156,16 +157,14 @@ def _function(config) -> dict[str, Any]:
   return values | {"model.kinds": kinds, "model.spatial": spatial, "channels": config.image_shape[2]}
 
 
-def _grid(config) -> tuple[int, int]:
-  return config.image_shape[0] // config.model.patch_size, config.image_shape[1] // config.model.patch_size
-
-
 def _leaves_that_differ(source, config) -> list[str]:
   """Paths of the parameters whose shapes are not the same in two runs, with both shapes."""
 
   def shapes(config):
     model = Jet(**config.model).clone(kinds=("channels",))  # which the parameters do not depend on
-    images = jax.ShapeDtypeStruct((1, *config.image_shape), "float32")
+    grid = source.image_shape[0] // source.model.patch_size, source.image_shape[1] // source.model.patch_size
+    side = config.model.patch_size
+    images = jax.ShapeDtypeStruct((1, grid[0] * side, grid[1] * side, config.image_shape[2]), "float32")
     params = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
     return {
       jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape

@@ -8,14 +8,13 @@ import jax
 
 from jet_jax import cluster, sharding
 from jet_jax import config as config_lib
-from jet_jax.best import best_step
-from jet_jax.checkpoint import Checkpoints, Damaged
+from jet_jax.checkpoint import Checkpoints, Damaged, choose_step
 from jet_jax.jet import Jet
 from jet_jax.lock import hold
 from jet_jax.logs import check_places
 
 # A run cannot change these fields, or those below them, and still be the same run.
-FIXED = ("seed", "levels", "batch_size", "data", "image_shape", "model", "init_from", "init_ema")
+FIXED = ("seed", "levels", "batch_size", "data", "image_shape", "model")
 FREE = ("model.remat", "model.attention", "data.data_dir", "data.max_bad_images", "data.workers")
 
 
@@ -87,11 +86,8 @@ def load_run(
   mesh = sharding.nearest_mesh(config.mesh) if mesh is None else mesh
   if model.why_not_on(mesh.devices.flat[0], config.image_shape):
     model = model.clone(attention="xla")  # which runs everywhere
-  if not (pathlib.Path(workdir) / "checkpoints").is_dir():
-    raise ValueError(f"no checkpoint in {workdir}; train until the first one is saved")
+  wanted, step = step, choose_step(workdir, step)
   with Checkpoints(workdir) as checkpoints:
-    is_given = step is not None
-    step = checkpoints.check_step(best_step(workdir, checkpoints.steps()) if step == "best" else step)
     images = jax.ShapeDtypeStruct((1, *config.image_shape), "float32")
     # Shapes do not depend on the kinds. The splits themselves are saved, and need not be such as could be drawn.
     like = jax.eval_shape(model.clone(kinds=("channels",)).init, jax.random.key(0), images)
@@ -104,8 +100,11 @@ def load_run(
         break
       except Damaged as error:
         there = checkpoints.reload()
+        if wanted == "best" and step not in there:  # training has found a better one meanwhile
+          step = choose_step(workdir, "best")
+          continue
         others = [other for other in there if other < step or step not in there]  # training may have deleted this one
-        if is_given or not others:
+        if wanted is not None or not others:
           raise
         step = others[-1]
         if cluster.is_writer():

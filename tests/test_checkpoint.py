@@ -7,7 +7,8 @@ import optax
 import pytest
 
 from jet_jax import sharding, steps
-from jet_jax.checkpoint import COMMIT_FILE, Checkpoints
+from jet_jax.best import Best
+from jet_jax.checkpoint import COMMIT_FILE, Checkpoints, Damaged, choose_step, saved_steps
 from jet_jax.jet import Jet
 from jet_jax.sharding import place_like
 
@@ -73,12 +74,62 @@ def test_reading_alone_removes_nothing(tmp_path):
 
 
 def test_a_step_that_is_not_there_is_refused_with_those_that_are(tmp_path):
+  with pytest.raises(ValueError, match="no complete checkpoint"):
+    choose_step(tmp_path, None)
   with Checkpoints(tmp_path, keep=5) as checkpoints:
-    with pytest.raises(ValueError, match="no complete checkpoint"):
-      checkpoints.check_step(None)
     checkpoints.save(make_state(4))
     checkpoints.save(make_state(7))
-  with Checkpoints(tmp_path) as checkpoints:
-    assert checkpoints.check_step(None) == 7
-    with pytest.raises(ValueError, match="step 5 is not in .* it has 4, 7"):
-      checkpoints.check_step(5)
+  assert choose_step(tmp_path, None) == 7
+  assert choose_step(tmp_path, 4) == 4
+  with pytest.raises(ValueError, match="step 5 is not there; .* has 4, 7"):
+    choose_step(tmp_path, 5)
+  assert saved_steps(tmp_path) == [4, 7]
+
+
+def test_the_best_evaluation_is_saved_and_its_checkpoint_stays(tmp_path):
+  with pytest.raises(ValueError, match="no complete checkpoint"):
+    choose_step(tmp_path, "best")
+  with Checkpoints(tmp_path, keep=1, keep_best=True) as checkpoints:
+    checkpoints.save(make_state(1))
+    checkpoints.wait()
+    with pytest.raises(ValueError, match="no evaluation so far, .* has 1; give one of them"):
+      choose_step(tmp_path, "best")
+    for step, bits in ((2, 5.0), (3, 4.0), (4, 4.5), (5, float("nan"))):
+      checkpoints.best.add(step, bits)
+      checkpoints.save(make_state(step))
+  assert saved_steps(tmp_path) == [3, 5]
+  assert choose_step(tmp_path, "best") == 3
+  like = place_like(make_state(0), sharding.make_mesh())
+  with Checkpoints(tmp_path, keep=1, keep_best=True) as checkpoints:
+    assert checkpoints.progress() == (5, Best(3, 4.0, 2))
+    checkpoints.restore_newest(like)
+    assert checkpoints.best == Best(3, 4.0, 2)
+    checkpoints.save(make_state(6))
+  assert saved_steps(tmp_path) == [3, 6]
+  with Checkpoints(tmp_path, keep=1) as checkpoints:
+    checkpoints.restore_newest(like)
+    checkpoints.save(make_state(7))
+  assert saved_steps(tmp_path) == [7], "not asked for, it goes"
+  with pytest.raises(ValueError, match="4.0000 bits/dim after step 3, .* no checkpoint of that is kept"):
+    choose_step(tmp_path, "best")
+
+
+def test_a_best_that_was_not_kept_is_none_to_beat(tmp_path, capsys):
+  with Checkpoints(tmp_path, keep=1) as checkpoints:
+    for step in (1, 2):
+      checkpoints.best.add(step, float(step))
+      checkpoints.save(make_state(step))
+  with Checkpoints(tmp_path, keep=1, keep_best=True) as checkpoints:
+    checkpoints.restore_newest(place_like(make_state(0), sharding.make_mesh()))
+    assert checkpoints.best == Best()
+  assert "after step 1, 1 came since, but it was not kept; the next one counts as the first" in capsys.readouterr().out
+
+
+def test_a_changed_note_is_noticed(tmp_path):
+  with Checkpoints(tmp_path, keep=1) as checkpoints:
+    checkpoints.best.add(1, 4.0)
+    checkpoints.save(make_state(1))
+  path = tmp_path / "checkpoints" / "1" / "digests" / "metadata"
+  path.write_text(path.read_text().replace("4.0", "3.0"))
+  with Checkpoints(tmp_path) as checkpoints, pytest.raises(Damaged, match="does not have its own digest"):
+    checkpoints.best_known(1)

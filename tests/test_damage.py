@@ -202,7 +202,7 @@ def test_a_list_of_digests_that_was_changed_is_noticed_by_its_own_digest(saved, 
 
   assert restore(change, "digests/metadata") == "detected"
   with pytest.raises(ValueError, match="does not have its own digest"):
-    digests.from_json({"arrays": {}, "sha256": "0"})
+    digests.from_json({"arrays": {}, "notes": {}, "sha256": "0"})
 
 
 def test_a_step_that_is_set_aside_again_has_a_place_of_its_own(saved, tmp_path):

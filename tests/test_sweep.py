@@ -82,6 +82,78 @@ def flops_of(config):
   return estimate.train_flops(Jet(**config.model), (8, 8, 1)) * config.batch_size * 10
 
 
+BASE = "configs/digits.py:total_steps=2"
+
+
+def test_what_starts_from_a_run_that_failed_is_not_started(tmp_path, monkeypatch):
+  runs = {"a": BASE, "b": BASE + ",init_from={out}/a", "c": BASE + ",init_from={out}/x/../b@best", "d": BASE}
+  started = []
+
+  def start(self, name, place, places):
+    started.append(name)
+    (self.out / f"{name}.log").write_text("some words")
+    return subprocess.Popen(["false" if name == "a" else "true"])
+
+  monkeypatch.setattr(sweep.Sweep, "start", start)
+  monkeypatch.setattr(sweep, "POLL", 0)
+  for jobs in (1, 3):
+    started.clear()
+    assert sweep.Sweep(runs, tmp_path).run(list(runs), jobs) == ["a", "b", "c"]
+    assert sorted(started) == ["a", "d"]
+
+
+def test_one_of_an_array_job_is_refused_until_its_source_is_finished(file, tmp_path):
+  with pytest.raises(SystemExit, match=r"from first/seed1, which is not finished; train that first \(--index=2;"):
+    sweep.main([f"--sweep={file}", f"--out={tmp_path / 'out'}", "--define", "length=3", "--index=0"])
+
+
+@pytest.mark.parametrize(
+  ("sources", "words"), [(("a",), "a needs a"), (("b", "a"), "a needs b needs a"), (("b", "c", "b"), "needs c needs b")]
+)
+def test_runs_that_wait_for_each_other_are_refused(sources, words, tmp_path):
+  runs = {name: f"{BASE},init_from={{out}}/{source}" for name, source in zip("abc", sources, strict=False)}
+  with pytest.raises(ValueError, match=words):
+    sweep.Sweep(runs, tmp_path)
+
+
+def test_a_comma_in_the_folder_is_refused(tmp_path):
+  with pytest.raises(ValueError, match="must have no comma"):
+    sweep.Sweep({"a": BASE}, tmp_path / "a,b")
+
+
+def test_a_run_that_diverged_or_has_just_begun_is_in_the_table_as_it_is(tmp_path, capsys):
+  """Its last evaluation is not a number, and its best one is; nothing is left out to look better."""
+  lines = {
+    "a/seed0": [("val", 5, 4.0), ("train", 10, None), ("val", 10, None)],
+    "a/seed1": [("train", 10, 3.0), ("val", 10, 3.5)],
+    "b/seed0": [],
+  }
+  for name, rows in lines.items():
+    (tmp_path / name).mkdir(parents=True)
+    config = config_lib.from_file(BASE)
+    config.image_shape, config.data.num_examples = (8, 8, 1), 1597
+    config_lib.save(config, tmp_path / name / "config.json")
+    written = [
+      json.dumps({"step": step, f"{what}/bits_per_dim": bits, f"{what}/bits_per_dim_stderr": 0.1})
+      for what, step, bits in rows
+    ]
+    (tmp_path / name / "metrics.jsonl").write_text("\n".join(written))
+  sweep.main([f"--out={tmp_path}", "--table"])
+  rows = {row["run"]: row for row in csv.DictReader((tmp_path / "runs.csv").open())}
+  assert [rows["a/seed0"][name] for name in ("bits_per_dim", "best", "best_step", "train")] == [
+    "nan",
+    "4.0",
+    "5",
+    "nan",
+  ]
+  assert rows["b/seed0"]["bits_per_dim"] == rows["b/seed0"]["train"] == ""
+  groups = {group["group"]: group for group in json.loads(capsys.readouterr().out.splitlines()[-1])["groups"]}
+  assert groups["a"]["bits_per_dim"] is None
+  assert groups["a"]["best"] == 3.75
+  assert groups["a"]["best_std"] == pytest.approx(0.5 / 2**0.5)
+  assert "bits_per_dim" not in groups["b"]
+
+
 def test_a_sweep_that_is_asked_to_stop_saves_and_goes_on(file, tmp_path):
   out = tmp_path / "out"
   environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache")}
@@ -104,7 +176,7 @@ def test_a_sweep_that_is_asked_to_stop_saves_and_goes_on(file, tmp_path):
   assert subprocess.run(shorter, check=False, timeout=300, env=environment).returncode == 0
   assert f"resuming from step {saved}" in (out / "first/seed0.log").read_text()
   sweep.main([f"--out={out}", "--table"])
-  assert (out / "groups.csv").read_text().splitlines()[1].startswith(f"first,1,{saved + 5},")
+  assert (out / "groups.csv").read_text().splitlines()[1].startswith(f"first,1,1,{saved + 5},")
 
 
 @pytest.mark.parametrize(

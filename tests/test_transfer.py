@@ -12,9 +12,9 @@ from conftest import randomize
 from configs.digits import get_config
 from jet_jax import config as config_lib
 from jet_jax import likelihood, optim, permutations, sharding, steps, transfer
-from jet_jax.checkpoint import Checkpoints
+from jet_jax.checkpoint import Checkpoints, saved_steps
 from jet_jax.jet import Jet
-from jet_jax.train import prepare, train
+from jet_jax.train import Run, prepare, train
 from jet_jax.workdir import load_run
 from tools import import_big_vision
 
@@ -118,7 +118,9 @@ def test_what_was_taken_is_on_record(make_source, small, tmp_path):
     ({"couplings": 4}, ["model.couplings=5 there and 4 here"]),
     ({"kinds": ("channels",)}, ["model.kinds=('channels', 'spatial', "]),
     ({"spatial": ("hstripes",)}, ["model.spatial=('checkerboard', 'checkerboard-inv') there and ('hstripes', "]),
-    ({"scale_bound": 3.0}, ["model.scale_bound=2.0 there and 3.0 here"]),
+    ({"scale_bound": 3.0}, ["model.scale_bound=2.0 there and 3.0 here; set what it has"]),
+    ({"scale_floor": 0.1}, ["model.scale_floor=0.0 there and 0.1 here"]),
+    ({"width": 16, "size": 16}, ["position_embedding (5, 16, 8) there and (5, 16, 16) here"]),
     ({"data.source": "digits", "data.size": 0, "patch_size": 2, "levels": 17}, ["channels=3 there and 1 here"]),
     ({"init_ema": True}, ["no averaged weights"]),
   ],
@@ -138,49 +140,70 @@ def test_the_same_splits_may_be_written_otherwise(make_source, small, tmp_path):
 
 @pytest.mark.parametrize("text", ["nowhere", "{source}@3", "{source}@best@4", "{source}/checkpoints"])
 def test_a_source_that_is_not_there_is_refused(text, make_source, small, tmp_path):
-  with pytest.raises(ValueError, match="no config.json|step 3 is not in"):
+  with pytest.raises(ValueError, match="no config.json|step 3 is not there"):
     prepare(small(init_from=text.format(source=make_source())), tmp_path / "run")
 
 
-def test_the_best_step_can_be_asked_for_and_a_path_may_have_an_at(make_source, small, tmp_path):
-  source = tmp_path / "name@home"
-  shutil.copytree(make_source(), source)
-  lines = [json.dumps({"step": step, "val/bits_per_dim": bits}) for step, bits in ((1, 1.0), (2, 2.0), (4, 3.0))]
-  (source / "metrics.jsonl").write_text("\n".join(lines))
+def test_the_best_step_can_be_asked_for_and_a_path_may_have_an_at(make_source, small, tmp_path, monkeypatch):
+  source = tmp_path / "name@4"
+  shutil.copytree(make_source(keep_best=True), source)
+  best = json.loads((source / "checkpoints/4/digests/metadata").read_text())["notes"]["step"]
+  monkeypatch.chdir(tmp_path)
   settled = {
-    text: prepare(small(init_from=f"{source}{text}"), tmp_path / "run" / text).config.init_from
-    for text in ("", "@best", "@4")
+    text: prepare(small(init_from=f"{start}{text}"), tmp_path / "run").config.init_from
+    for start, text in (("name@4", ""), (source, "@best"), ("x/../name@4", "@2"))
   }
-  assert settled == {"": f"{source}@4", "@best": f"{source}@2", "@4": f"{source}@4"}
+  assert settled == {"": f"{source}@4", "@best": f"{source}@{best}", "@2": f"{source}@2"}
 
 
-def test_a_run_keeps_its_start_while_the_source_goes_on_or_goes_away(make_source, small, tmp_path):
+def test_a_run_needs_its_source_no_more_once_it_has_started(make_source, small, tmp_path):
   source = tmp_path / "source"
   shutil.copytree(make_source(), source)
-  config = lambda **more: small(**{"init_from": str(source)} | more)
-  _, state = begin(config(), tmp_path / "run")  # and nothing was saved yet
-  train(prepare(small(total_steps=6), source))
-  run, again = begin(config(), tmp_path / "run")
-  assert run.config.init_from == f"{source}@4"
-  assert_equal(state.params, again.params)
-  with pytest.raises(ValueError, match="init_from"):
-    prepare(config(init_from=f"{source}@6"), tmp_path / "run")
-  train(prepare(config(total_steps=2), tmp_path / "run"))
+  config = lambda **more: small(**{"init_from": str(source), "total_steps": 2} | more)
+  halt = Run.due
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(Run, "due", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))  # killed in its first step
+    with pytest.raises(KeyboardInterrupt):
+      train(prepare(config(), tmp_path / "run"))
+  assert Run.due is halt
+  assert saved_steps(tmp_path / "run") == [0]
   shutil.rmtree(source)
-  assert int(train(prepare(config(total_steps=4), tmp_path / "run")).step) == 4
-  with pytest.raises(ValueError, match="another --workdir"):
-    prepare(small(), tmp_path / "run")  # without what it came from
+  (tmp_path / "run" / "config.json").unlink()  # the record knows better
+  train(prepare(config(), tmp_path / "run"))
+  straight = train(prepare(config(init_from=str(make_source())), tmp_path / "straight"))
+  with Checkpoints(tmp_path / "run") as one, Checkpoints(tmp_path / "straight") as other:
+    assert one.identity(2) == other.identity(2)
+  assert int(straight.step) == 2
+  for wrong in ({"init_from": f"{source}@2"}, {"init_from": ""}, {"init_from": str(tmp_path)}, {"init_ema": True}):
+    with pytest.raises(ValueError, match=f"holds a run that started from {source}@4, and this one has init_from="):
+      prepare(config(**wrong), tmp_path / "run")
 
 
-def test_a_source_that_was_trained_anew_is_noticed(make_source, small, tmp_path):
+def test_a_run_from_scratch_cannot_get_a_source_later(make_source, small, tmp_path):
+  train(prepare(small(total_steps=1), tmp_path / "run"))
+  with pytest.raises(ValueError, match="holds a run that started from scratch, and this one has init_from="):
+    prepare(small(init_from=str(make_source())), tmp_path / "run")
+
+
+def test_a_run_that_had_not_started_chooses_again(make_source, small, tmp_path):
   source = tmp_path / "source"
   shutil.copytree(make_source(), source)
   config = lambda: small(init_from=str(source))
-  begin(config(), tmp_path / "run")
-  shutil.rmtree(source)
-  shutil.copytree(make_source(seed=1), source)
-  with pytest.raises(ValueError, match="is not what this run has started from before"):
-    begin(config(), tmp_path / "run")
+  assert prepare(config(), tmp_path / "run").config.init_from == f"{source}@4"  # and was killed in its compilation
+  train(prepare(small(total_steps=6, checkpoint_keep=1), source))
+  run, _ = begin(config(), tmp_path / "run")
+  assert run.config.init_from == f"{source}@6"
+
+
+def test_a_damaged_source_is_an_error_and_another_step_may_be_given(make_source, small, tmp_path):
+  source = tmp_path / "source"
+  shutil.copytree(make_source(), source)
+  for path in (source / "checkpoints/4/model").rglob("*"):
+    if path.is_file():
+      path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+  with pytest.raises(ValueError, match="checkpoints/4 is damaged"):
+    begin(small(init_from=str(source)), tmp_path / "run")
+  begin(small(init_from=f"{source}@2"), tmp_path / "run")
 
 
 def test_imported_official_weights_are_a_start(small, tmp_path):
@@ -214,7 +237,8 @@ def test_another_grid_moves_the_splits_and_resamples_positions(size, make_source
         np.testing.assert_array_equal(half_new % token_dim, np.broadcast_to(half_old[0], half_new.shape))
         np.testing.assert_array_equal(half_new // token_dim, np.arange(len(half_new))[:, None].repeat(6, 1))
     else:
-      assert permutations.pattern_of(new, grid, token_dim) == permutations.pattern_of(old, (4, 4), token_dim) != None  # noqa: E711
+      (name,) = permutations.patterns_of(old, (4, 4), token_dim)
+      assert name in permutations.patterns_of(new, grid, token_dim)
 
   before, after = (params["couplings"]["vit"] for params in (trained.variables["params"], state.params))
   assert_equal({**before, "position_embedding": 0}, {**after, "position_embedding": 0})
@@ -239,13 +263,25 @@ def test_positions_are_interpolated_along_rows_and_columns():
   np.testing.assert_allclose(fine[..., 2], 5, atol=1e-6)
   coarse = np.asarray(transfer._resample(position, (4, 6), (2, 3))).reshape(2, 3, 3)
   np.testing.assert_allclose(coarse.mean((0, 1)), [1.5, 2.5, 5], atol=1e-5)
+  rows = np.where(np.isin(np.arange(8) % 4, (1, 2)), 1, -1).astype(np.float32)
+  averages = np.asarray(transfer._resample(rows.repeat(4).reshape(1, 32, 1), (8, 4), (2, 1)))
+  assert np.abs(averages).max() < 0.2, "without averaging they would be 1"
 
 
 def test_a_split_without_a_name_cannot_be_moved():
   table = permutations.spatial_row("checkerboard", (4, 4), 4)[None]
   swapped = np.concatenate([table[:, 4:8], table[:, :4], table[:, 8:]], axis=1)
-  with pytest.raises(ValueError, match="coupling 0 splits 4x4 patches in a way that has no name"):
+  with pytest.raises(ValueError, match="the split of 4x4 patches by coupling 0 has no name"):
     permutations.move_table(swapped, 4, (4, 4), (8, 8))
+
+
+def test_a_split_with_two_names_is_moved_only_where_they_mean_the_same():
+  """On a grid one patch high vertical stripes are a checkerboard."""
+  table = permutations.spatial_row("vstripes", (1, 4), 4)[None]
+  with pytest.raises(ValueError, match="coupling 0 is checkerboard and vstripes alike"):
+    permutations.move_table(table, 4, (1, 4), (2, 4))
+  moved = permutations.move_table(table, 4, (1, 4), (1, 8))
+  np.testing.assert_array_equal(moved[0], permutations.spatial_row("vstripes", (1, 8), 4))
 
 
 def test_the_state_lies_where_the_mesh_wants_it(make_source, small, tmp_path):

@@ -209,5 +209,5 @@ def test_an_image_depends_on_the_seed_and_its_number_alone(workdir, monkeypatch)
 def test_a_folder_that_holds_no_run_is_refused(main, tmp_path, workdir):
   with pytest.raises(SystemExit, match=r"error: .* has no config.json"):
     main([f"--workdir={tmp_path}"])
-  with pytest.raises(SystemExit, match="step 5 is not in .* it has 3, 6"):
+  with pytest.raises(SystemExit, match="step 5 is not there; .* has 3, 6"):
     main([f"--workdir={workdir}", "--step=5"])

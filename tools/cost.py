@@ -89,6 +89,7 @@ def main(argv=None) -> None:
   parser.add_argument("--config", action="append", help="config file, with its argument after a colon")
   parser.add_argument("--utilisation", type=float, default=UTILISATION, help="share of the devices' peak, 0 to 1")
   args = parser.parse_args(argv)
+  jax.config.update("jax_platforms", "cpu")  # nothing is computed
   rows = {}
   try:
     if not 0 < args.utilisation <= 1:

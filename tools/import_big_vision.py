@@ -28,7 +28,7 @@ from jet_jax import optim, sources, steps
 from jet_jax.checkpoint import Checkpoints
 from jet_jax.jet import Jet
 from jet_jax.npz import Npz
-from jet_jax.permutations import PATTERNS, channel_rows, pattern_of
+from jet_jax.permutations import PATTERNS, channel_rows, patterns_of
 
 ROOT = "params/"
 CHANNEL_MASKS = ROOT + "channel_coupling_masks-FREEZE_ME"  # (couplings, K, K) one-hot; zero where a split is spatial
@@ -266,7 +266,7 @@ def _table(arrays: Npz, model, image_shape):
         raise ValueError(f"coupling {i} is spatial, but {tokens} tokens have no equal halves; check image_shape")
       rows.append(_spatial_row(_order(spatial_mask, f"{SPATIAL_MASKS}[{i}]"), token_dim))
       kinds.append("spatial")
-      patterns.append(pattern_of(rows[-1], grid, token_dim) or UNNAMED)
+      patterns.append(next(iter(patterns_of(rows[-1], grid, token_dim)), UNNAMED))
   return np.stack(rows), _shortest_repeat(kinds), _shortest_repeat(patterns) if patterns else model.spatial
 
 

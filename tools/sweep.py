@@ -7,36 +7,36 @@
 A sweep is a Python file with a function `get_sweep`. It takes what `--define` gives and returns a dict from the name
 of each run to what `jet_jax.train` takes as `--config`; "{out}" in it is the folder of the sweep. Names that end in
 "/seed0", "/seed1", ... are the same run with other seeds, a group. A run whose `init_from` is another of the sweep
-waits for it. The same command again goes on where it was: each run resumes, and one that is finished says so.
+waits for it; in an array job, which trains one run, it is refused until that is finished. The same command again goes
+on where it was: each run resumes, and one that is finished says so.
 
 It writes OUT/NAME (the work directory), OUT/NAME.log, OUT/runs.csv, OUT/groups.csv and OUT/curves.png.
 """
 
 import argparse
 import collections
-import contextlib
 import csv
 import importlib.util
 import inspect
-import json
 import math
 import os
 import pathlib
 import re
 import signal
-import statistics
 import subprocess
 import sys
 import time
 from typing import Any
 
 import jax
+import numpy as np
+from absl import logging
 
+from jet_jax import checkpoint, estimate, logs, transfer
 from jet_jax import config as config_lib
-from jet_jax import estimate, logs
-from jet_jax.best import best_step
 from jet_jax.jet import Jet
 
+POLL = 0.5  # seconds
 SEED = re.compile(r"/seed\d+$")
 STYLES: dict[str, Any] = {"val": "-", "train": ":"}
 
@@ -63,6 +63,16 @@ def load_module(path: str) -> Any:
   return module
 
 
+def is_finished(workdir: pathlib.Path) -> bool:
+  """Whether a run has come to its end, by what it has saved."""
+  if not (workdir / "config.json").exists() or not checkpoint.saved_steps(workdir):
+    return False
+  config = config_lib.load(workdir)
+  with checkpoint.Checkpoints(workdir) as checkpoints:
+    step, best = checkpoints.progress()
+  return step >= config_lib.steps(config, "total", config.data.num_examples) or best.is_past(config.patience)
+
+
 class Sweep:
   """The runs of a sweep in a folder.
 
@@ -75,23 +85,38 @@ class Sweep:
   """
 
   def __init__(self, runs: dict[str, str], out: pathlib.Path):
-    self.out = out.absolute()
+    self.out = out.resolve()
+    if "," in str(self.out):
+      raise ValueError(f"--out={self.out} must have no comma, which separates the fields of a --config")
     self.runs = {name: config.replace("{out}", str(self.out)) for name, config in runs.items()}
+    folders = {str(self.out / name): name for name in self.runs}
     self.needs: dict[str, str | None] = {}
     for name, config in self.runs.items():
       try:
         source = config_lib.from_file(config).init_from
       except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
-      self.needs[name] = next((other for other in self.runs if source.partition("@")[0] == str(self.out / other)), None)
+      self.needs[name] = folders.get(transfer.parts(source)[0]) if source else None
+    for name in self.runs:
+      chain = [name]
+      while (source := self.needs[chain[-1]]) is not None:
+        if source in chain:
+          raise ValueError(f"{' needs '.join([*chain, source])}; one of them must start from something else")
+        chain.append(source)
 
-  def start(self, name: str) -> subprocess.Popen:
-    """Starts to train one of them; what it prints goes to its log."""
+  def start(self, name: str, place: int, places: int) -> subprocess.Popen:
+    """Starts to train one of them, on its share of the cores; what it prints goes to its log."""
     (self.out / name).parent.mkdir(parents=True, exist_ok=True)
     with (self.out / f"{name}.log").open("ab") as log:
       command = [sys.executable, "-m", "jet_jax.train", f"--config={self.runs[name]}", f"--workdir={self.out / name}"]
       stopped = {"JET_JAX_STOP_STATUS": "75"}  # a run that was asked to stop is not finished
-      return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=os.environ | stopped)
+      process = subprocess.Popen(
+        command, stdout=log, stderr=subprocess.STDOUT, env=os.environ | stopped, process_group=0
+      )
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    if places > 1 and len(cores) >= places:
+      os.sched_setaffinity(process.pid, cores[place::places])
+    return process
 
   def last_words(self, name: str) -> str:
     """The last line that a run has printed and that says something new."""
@@ -99,48 +124,70 @@ class Sweep:
     return next((line for line in reversed(lines) if not line.startswith("results are in")), "nothing")
 
   def run(self, names, jobs: int) -> list[str]:
-    """Trains these, `jobs` at a time, each on its share of the cores. Returns those that failed or were stopped."""
-    waiting, finished, failed = list(names), set(), []
+    """Trains these, `jobs` at a time, each on its share of the cores. Returns those that are not finished in the end.
+
+    Raises:
+      ValueError: one starts from a run that is neither finished nor one of these.
+    """
+    for name in names:
+      source = self.needs[name]
+      if source is not None and source not in names and not is_finished(self.out / source):
+        number = list(self.runs).index(source)
+        raise ValueError(
+          f"{name} starts from {source}, which is not finished; train that first (--index={number}; in SLURM "
+          "--dependency=afterok makes one job wait for another)"
+        )
+    waiting, finished = list(names), set()
     running: dict[int, tuple[str, subprocess.Popen]] = {}
-    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-    with _passing_on(running, waiting, failed):
-      while waiting or running:
-        for place in range(jobs):
+    with _Asked() as asked:
+      while running or (waiting and not asked.to_stop):
+        for place in range(0 if asked.to_stop else jobs):
           ready = [name for name in waiting if self.needs[name] not in names or self.needs[name] in finished]
           if place not in running and ready:
-            process = self.start(ready[0])
-            if jobs > 1 and len(cores) >= jobs:
-              os.sched_setaffinity(process.pid, cores[place::jobs])
+            running[place] = ready[0], self.start(ready[0], place, jobs)
             waiting.remove(ready[0])
-            running[place] = ready[0], process
             print(f"{len(names) - len(waiting)}/{len(names)} {ready[0]}", flush=True)
+        asked.pass_on(process for _, process in running.values())
         for place, (name, process) in list(running.items()):
           if process.poll() is not None:
             del running[place]
-            (finished.add if process.returncode == 0 else failed.append)(name)
             print(f"{name}: {self.last_words(name)}", flush=True)
-            waiting[:] = [other for other in waiting if self.needs[other] not in failed]
-        time.sleep(1)
+            if process.returncode == 0:
+              finished.add(name)
+            else:
+              waiting = [other for other in waiting if name not in self.all_needs(other)]
+        time.sleep(POLL)
     return [name for name in names if name not in finished]
 
+  def all_needs(self, name: str) -> list[str]:
+    """The run that another starts from, the one that this starts from, and so on."""
+    source = self.needs[name]
+    return [] if source is None else [source, *self.all_needs(source)]
 
-@contextlib.contextmanager
-def _passing_on(running, waiting, failed):
-  """SIGTERM and Ctrl-C: what runs saves and ends, what waits does not start."""
 
-  def stop(*_):
-    failed.extend(waiting)
-    waiting.clear()
-    for _, process in running.values():
-      with contextlib.suppress(ProcessLookupError):
-        process.send_signal(signal.SIGTERM)
+class _Asked:
+  """A context in which SIGTERM and Ctrl-C ask for an end: what runs saves and ends, what waits does not start."""
 
-  before = [(number, signal.signal(number, stop)) for number in (signal.SIGTERM, signal.SIGINT)]
-  try:
-    yield
-  finally:
-    for number, handler in before:
+  to_stop = False
+
+  def __enter__(self):
+    self._before = [(number, signal.signal(number, self._stop)) for number in (signal.SIGTERM, signal.SIGINT)]
+    self._told = set()
+    return self
+
+  def __exit__(self, *_):
+    for number, handler in self._before:
       signal.signal(number, handler)
+
+  def _stop(self, *_):
+    self.to_stop = True
+
+  def pass_on(self, processes) -> None:
+    """Tells each process, once."""
+    for process in processes if self.to_stop else ():
+      if process.pid not in self._told and process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+        self._told.add(process.pid)
 
 
 def find_runs(out: pathlib.Path) -> list[str]:
@@ -149,14 +196,13 @@ def find_runs(out: pathlib.Path) -> list[str]:
 
 
 def describe(workdir: pathlib.Path) -> dict:
-  """What a run is and how it went: steps, bits/dim on validation at its end and at its best, on training at its end."""
+  """What a run is and how it went: its last and its best evaluation, and the mean of the last five training batches."""
   config = config_lib.load(workdir)
   model = Jet(**config.model)
   image = jax.ShapeDtypeStruct((1, *config.image_shape), "float32")
   params = jax.eval_shape(model.clone(kinds=("channels",)).init, jax.random.key(0), image)["params"]
   lines = [values for _, values in logs.read_lines(workdir / "metrics.jsonl")]
-  validation = [line for line in lines if line.get("val/bits_per_dim") is not None]
-  training = [line for line in lines if line.get("train/bits_per_dim") is not None]
+  validation, training = (_figures(lines, name) for name in ("val", "train"))
   steps = max((line["step"] for line in lines), default=0)
   row = {
     "steps": steps,
@@ -165,16 +211,20 @@ def describe(workdir: pathlib.Path) -> dict:
     "flops": estimate.train_flops(model, config.image_shape) * config.batch_size * steps,
   }
   if validation:
-    evaluated = {line["step"]: line for line in validation}
-    best = best_step(workdir, list(evaluated))
-    row |= {
-      "bits_per_dim": validation[-1]["val/bits_per_dim"],
-      "stderr": validation[-1]["val/bits_per_dim_stderr"],
-      "best": evaluated[best]["val/bits_per_dim"],
-      "best_step": best,
-    }
-  last = [line["train/bits_per_dim"] for line in training[-5:]]
-  return row | {"train": statistics.mean(last) if last else math.nan}
+    row |= {"bits_per_dim": validation[-1][1]}
+    row |= {"stderr": next(line["val/bits_per_dim_stderr"] for line in reversed(lines) if "val/bits_per_dim" in line)}
+  finite = [(bits, step) for step, bits in validation if math.isfinite(bits)]
+  if finite:
+    row |= {"best": min(finite)[0], "best_step": min(finite)[1]}
+  if training:
+    row |= {"train": float(np.mean([bits for _, bits in training[-5:]]))}
+  return row
+
+
+def _figures(lines, name) -> list[tuple[int, float]]:
+  """(step, bits/dim) on "val" or "train"; NaN where it was not finite."""
+  found = [(line["step"], line[f"{name}/bits_per_dim"]) for line in lines if f"{name}/bits_per_dim" in line]
+  return [(step, math.nan if bits is None else bits) for step, bits in found]
 
 
 def tabulate(out: pathlib.Path) -> tuple[list[dict], list[dict]]:
@@ -201,12 +251,16 @@ def tabulate(out: pathlib.Path) -> tuple[list[dict], list[dict]]:
 
 
 def _summary(name: str, rows: list[dict]) -> dict:
-  summary = {"group": name, "runs": len(rows), "steps": rows[0]["steps"], "parameters": rows[0]["parameters"]}
+  """Of a group: how many runs, how many of them at their last step; mean and standard deviation of each figure."""
+  finished = sum(row["steps"] >= row["of"] for row in rows)
+  summary = {"group": name, "runs": len(rows), "at_last_step": finished}
+  summary |= {"steps": max(row["steps"] for row in rows), "parameters": rows[0]["parameters"]}
   for figure in ("bits_per_dim", "best", "train"):
     values = [row[figure] for row in rows if figure in row]
     if values:
-      summary[figure] = statistics.mean(values)
-      summary[f"{figure}_std"] = statistics.stdev(values) if len(values) > 1 else 0.0
+      summary[figure] = float(np.mean(values))
+    if len(values) > 1:
+      summary[f"{figure}_std"] = float(np.std(values, ddof=1))
   return summary
 
 
@@ -219,7 +273,7 @@ def write_csv(path: pathlib.Path, rows: list[dict]) -> None:
 
 
 def plot(out: pathlib.Path, rows: list[dict], path: pathlib.Path) -> None:
-  """bits/dim over steps: on validation a line for each run, on training dashed, a colour for each group."""
+  """bits/dim over steps: on validation a line for each run, on training batches dotted, a colour for each group."""
   import matplotlib.pyplot as plt  # noqa: PLC0415  # slow to import, and only for this
   from matplotlib.lines import Line2D  # noqa: PLC0415
 
@@ -231,11 +285,7 @@ def plot(out: pathlib.Path, rows: list[dict], path: pathlib.Path) -> None:
     lines = [values for _, values in logs.read_lines(out / row["run"] / "metrics.jsonl")]
     color = colors[row["group"]]
     for name, style in STYLES.items():
-      points = [
-        (line["step"], line[f"{name}/bits_per_dim"])
-        for line in lines
-        if line.get(f"{name}/bits_per_dim") is not None and line["step"] > 1
-      ]
+      points = [(step, bits) for step, bits in _figures(lines, name) if step > 1]
       if points:
         axes.plot(*zip(*points, strict=True), style, color=color, linewidth=1.5 if name == "val" else 0.8)
         ends.append(points[len(points) // 4][1])
@@ -251,13 +301,14 @@ def plot(out: pathlib.Path, rows: list[dict], path: pathlib.Path) -> None:
 
 
 def print_groups(groups: list[dict]) -> None:
-  """A table for the terminal, and for Markdown."""
+  """A table for the terminal, and for Markdown. "At its best" is chosen by the images that it is measured on."""
   print("| group | runs | steps | parameters | bits/dim | at its best | training |")
   print("| --- | --- | --- | --- | --- | --- | --- |")
   for row in groups:
-    figures = [
-      f"{row[name]:.4f} ± {row[f'{name}_std']:.4f}" if name in row else "" for name in ("bits_per_dim", "best", "train")
-    ]
+    figures = []
+    for name in ("bits_per_dim", "best", "train"):
+      spread = f" ± {row[f'{name}_std']:.4f}" if f"{name}_std" in row else ""
+      figures.append(f"{row[name]:.4f}{spread}" if name in row else "")
     print(f"| {row['group']} | {row['runs']} | {row['steps']:,} | {row['parameters']:,} | {' | '.join(figures)} |")
 
 
@@ -271,6 +322,7 @@ def main(argv=None) -> None:
   parser.add_argument("--jobs", type=int, default=1, help="how many at a time, on CPUs")
   parser.add_argument("--table", action="store_true", help="train nothing, make the table of what there is")
   args = parser.parse_args(argv)
+  jax.config.update("jax_platforms", "cpu")  # the devices are for the runs
   failed = []
   try:
     if not args.table:
@@ -291,7 +343,7 @@ def main(argv=None) -> None:
   except (ValueError, OSError) as error:
     sys.exit(f"error: {error}")
   print_groups(groups)
-  print(json.dumps({"out": str(args.out), "runs": len(rows), "groups": groups, "failed": failed}))
+  print(logs.as_json({"out": str(args.out), "runs": len(rows), "groups": groups, "failed": failed}))
   if failed:
     sys.exit(
       f"error: {len(failed)} of the runs did not end well: {', '.join(failed)}; see their .log files in {args.out}"
@@ -299,4 +351,5 @@ def main(argv=None) -> None:
 
 
 if __name__ == "__main__":
+  logging.set_verbosity(logging.ERROR)  # orbax warns of what is intended here
   main()
