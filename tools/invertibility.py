@@ -1,6 +1,6 @@
 """How exactly a flow undoes itself: a table, and one JSON object last on standard output.
 
-python -m tools.invertibility --workdir=DIR [--step=N] [--num=8]
+python -m tools.invertibility --workdir=DIR [--step=N|best] [--num=8]
 python -m tools.invertibility --config=configs/NAME.py[:argument] [--num=8]     (a flow at initialization)
 
 Every input goes forward and back, with a float32 and a bfloat16 predictor, through the first 1, 2, 4, ... couplings
@@ -23,7 +23,7 @@ from jet_jax import config as config_lib
 from jet_jax import likelihood, sharding, sources
 from jet_jax.jet import Jet
 from jet_jax.logs import as_json
-from jet_jax.workdir import Trained, load_run
+from jet_jax.workdir import Trained, load_run, step_argument
 
 # A relative error above this is more than rounding: about a hundred units in the last place of float32.
 GROWTH = 1e-5
@@ -187,7 +187,7 @@ def main(argv=None) -> None:
     help="config file, with its argument after a colon; with a scale_bound of 2 a new flow is the identity, whose "
     "report is exact whatever the maths",
   )
-  parser.add_argument("--step", type=int, help="checkpoint of the run; the newest by default")
+  parser.add_argument("--step", type=step_argument, help="checkpoint of the run, or best; the newest by default")
   parser.add_argument("--num", type=int, default=8, help="images")
   args = parser.parse_args(argv)
   try:
