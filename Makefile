@@ -29,13 +29,15 @@ demo: .venv/installed
 .venv/libtpu: .venv/installed
 	-@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $@ libtpu==0.0.42.1
 
+WITH_LIBTPU := if test -f $(LIBTPU); then export TPU_LIBRARY_PATH=$(LIBTPU); fi;
+
 test: .venv/installed .venv/libtpu
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	if test -f $(LIBTPU); then export TPU_LIBRARY_PATH=$(LIBTPU); fi; $(BIN)/python -m pytest -n 2 -m "not slow"
+	$(WITH_LIBTPU) $(BIN)/python -m pytest -n 2 -m "not slow"
 
-test-slow: .venv/installed
-	$(BIN)/python -m pytest -m "slow and not fault"
+test-slow: .venv/installed .venv/libtpu
+	$(WITH_LIBTPU) $(BIN)/python -m pytest -m "slow and not fault"
 
 test-faults: .venv/installed
 	$(BIN)/python -m pytest -n 2 -m fault --soak_minutes=$(SOAK)

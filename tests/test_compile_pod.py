@@ -104,7 +104,8 @@ def test_the_search_finds_nothing_where_not_even_one_fits():
 
 
 @pytest.mark.parametrize(
-  "platform", [["--platform=cpu", "--devices=2"], pytest.param(["--topology=v5e:2x2"], marks=needs_compiler)]
+  "platform",
+  [["--platform=cpu", "--devices=2"], pytest.param(["--topology=v5e:2x2"], marks=[needs_compiler, pytest.mark.slow])],
 )
 def test_the_batch_that_is_found_fits_the_memory_that_is_given(platform):
   small = "configs/imagenet64.py:couplings=1,block_depth=1,width=32,heads=2"
@@ -324,7 +325,8 @@ def test_collectives_of_known_size_count_the_bytes_of_their_results(platform):
     assert found[kind]["bytes"] == 2 * 2 * 2**20 * ratio.get(kind, 1)
 
 
-@pytest.mark.skipif(not HAS_COMPILER, reason="needs the TPU's compiler: pip install 'jax[tpu]'")
+@pytest.mark.slow
+@needs_compiler
 def test_the_attention_kernel_compiles_for_a_tpu_pod_and_each_device_computes_its_images():
   plain, kernel = (
     json.loads(result.stdout.splitlines()[-1])["train"]

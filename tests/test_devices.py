@@ -75,7 +75,9 @@ def straight(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-  "settings", [{}, {"mesh__fsdp": 8}, {"mesh__fsdp": 2, "microbatches": 2}], ids=["data", "fsdp", "both and parts"]
+  "settings",
+  [pytest.param({}, marks=pytest.mark.slow), {"mesh__fsdp": 8}, {"mesh__fsdp": 2, "microbatches": 2}],
+  ids=["data", "fsdp", "both and parts"],
 )
 def test_eight_devices_compute_what_one_does_on_any_mesh(tmp_path, straight, settings):
   result = run(tmp_path, devices=8, **settings)

@@ -58,6 +58,7 @@ def test_an_unreadable_image_met_by_one_process_ends_all(images):
   assert "task" in other or "closed by peer" in other, other
 
 
+@pytest.mark.slow
 def test_unreadable_images_are_counted_over_all_processes(images):
   for number in (13, 41, 50):
     (images / "train" / f"{number}.png").write_text("no image")

@@ -154,6 +154,7 @@ def test_a_run_that_diverged_or_has_just_begun_is_in_the_table_as_it_is(tmp_path
   assert "bits_per_dim" not in groups["b"]
 
 
+@pytest.mark.slow
 def test_a_sweep_that_is_asked_to_stop_saves_and_goes_on(file, tmp_path):
   out = tmp_path / "out"
   environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache")}
