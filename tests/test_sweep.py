@@ -82,7 +82,7 @@ def flops_of(config):
   return estimate.train_flops(Jet(**config.model), (8, 8, 1)) * config.batch_size * 10
 
 
-BASE = "configs/digits.py:total_steps=2"
+BASE = "configs/digits.py:total_steps=10"
 
 
 def test_what_starts_from_a_run_that_failed_is_not_started(tmp_path, monkeypatch):
@@ -148,6 +148,7 @@ def test_a_run_that_diverged_or_has_just_begun_is_in_the_table_as_it_is(tmp_path
   ]
   assert rows["b/seed0"]["bits_per_dim"] == rows["b/seed0"]["train"] == ""
   groups = {group["group"]: group for group in json.loads(capsys.readouterr().out.splitlines()[-1])["groups"]}
+  assert [(groups[name]["runs"], groups[name]["finished"]) for name in "ab"] == [(2, 2), (1, 0)]
   assert groups["a"]["bits_per_dim"] is None
   assert groups["a"]["best"] == 3.75
   assert groups["a"]["best_std"] == pytest.approx(0.5 / 2**0.5)

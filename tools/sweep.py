@@ -34,6 +34,7 @@ from absl import logging
 
 from jet_jax import checkpoint, estimate, logs, transfer
 from jet_jax import config as config_lib
+from jet_jax.best import Best
 from jet_jax.jet import Jet
 
 POLL = 0.5  # seconds
@@ -213,12 +214,14 @@ def describe(workdir: pathlib.Path) -> dict:
   if validation:
     row |= {"bits_per_dim": validation[-1][1]}
     row |= {"stderr": next(line["val/bits_per_dim_stderr"] for line in reversed(lines) if "val/bits_per_dim" in line)}
-  finite = [(bits, step) for step, bits in validation if math.isfinite(bits)]
-  if finite:
-    row |= {"best": min(finite)[0], "best_step": min(finite)[1]}
   if training:
     row |= {"train": float(np.mean([bits for _, bits in training[-5:]]))}
-  return row
+  best = Best()
+  for step, bits in validation:
+    best.add(step, bits)
+  if best.step is not None:
+    row |= {"best": best.bits_per_dim, "best_step": best.step}
+  return row | {"finished": steps >= row["of"] or best.is_past(config.patience)}
 
 
 def _figures(lines, name) -> list[tuple[int, float]]:
@@ -251,12 +254,12 @@ def tabulate(out: pathlib.Path) -> tuple[list[dict], list[dict]]:
 
 
 def _summary(name: str, rows: list[dict]) -> dict:
-  """Of a group: how many runs, how many of them at their last step; mean and standard deviation of each figure."""
-  finished = sum(row["steps"] >= row["of"] for row in rows)
-  summary = {"group": name, "runs": len(rows), "at_last_step": finished}
+  """Of a group: how many runs, and of those that are finished the mean and standard deviation of each figure."""
+  finished = [row for row in rows if row["finished"]]
+  summary = {"group": name, "runs": len(rows), "finished": len(finished)}
   summary |= {"steps": max(row["steps"] for row in rows), "parameters": rows[0]["parameters"]}
   for figure in ("bits_per_dim", "best", "train"):
-    values = [row[figure] for row in rows if figure in row]
+    values = [row[figure] for row in finished if figure in row]
     if values:
       summary[figure] = float(np.mean(values))
     if len(values) > 1:
@@ -280,7 +283,7 @@ def plot(out: pathlib.Path, rows: list[dict], path: pathlib.Path) -> None:
   groups = list(dict.fromkeys(row["group"] for row in rows))
   colors = {group: plt.get_cmap("tab10")(number % 10) for number, group in enumerate(groups)}
   figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
-  ends = []
+  lowest, highest = math.inf, -math.inf
   for row in rows:
     lines = [values for _, values in logs.read_lines(out / row["run"] / "metrics.jsonl")]
     color = colors[row["group"]]
@@ -288,9 +291,10 @@ def plot(out: pathlib.Path, rows: list[dict], path: pathlib.Path) -> None:
       points = [(step, bits) for step, bits in _figures(lines, name) if step > 1]
       if points:
         axes.plot(*zip(*points, strict=True), style, color=color, linewidth=1.5 if name == "val" else 0.8)
-        ends.append(points[len(points) // 4][1])
-  if ends:
-    axes.set_ylim(top=max(ends) + 0.1)  # the first steps would hide all that comes after
+        finite = [bits for _, bits in points if math.isfinite(bits)]
+        lowest, highest = min([lowest, *finite]), max([highest, *finite[len(finite) // 4 :][:1]])
+  if lowest < highest:
+    axes.set_ylim(lowest - 0.1, highest + 0.1)  # the first steps would hide all that comes after
   handles = [Line2D([], [], color=colors[group], label=group) for group in groups]
   handles += [Line2D([], [], color="gray", linestyle=style, label=name) for name, style in STYLES.items()]
   axes.legend(handles=handles)
@@ -302,14 +306,21 @@ def plot(out: pathlib.Path, rows: list[dict], path: pathlib.Path) -> None:
 
 def print_groups(groups: list[dict]) -> None:
   """A table for the terminal, and for Markdown. "At its best" is chosen by the images that it is measured on."""
-  print("| group | runs | steps | parameters | bits/dim | at its best | training |")
+  print("| group | finished | steps | parameters | bits/dim | at its best | training |")
   print("| --- | --- | --- | --- | --- | --- | --- |")
   for row in groups:
     figures = []
     for name in ("bits_per_dim", "best", "train"):
       spread = f" ± {row[f'{name}_std']:.4f}" if f"{name}_std" in row else ""
       figures.append(f"{row[name]:.4f}{spread}" if name in row else "")
-    print(f"| {row['group']} | {row['runs']} | {row['steps']:,} | {row['parameters']:,} | {' | '.join(figures)} |")
+    cells = [
+      row["group"],
+      f"{row['finished']} of {row['runs']}",
+      f"{row['steps']:,}",
+      f"{row['parameters']:,}",
+      *figures,
+    ]
+    print(f"| {' | '.join(cells)} |")
 
 
 def main(argv=None) -> None:
