@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from einops import rearrange
 
-from jet_jax import cluster, programs
+from jet_jax import cluster, digests, programs
 from jet_jax import config as config_lib
 from jet_jax.checkpoint import Checkpoints, choose_step, saved_steps
 from jet_jax.jet import Jet
@@ -166,10 +166,7 @@ def _leaves_that_differ(source, config) -> list[str]:
     side = config.model.patch_size
     images = jax.ShapeDtypeStruct((1, grid[0] * side, grid[1] * side, config.image_shape[2]), "float32")
     params = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
-    return {
-      jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape
-      for path, leaf in jax.tree.leaves_with_path(params)
-    }
+    return {name: fact.shape for name, fact in digests.shape_facts(params).items()}
 
   there, here = shapes(source), shapes(config)
   return [

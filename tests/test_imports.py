@@ -41,7 +41,7 @@ ALLOWED = {
   "workdir": {"checkpoint", "cluster", "config", "jet", "lock", "logs", "sharding"},
   "evaluate": {"cluster", "data", "logs", "programs", "sharding", "sources", "workdir"},
   "sample": {"cluster", "npz", "pictures", "programs", "sharding", "workdir"},
-  "transfer": {"checkpoint", "cluster", "config", "jet", "permutations", "programs", "steps", "workdir"},
+  "transfer": {"checkpoint", "cluster", "config", "digests", "jet", "permutations", "programs", "steps", "workdir"},
   "train": {
     "best", "checkpoint", "cluster", "config", "data", "estimate", "evaluate", "halting", "images", "jet", "logs",
     "optim", "programs", "sample", "sharding", "sources", "steps", "stopping", "transfer", "workdir",
