@@ -86,8 +86,12 @@ def attend(query, key, value, *, tokens: int, heads: int, implementation: str = 
 
 def _xla(query, key, value):
   query = query / jnp.sqrt(query.shape[-1]).astype(query.dtype)
-  scores = jnp.matmul(query, key.mT, preferred_element_type=jnp.promote_types(query.dtype, jnp.float32))
-  return jax.nn.softmax(scores).astype(value.dtype) @ value
+  dtype = jnp.promote_types(query.dtype, jnp.float32)
+  scores = jnp.matmul(query, key.mT, preferred_element_type=dtype)
+  # Divided after the product: tokens x head_dim numbers instead of tokens x tokens, and one such matrix less to keep.
+  weights = jnp.exp(scores - jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True)))
+  mixed = jnp.matmul(weights.astype(value.dtype), value, preferred_element_type=dtype)
+  return (mixed / jnp.sum(weights, axis=-1, keepdims=True)).astype(value.dtype)
 
 
 def _splash(query, key, value, interpret: bool = False):

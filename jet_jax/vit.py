@@ -9,6 +9,7 @@ import functools
 import flax.linen as nn
 import jax.numpy as jnp
 from einops import rearrange
+from jax.ad_checkpoint import checkpoint_name
 
 from jet_jax.attention import attend
 from jet_jax.sharding import keep_split
@@ -81,8 +82,7 @@ class ViT(nn.Module):
     norm = functools.partial(nn.LayerNorm, epsilon=LAYER_NORM_EPSILON, dtype=self.dtype)
     x = rearrange(x, "b n d -> (b n) d")
     x = nn.Dense(self.width, dtype=self.dtype, name="embed")(x)
-    std = self.width**-0.5
-    position = self.param("position_embedding", nn.initializers.normal(std), (tokens, self.width))
+    position = self.param("position_embedding", nn.initializers.normal(self.width**-0.5), (tokens, self.width))
     x = rearrange(rearrange(x, "(b n) e -> b n e", n=tokens) + position.astype(self.dtype), "b n e -> (b n) e")
 
     x = keep_split(x)
@@ -90,7 +90,7 @@ class ViT(nn.Module):
       y = norm(name=f"block{i}_attention_norm")(x)
       x = x + Attention(self.heads, tokens, self.dtype, self.attention, name=f"block{i}_attention")(y)
       y = norm(name=f"block{i}_mlp_norm")(x)
-      x = keep_split(x + Mlp(self.dtype, name=f"block{i}_mlp")(y))
+      x = checkpoint_name(keep_split(x + Mlp(self.dtype, name=f"block{i}_mlp")(y)), "block_output")
 
     x = norm(name="final_norm")(x)
     head_dtype = jnp.promote_types(self.dtype, jnp.float32)

@@ -139,6 +139,11 @@ def test_a_save_that_finds_no_room_is_an_error_with_what_it_needs_and_leaves_the
   finish_and_compare(tmp_path, cache, straight)
 
 
+def least(seen):
+  """Of each figure the least in a stretch of readings: a save that is under way holds some 20 files open."""
+  return [min(readings) for readings in zip(*seen, strict=True)]
+
+
 @pytest.mark.slow
 def test_hours_of_saving_and_being_killed_leave_memory_descriptors_and_disk_flat(
   tmp_path, cache, request, record_property
@@ -161,10 +166,11 @@ def test_hours_of_saving_and_being_killed_leave_memory_descriptors_and_disk_flat
     process.communicate()
     kills += 1
     assert max(runs.saved_steps(workdir)) > before
-    grown.append((seen[len(seen) // 3], seen[-1]))
+    third = len(seen) // 3
+    grown.append((least(seen[third : 2 * third]), least(seen[2 * third :])))
   for (memory, files, disk), (memory_then, files_then, disk_then) in grown:
     assert memory_then < memory + 30 * 2**20
-    assert abs(files_then - files) < 20
+    assert files_then < files + 20
     assert disk_then < 3 * disk
   runs.finish(runs.start(workdir, cache, sabotage={"stop_after": max(runs.saved_steps(workdir)) + 1}, **settings))
   last = max(runs.saved_steps(workdir))

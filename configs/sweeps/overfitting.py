@@ -1,7 +1,7 @@
 """Very few images: learned by heart from scratch, and what pretraining and patience do about it.
 
   python -m tools.sweep --sweep=configs/sweeps/overfitting.py --out=runs/overfitting \
-      --define pretraining=runs/transfer/pretraining --define few=npz:PATH
+      --define pretraining=runs/transfer/pretraining few=npz:PATH
 
 Results, and the line that makes the npz: docs/experiments.md.
 """
@@ -11,12 +11,11 @@ SEEDS = (0, 1, 2)
 
 def get_sweep(pretraining, few):
   """`pretraining` is a work directory of configs/sweeps/transfer.py, `few` a data.source of 32x32."""
-  base = f"configs/small32.py:data.source={few},total_steps=800,eval_steps=50,keep_best=True"
-  sweep = {}
+  base = f"configs/small32.py:data.source={few},total_steps=800,eval_steps=25,keep_best=True"
+  sweep = {"transfer_to_the_end/seed0": f"{base},init_from={pretraining}"}
   for seed in SEEDS:
     sweep |= {
       f"scratch/seed{seed}": f"{base},seed={seed}",
-      f"transfer/seed{seed}": f"{base},seed={seed},init_from={pretraining}",
-      f"transfer_patience/seed{seed}": f"{base},seed={seed},init_from={pretraining},patience=4",
+      f"transfer/seed{seed}": f"{base},seed={seed},init_from={pretraining},patience=4",
     }
   return sweep
