@@ -34,13 +34,13 @@ WITH_LIBTPU := if test -f $(LIBTPU); then export TPU_LIBRARY_PATH=$(LIBTPU); fi;
 test: .venv/installed .venv/libtpu
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(WITH_LIBTPU) $(BIN)/python -m pytest -n 2 -m "not slow"
+	$(WITH_LIBTPU) $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
 test-slow: .venv/installed .venv/libtpu
 	$(WITH_LIBTPU) $(BIN)/python -m pytest -m "slow and not fault"
 
 test-faults: .venv/installed
-	$(BIN)/python -m pytest -n 2 -m fault --soak_minutes=$(SOAK)
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m fault --soak_minutes=$(SOAK)
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -58,7 +58,7 @@ def default_config() -> Config:
   config.model.scale_bound = 2.0
   config.model.scale_floor = 0.0
   config.model.dtype = "float32"
-  config.model.remat = "full"  # none, dots, full or auto: what the backward pass computes again
+  config.model.remat = "blocks"  # none, dots, blocks, full or auto: what the backward pass computes again
   config.model.attention = "xla"  # or cudnn on GPUs, splash on TPUs
 
   for duration in DURATIONS:

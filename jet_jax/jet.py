@@ -19,10 +19,11 @@ from jet_jax.permutations import check_splits, coupling_table, permute, routes
 REMAT_POLICIES = {
   "none": jax.checkpoint_policies.everything_saveable,
   "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # outputs of the dense layers
-  "full": jax.checkpoint_policies.save_only_these_names("block_output"),  # of vit.py
-  "auto": jax.checkpoint_policies.save_only_these_names("block_output"),  # in training `programs.compile_train_step`
+  "blocks": jax.checkpoint_policies.save_only_these_names("block_output"),  # of vit.py
+  "full": jax.checkpoint_policies.nothing_saveable,
+  "auto": jax.checkpoint_policies.nothing_saveable,  # in training see `programs.compile_train_step`
 }
-AUTO_REMAT = ("dots", "full")  # what "auto" tries, the fastest first; "none" moves more bytes than it saves operations
+AUTO_REMAT = ("dots", "blocks", "full")  # what "auto" tries, from the fastest on; "none" moves too many bytes
 
 
 class Jet(nn.Module):
@@ -47,8 +48,8 @@ class Jet(nn.Module):
     scale_bound: the largest factor by which a coupling can stretch a dimension.
     scale_floor: the smallest factor; the inverse stretches a dimension by at most 1 / scale_floor in a coupling.
     dtype: in which the transformers compute, "float32" or "bfloat16"; all else is float32.
-    remat: what the backward pass recomputes: "none" (most memory), "dots" (all but the dense layers), "full" (each
-      transformer block from what entered it; least memory), or "auto" (the fastest that fits, in training).
+    remat: what the backward pass recomputes: "none" (most memory), "dots" (all but the dense layers), "blocks" (each
+      block from what entered it), "full" (each coupling; least memory), or "auto" (in training the first that fits).
     attention: implementation, "xla" (everywhere), "cudnn" (GPUs) or "splash" (TPUs); see `attention.why_not`.
   """
 

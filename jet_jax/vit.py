@@ -80,8 +80,7 @@ class ViT(nn.Module):
     """x: (B, tokens, dim) -> bias and raw scale, each (B, tokens, dim)."""
     _, tokens, dim = x.shape
     norm = functools.partial(nn.LayerNorm, epsilon=LAYER_NORM_EPSILON, dtype=self.dtype)
-    x = rearrange(x, "b n d -> (b n) d")
-    x = nn.Dense(self.width, dtype=self.dtype, name="embed")(x)
+    x = nn.Dense(self.width, dtype=self.dtype, name="embed")(rearrange(x, "b n d -> (b n) d"))
     position = self.param("position_embedding", nn.initializers.normal(self.width**-0.5), (tokens, self.width))
     x = rearrange(rearrange(x, "(b n) e -> b n e", n=tokens) + position.astype(self.dtype), "b n e -> (b n) e")
 

@@ -77,22 +77,26 @@ def test_evaluation_and_sampling_are_checked_too_and_take_a_part_of_a_batch_at_a
 
   whole, parts = needs(1), needs(8)
   state = whole["the state alone"]
-  for what in ("the training step (remat=full)", "evaluation", "sampling"):
+  for what in ("the training step (remat=blocks)", "evaluation", "sampling"):
     assert parts[what] - state < 0.5 * (whole[what] - state)
 
 
 def test_auto_takes_the_fastest_rematerialization_that_fits(tiny_config, tmp_path, monkeypatch, capsys):
   def chosen(name):
     run = train.prepare(
-      tiny_config(batch_size=128, remat="auto", total_steps=1, eval_steps=0, sample_steps=0), tmp_path / name
+      tiny_config(batch_size=128, couplings=16, remat="auto", total_steps=1, eval_steps=0, sample_steps=0),
+      tmp_path / name,
     )
     train.train(run)
     return re.findall(r"compiled the training step \(remat=(\w+)\) in .* takes (.*) MiB", capsys.readouterr().out)
 
   assert [remat for remat, _ in chosen("roomy")] == ["dots"]
-  [(_, dots)] = chosen("again")
-  monkeypatch.setattr(estimate, "memory_limit", lambda devices: int((float(dots) - 0.1) * 2**20))
-  assert [remat for remat, _ in chosen("tight")] == ["dots", "full"]
+  tried = ["dots"]
+  for following in ("blocks", "full"):
+    _, mebibytes = chosen(f"before {following}")[-1]
+    monkeypatch.setattr(estimate, "memory_limit", lambda devices, less=mebibytes: int((float(less) - 0.1) * 2**20))
+    tried.append(following)
+    assert [remat for remat, _ in chosen(following)] == tried
   monkeypatch.setattr(estimate, "memory_limit", lambda devices: 2**20)
   with pytest.raises(ValueError, match=r"the training step \(remat=full\) needs"):
     chosen("too tight")

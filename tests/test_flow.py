@@ -117,7 +117,7 @@ def test_images_of_a_batch_do_not_see_each_other(tiny_flow):
   assert jnp.any(gradient[1] != 0)
 
 
-@pytest.mark.parametrize("remat", ["none", "dots"])
+@pytest.mark.parametrize("remat", ["none", "dots", "blocks"])
 def test_rematerialization_changes_no_result(tiny_flow, remat):
   x = jax.random.normal(jax.random.key(0), (2, 4, 4, 2))
 
@@ -170,7 +170,7 @@ def test_permutations_are_constants_drawn_from_the_key(tiny_flow):
     ({"couplings": 0}, (8, 8, 3), "couplings=0 must be positive"),
     ({"scale_bound": float("nan")}, (8, 8, 3), "scale_bound=nan must be positive and finite"),
     ({"scale_bound": float("inf")}, (8, 8, 3), "scale_bound=inf must be positive and finite"),
-    ({"remat": "some"}, (8, 8, 3), "none, dots, full"),
+    ({"remat": "some"}, (8, 8, 3), "none, dots, blocks, full"),
     ({"dtype": "float16"}, (8, 8, 3), "bfloat16"),
   ],
 )
