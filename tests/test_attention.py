@@ -34,6 +34,23 @@ def test_the_kernel_for_tpus_is_the_same_function_and_has_the_same_gradient():
     np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
+@pytest.mark.parametrize("size", [1.0, 30.0])  # the second has scores of up to 1e4, whose exponential no float holds
+def test_plain_attention_is_its_definition_and_so_is_its_gradient(size):
+  *inputs, direction = (size * jax.random.normal(key, (3, 16, 8)) for key in jax.random.split(jax.random.key(2), 4))
+
+  def definition(query, key, value):
+    return jax.nn.softmax(jnp.einsum("bnd,bmd->bnm", query, key) / np.sqrt(8)) @ value
+
+  def loss(function):
+    return lambda *inputs: jnp.sum(function(*inputs) * direction) / size**2
+
+  np.testing.assert_allclose(attention._xla(*inputs), definition(*inputs), rtol=1e-4, atol=1e-5 * size)
+  gradients = (jax.grad(loss(function), (0, 1, 2))(*inputs) for function in (attention._xla, definition))
+  # Scores of 1e4 carry a rounding error of 1e-3, and a weight as much relatively.
+  for ours, theirs in zip(*gradients, strict=True):
+    np.testing.assert_allclose(ours, theirs, atol=1e-3 * size if size > 1 else 1e-5)
+
+
 def test_heads_and_images_stay_apart():
   rows = jax.random.normal(jax.random.key(1), (3 * 4, 2 * 8))
   attend = functools.partial(attention.attend, tokens=4, heads=2)
