@@ -90,7 +90,7 @@ def _xla(query, key, value):
   scores = jnp.matmul(query, key.mT, preferred_element_type=dtype)
   # Divided after the product: tokens x head_dim numbers instead of tokens x tokens, and one such matrix less to keep.
   weights = jnp.exp(scores - jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True)))
-  mixed = jnp.matmul(weights.astype(value.dtype), value, preferred_element_type=dtype)
+  mixed = weights.astype(value.dtype) @ value
   return (mixed / jnp.sum(weights, axis=-1, keepdims=True)).astype(value.dtype)
 
 

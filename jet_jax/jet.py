@@ -19,11 +19,11 @@ from jet_jax.permutations import check_splits, coupling_table, permute, routes
 REMAT_POLICIES = {
   "none": jax.checkpoint_policies.everything_saveable,
   "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # outputs of the dense layers
-  "blocks": jax.checkpoint_policies.save_only_these_names("block_output"),  # of vit.py
+  "blocks": jax.checkpoint_policies.save_only_these_names("block_output"),  # what leaves each, as vit.py names it
   "full": jax.checkpoint_policies.nothing_saveable,
   "auto": jax.checkpoint_policies.nothing_saveable,  # in training see `programs.compile_train_step`
 }
-AUTO_REMAT = ("dots", "blocks", "full")  # what "auto" tries, from the fastest on; "none" moves too many bytes
+AUTO_REMAT = ("dots", "blocks", "full")  # what "auto" tries, in the order of what is computed again
 
 
 class Jet(nn.Module):
@@ -49,7 +49,7 @@ class Jet(nn.Module):
     scale_floor: the smallest factor; the inverse stretches a dimension by at most 1 / scale_floor in a coupling.
     dtype: in which the transformers compute, "float32" or "bfloat16"; all else is float32.
     remat: what the backward pass recomputes: "none" (most memory), "dots" (all but the dense layers), "blocks" (each
-      block from what entered it), "full" (each coupling; least memory), or "auto" (in training the first that fits).
+      block from what entered it), "full" (each coupling likewise), or "auto" (in training the first that fits).
     attention: implementation, "xla" (everywhere), "cudnn" (GPUs) or "splash" (TPUs); see `attention.why_not`.
   """
 

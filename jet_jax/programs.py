@@ -71,7 +71,7 @@ def train_program(config, model, optimizer, mesh):
 
 
 def compile_train_step(config, model, optimizer, mesh, arguments, limit: int | None, what="the training step") -> Any:
-  """`train_program` compiled for arguments or their shapes, with the fastest rematerialization that fits if "auto".
+  """`train_program` compiled for arguments or their shapes, with the first rematerialization that fits if "auto".
 
   Args:
     config, model, optimizer, mesh: of the run.

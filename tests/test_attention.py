@@ -44,11 +44,26 @@ def test_plain_attention_is_its_definition_and_so_is_its_gradient(size):
   def loss(function):
     return lambda *inputs: jnp.sum(function(*inputs) * direction) / size**2
 
-  np.testing.assert_allclose(attention._xla(*inputs), definition(*inputs), rtol=1e-4, atol=1e-5 * size)
+  # Scores of 1e4 carry a rounding error of 1e-3, and a weight as much relatively; the terms that cancel in a gradient
+  # are as large as `size`.
+  rounding = {"rtol": 0 if size == 1 else 2e-3, "atol": 1e-5 if size == 1 else 3e-5}
+  np.testing.assert_allclose(attention._xla(*inputs), definition(*inputs), **rounding)
   gradients = (jax.grad(loss(function), (0, 1, 2))(*inputs) for function in (attention._xla, definition))
-  # Scores of 1e4 carry a rounding error of 1e-3, and a weight as much relatively.
   for ours, theirs in zip(*gradients, strict=True):
-    np.testing.assert_allclose(ours, theirs, atol=1e-3 * size if size > 1 else 1e-5)
+    np.testing.assert_allclose(ours, theirs, **rounding)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float64"])
+def test_plain_attention_keeps_its_dtype(dtype):
+  with jax.enable_x64(dtype == "float64"):
+    *inputs, _ = (jax.random.normal(key, (3, 16, 8), dtype) for key in jax.random.split(jax.random.key(2), 4))
+    ours = attention._xla(*inputs)
+    query, key, value = (np.asarray(x, "float64") for x in inputs)
+    weights = np.exp(np.einsum("bnd,bmd->bnm", query, key) / np.sqrt(8))
+    assert ours.dtype == dtype
+    # The query, the weights, the product and the result are each rounded to 8 bits.
+    expected = weights / weights.sum(-1, keepdims=True) @ value
+    np.testing.assert_allclose(np.asarray(ours, "float64"), expected, atol=1e-12 if dtype == "float64" else 0.05)
 
 
 def test_heads_and_images_stay_apart():

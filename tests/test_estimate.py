@@ -81,7 +81,7 @@ def test_evaluation_and_sampling_are_checked_too_and_take_a_part_of_a_batch_at_a
     assert parts[what] - state < 0.5 * (whole[what] - state)
 
 
-def test_auto_takes_the_fastest_rematerialization_that_fits(tiny_config, tmp_path, monkeypatch, capsys):
+def test_auto_takes_the_first_rematerialization_that_fits(tiny_config, tmp_path, monkeypatch, capsys):
   def chosen(name):
     run = train.prepare(
       tiny_config(batch_size=128, couplings=16, remat="auto", total_steps=1, eval_steps=0, sample_steps=0),
@@ -90,13 +90,13 @@ def test_auto_takes_the_fastest_rematerialization_that_fits(tiny_config, tmp_pat
     train.train(run)
     return re.findall(r"compiled the training step \(remat=(\w+)\) in .* takes (.*) MiB", capsys.readouterr().out)
 
-  assert [remat for remat, _ in chosen("roomy")] == ["dots"]
-  tried = ["dots"]
+  there = chosen("roomy")
+  assert [remat for remat, _ in there] == ["dots"]
   for following in ("blocks", "full"):
-    _, mebibytes = chosen(f"before {following}")[-1]
-    monkeypatch.setattr(estimate, "memory_limit", lambda devices, less=mebibytes: int((float(less) - 0.1) * 2**20))
-    tried.append(following)
-    assert [remat for remat, _ in chosen(following)] == tried
+    limit = int((float(there[-1][1]) - 0.1) * 2**20)
+    monkeypatch.setattr(estimate, "memory_limit", lambda devices, limit=limit: limit)
+    before, there = there, chosen(following)
+    assert [remat for remat, _ in there] == [*(remat for remat, _ in before), following]
   monkeypatch.setattr(estimate, "memory_limit", lambda devices: 2**20)
   with pytest.raises(ValueError, match=r"the training step \(remat=full\) needs"):
     chosen("too tight")

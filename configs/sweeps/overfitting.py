@@ -12,12 +12,10 @@ SEEDS = (0, 1)
 def get_sweep(pretraining, few):
   """`pretraining` is a work directory of configs/sweeps/transfer.py, `few` a data.source of 32x32."""
   base = f"configs/small32.py:data.source={few},total_steps=800,eval_steps=25,keep_best=True"
-  transfer = f"{base},init_from={pretraining},lr=7e-4"
   sweep = {}
   for seed in SEEDS:
     sweep |= {
       f"scratch/seed{seed}": f"{base},seed={seed}",
-      f"transfer/seed{seed}": f"{transfer},seed={seed}",
-      f"transfer_patience/seed{seed}": f"{transfer},seed={seed},patience=8",
+      f"transfer/seed{seed}": f"{base},seed={seed},init_from={pretraining},lr=7e-4,patience=8",
     }
   return sweep
