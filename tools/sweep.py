@@ -292,7 +292,7 @@ def plot(out: pathlib.Path, rows: list[dict], path: pathlib.Path) -> None:
       if points:
         axes.plot(*zip(*points, strict=True), style, color=color, linewidth=1.5 if name == "val" else 0.8)
         finite = [bits for _, bits in points if math.isfinite(bits)]
-        lowest, highest = min([lowest, *finite]), max([highest, *finite[len(finite) // 4 :][:1]])
+        lowest, highest = min([lowest, *finite]), max([highest, *finite[len(finite) // 4 :]])
   if lowest < highest:
     axes.set_ylim(lowest - 0.1, highest + 0.1)  # the first steps would hide all that comes after
   handles = [Line2D([], [], color=colors[group], label=group) for group in groups]
