@@ -207,9 +207,10 @@ def test_every_sweep_has_configs_that_can_be_read(path, tmp_path):
   assert f"--sweep={path}" in module.__doc__
 
 
-def test_runs_of_a_group_take_the_same_operations(tmp_path):
-  """The comparison of docs/experiments.md is at equal cost."""
-  runs = sweep.load("configs/sweeps/architecture.py", {"images": "digits"})
+@pytest.mark.parametrize("name", ["architecture", "depth"])
+def test_architectures_that_are_compared_take_the_same_operations(name):
+  """The comparisons of docs/experiments.md are at equal cost."""
+  runs = sweep.load(f"configs/sweeps/{name}.py", {"images": "digits"})
   flops = []
   for argument in runs.values():
     config = config_lib.override(config_lib.from_file(argument), {"num_examples": 1000, "size": 32})
