@@ -89,9 +89,9 @@ def prepare(config: Config, workdir: str | pathlib.Path, flag_overrides=()) -> R
   config.init_from = transfer.settle(config, workdir)
   rows = sharding.local_rows(mesh, config.batch_size)
   batches = data.train_batches(train_source, config.batch_size, config.seed, config.data.flip, rows)
-  workdir = claim_workdir(workdir, config)
   total_steps, warmup_steps = (config_lib.steps(config, name, len(train_source)) for name in ("total", "warmup"))
   optimizer = optim.make_optimizer(config, total_steps, warmup_steps)
+  workdir = claim_workdir(workdir, config)
   return Run(config, workdir, mesh, len(train_source), batches, validation_source, model, optimizer, total_steps)
 
 
@@ -191,12 +191,11 @@ def main(argv) -> None:
     sys.exit(f"error: unknown arguments {argv[1:]}; fields of the config are set by --config.NAME=VALUE")
   if not flags.FLAGS["verbosity"].present:
     logging.set_verbosity(logging.ERROR)  # below it, orbax tells every step of a save
-  flag = flags.FLAGS["config"]
   try:
     cluster.join()
     programs.keep_compiled()
     with cluster.agreed():
-      run = prepare(flags.FLAGS.config, flags.FLAGS.workdir, config_flags.get_override_values(flag))
+      run = prepare(flags.FLAGS.config, flags.FLAGS.workdir, config_flags.get_override_values(flags.FLAGS["config"]))
     train(run)
   except (ValueError, OSError) as error:  # a wrong value, a bad image, too little memory, a full disk
     cluster.fail(error)

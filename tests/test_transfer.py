@@ -81,6 +81,15 @@ def test_parameters_and_permutations_are_taken_and_nothing_else(weights, make_so
   assert any(jax.tree.leaves(differ)), "the test would not see a mix-up"
 
 
+def test_frozen_parts_stay_what_they_were_in_the_source(make_source, small, tmp_path):
+  source = make_source()
+  state = train(prepare(small(init_from=str(source), part_rates=("block=0",)), tmp_path / "run"))
+  there, here = (variables["couplings"]["vit"] for variables in (load_run(source).variables["params"], state.params))
+  for name in there:
+    same = jax.tree.map(np.array_equal, there[name], here[name])
+    assert all(jax.tree.leaves(same)) == name.startswith("block"), name
+
+
 def test_its_first_step_has_the_loss_of_the_source(make_source, small, tmp_path):
   """With the same seed it sees the batch and noise of the source's first step, and knows more than that did."""
   source = make_source()

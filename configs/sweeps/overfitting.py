@@ -1,4 +1,4 @@
-"""Very few images: learned by heart from scratch, and what pretraining and patience do about it.
+"""Very few images: learned by heart from scratch, and what pretraining, patience and freezing do about it.
 
   python -m tools.sweep --sweep=configs/sweeps/overfitting.py --out=runs/overfitting \
       --define pretraining=runs/transfer/pretraining few=npz:PATH
@@ -17,5 +17,8 @@ def get_sweep(pretraining, few):
     sweep |= {
       f"scratch/seed{seed}": f"{base},seed={seed}",
       f"transfer/seed{seed}": f"{base},seed={seed},init_from={pretraining},lr=7e-4,patience=8",
+      f"transfer_frozen/seed{seed}": (
+        f"{base},seed={seed},init_from={pretraining},lr=7e-4,patience=8,part_rates=('block=0',)"
+      ),
     }
   return sweep
