@@ -11,6 +11,8 @@ import optax
 def scale_parts(rules: Sequence[str]) -> optax.GradientTransformation:
   """Multiplies the updates of some parameters; those of factor 0 stay as they are in every bit.
 
+  All gradients count in the norm that is clipped, and frozen parameters have moments too: nothing is spared.
+
   Args:
     rules: "PATTERN=FACTOR" each, as "block0=0.1": a regular expression that is looked for in the path of a parameter
       (couplings/vit/block0_mlp/up/kernel), and a number from 0 on. A parameter goes by the first that is found.
