@@ -70,7 +70,7 @@ def default_config() -> Config:
 
   config.lr = 3e-4  # peak
   config.wd = 1e-5  # weight decay a step at the peak of the schedule, not multiplied by lr
-  config.part_rates = ()  # ("PATTERN=FACTOR", ...) on the updates of some parameters, 0 freezes; see optim.py
+  config.part_rates = ()  # ("PATTERN=FACTOR", ...) on the updates of some parameters, 0 freezes; see parts.py
   config.adam_b1 = 0.9
   config.adam_b2 = 0.95
   config.adam_mu_dtype = "bfloat16"  # of the first moment
