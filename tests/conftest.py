@@ -6,12 +6,12 @@ import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-import faults
 import jax
 import jax.numpy as jnp
 import pytest
-import runs
 
+import faults
+import runs
 from jet_jax.jet import Jet
 
 

@@ -5,8 +5,8 @@ import math
 
 import numpy as np
 import pytest
-import runs
 
+import runs
 from jet_jax.best import Best
 from jet_jax.checkpoint import choose_step, saved_steps
 from jet_jax.evaluate import Evaluator

@@ -10,8 +10,8 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 import pytest
-import runs
 
+import runs
 from jet_jax import digests, evaluate, sharding, steps, train
 from jet_jax.checkpoint import Checkpoints
 from jet_jax.jet import Jet

@@ -8,6 +8,7 @@ import time
 
 import pytest
 from PIL import Image
+
 from processes import start
 
 ARGUMENT = "couplings=2,block_depth=1,width=8,heads=2,patch_size=2,batch_size=16,levels=256,data.size=4,log_steps=1"

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import runs
 
+import runs
 from jet_jax import likelihood, optim, steps
 from jet_jax.checkpoint import Checkpoints
 from jet_jax.jet import Jet

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import randomize
 
+from conftest import randomize
 from jet_jax import likelihood, train
 from jet_jax.coupling import scale_and_log
 from jet_jax.jet import Jet

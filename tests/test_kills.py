@@ -10,8 +10,9 @@ import shutil
 import signal
 import time
 
-import faults
 import pytest
+
+import faults
 import runs
 
 TOTAL = 120

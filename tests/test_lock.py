@@ -10,8 +10,8 @@ import threading
 import time
 
 import pytest
-import runs
 
+import runs
 from jet_jax import lock
 
 HOLD = """

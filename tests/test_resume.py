@@ -8,9 +8,9 @@ import time
 
 import chex
 import pytest
-import runs
 from PIL import Image
 
+import runs
 from jet_jax import evaluate, train
 from jet_jax.checkpoint import Checkpoints
 from jet_jax.logs import MetricLog

@@ -6,6 +6,7 @@ import signal
 import time
 
 import pytest
+
 import runs
 
 TOTAL = 400

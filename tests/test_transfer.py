@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import randomize
 
 from configs.digits import get_config
+from conftest import randomize
 from jet_jax import config as config_lib
 from jet_jax import likelihood, optim, permutations, sharding, steps, transfer
 from jet_jax.checkpoint import Checkpoints, saved_steps

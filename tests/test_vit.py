@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import randomize
 
+from conftest import randomize
 from jet_jax.vit import ViT
 
 
