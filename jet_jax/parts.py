@@ -22,29 +22,31 @@ def scale_parts(rules: Sequence[str]) -> optax.GradientTransformation:
   """
   factors = [_parse(rule) for rule in rules]
 
-  def rule_of(path) -> int | None:
-    name = jax.tree_util.keystr(path, simple=True, separator="/")
+  def rule_of(name: str) -> int | None:
     return next((i for i, (pattern, _) in enumerate(factors) if pattern.search(name)), None)
 
   def init(params):
-    paths = [path for path, _ in jax.tree.leaves_with_path(params)]
-    used = {rule_of(path) for path in paths}
+    names = [_name(path) for path, _ in jax.tree.leaves_with_path(params)]
+    used = {rule_of(name) for name in names}
     for i, rule in enumerate(rules):
       if i not in used:
-        names = ", ".join(jax.tree_util.keystr(path, simple=True, separator="/") for path in paths)
-        raise ValueError(f"part_rates: no parameter goes by {rule!r}; drop it, or match one of {names}")
+        raise ValueError(f"part_rates: no parameter goes by {rule!r}; drop it, or match one of {', '.join(names)}")
     return optax.EmptyState()
 
   def update(updates, state, params=None):
     del params
 
     def scale(path, x):
-      rule = rule_of(path)
+      rule = rule_of(_name(path))
       return x if rule is None else x * factors[rule][1]
 
     return jax.tree.map_with_path(scale, updates), state
 
   return optax.GradientTransformation(init, update)
+
+
+def _name(path) -> str:
+  return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def _parse(rule: str) -> tuple[re.Pattern, float]:
