@@ -9,8 +9,12 @@ import jax
 import numpy as np
 from absl import logging
 
-from jet_jax import cluster, data, programs, sharding, sources, workdir
-from jet_jax.logs import as_json
+from jet_jax import data
+from jet_jax.data import sources
+from jet_jax.devices import processes, sharding
+from jet_jax.training import programs
+from jet_jax.workdir.metrics import as_json
+from jet_jax.workdir.run import load_run, step_argument
 
 NOISE_SEED = 0  # the same noise for every run and step, so that differences are the models'
 
@@ -78,9 +82,7 @@ def main(argv=None) -> None:
     prog="python -m jet_jax.evaluate", description="Bits per dimension of a trained run."
   )
   parser.add_argument("--workdir", required=True, help="work directory of a training run")
-  parser.add_argument(
-    "--step", type=workdir.step_argument, help="checkpoint to evaluate, or best; the newest by default"
-  )
+  parser.add_argument("--step", type=step_argument, help="checkpoint to evaluate, or best; the newest by default")
   parser.add_argument("--split", default="validation", choices=sources.SPLITS)
   parser.add_argument("--noise_samples", type=int, default=1, help="draws of the dequantization noise an image")
   parser.add_argument("--source", help="the images, as config.data.source, if they are not where they were")
@@ -89,9 +91,9 @@ def main(argv=None) -> None:
   try:
     if args.noise_samples < 1:
       raise ValueError(f"--noise_samples={args.noise_samples} must be at least 1")
-    cluster.join()
+    processes.join()
     programs.keep_compiled()
-    config, model, variables, step, mesh = workdir.load_run(args.workdir, args.step)
+    config, model, variables, step, mesh = load_run(args.workdir, args.step)
     config.data.source = sources.absolute(args.source) if args.source else config.data.source
     config.data.data_dir = args.data_dir or config.data.data_dir
     (source,) = sources.open_config(config, [args.split])
@@ -101,8 +103,8 @@ def main(argv=None) -> None:
     evaluator = Evaluator(model, config.levels, source, config.batch_size // config.microbatches, mesh)
     result = evaluator(variables, args.noise_samples)
   except ValueError as error:
-    cluster.fail(error)
-  if cluster.is_writer():
+    processes.fail(error)
+  if processes.is_writer():
     print(as_json({"step": step, "split": args.split, **result}))
 
 

@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
-from jet_jax.attention import IMPLEMENTATIONS, why_not
-from jet_jax.coupling import Coupling
-from jet_jax.permutations import check_splits, coupling_table, permute, routes
+from jet_jax.flow.attention import IMPLEMENTATIONS, why_not
+from jet_jax.flow.coupling import Coupling
+from jet_jax.flow.splits import check_splits, coupling_table, permute, routes
 
 # What the backward pass finds saved of each coupling's forward pass; the rest it computes again.
 REMAT_POLICIES = {

@@ -16,9 +16,11 @@ import numpy as np
 from absl import logging
 from tqdm import tqdm
 
-from jet_jax import cluster, programs, sharding, workdir
-from jet_jax.npz import NpzWriter
-from jet_jax.pictures import make_grid, save_png
+from jet_jax.data.npz import NpzWriter
+from jet_jax.devices import processes, sharding
+from jet_jax.training import programs
+from jet_jax.workdir.image_grid import make_grid, save_png
+from jet_jax.workdir.run import load_run, step_argument
 
 CHUNK = 256  # images in one pass through the flow, at most
 GRID = 256  # images in a picture, at most
@@ -84,7 +86,7 @@ def main(argv=None) -> None:
   """Samples a work directory, writes the pictures and prints one JSON object; warns of images that are not finite."""
   parser = argparse.ArgumentParser(prog="python -m jet_jax.sample", description="Images from a trained run.")
   parser.add_argument("--workdir", required=True, help="work directory of a training run")
-  parser.add_argument("--step", type=workdir.step_argument, help="checkpoint to sample, or best; the newest by default")
+  parser.add_argument("--step", type=step_argument, help="checkpoint to sample, or best; the newest by default")
   parser.add_argument("--num", type=int, default=64, help="number of images")
   parser.add_argument("--seed", type=int, default=0)
   parser.add_argument(
@@ -98,30 +100,30 @@ def main(argv=None) -> None:
     for name, (low, high) in RANGES.items():
       if not low <= getattr(args, name) <= high:  # refuses NaN too
         raise ValueError(f"--{name}={getattr(args, name)} must be at least {low} and at most {high}")
-    cluster.join()
+    processes.join()
     programs.keep_compiled()
-    config, model, variables, step, mesh = workdir.load_run(args.workdir, args.step, dtype=args.dtype)
+    config, model, variables, step, mesh = load_run(args.workdir, args.step, dtype=args.dtype)
   except ValueError as error:
-    cluster.fail(error)
+    processes.fail(error)
   at_once = config.batch_size // config.microbatches
   sampler = Sampler(model, config.image_shape, config.levels, args.num, mesh, at_once)
   try:
     _write(args, sampler.chunks(variables, args.seed, args.temperature), config)
   except OSError as error:
-    cluster.fail(error)
+    processes.fail(error)
   counts = {"num": args.num, "num_nonfinite": sampler.num_nonfinite}
-  if sampler.num_nonfinite and cluster.is_writer():
+  if sampler.num_nonfinite and processes.is_writer():
     print(
       f"warning: {sampler.num_nonfinite:,} of {args.num:,} images have NaN or infinite numbers, and their pixels mean "
       "nothing; lower --temperature, give an earlier --step, or train with model.scale_floor",
       file=sys.stderr,
     )
-  cluster.say(json.dumps({"step": step, **counts, "out": args.out, "npz": args.npz}))
+  processes.say(json.dumps({"step": step, **counts, "out": args.out, "npz": args.npz}))
 
 
 def _write(args, chunks: Iterator[np.ndarray], config) -> None:
   """The files that the command names, by the first process; the others only draw."""
-  shown, writes = [], cluster.is_writer()
+  shown, writes = [], processes.is_writer()
   with contextlib.ExitStack() as stack:
     bar = stack.enter_context(tqdm(total=args.num, unit="image", leave=False, disable=None if writes else True))
     file = NpzWriter(args.npz, "images", (args.num, *config.image_shape)) if writes and args.npz else None

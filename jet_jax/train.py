@@ -19,19 +19,24 @@ import optax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from jet_jax import cluster, data, estimate, optim, programs, sharding, sources, steps, transfer
 from jet_jax import config as config_lib
-from jet_jax.best import Best
-from jet_jax.checkpoint import Checkpoints
+from jet_jax import data
 from jet_jax.config import Config
+from jet_jax.data import sources
+from jet_jax.data.decode import BadImage
+from jet_jax.devices import processes, sharding
+from jet_jax.devices.preemption import Stop
 from jet_jax.evaluate import Evaluator
-from jet_jax.halting import Halt, saving_before
-from jet_jax.images import BadImage
 from jet_jax.jet import Jet
-from jet_jax.logs import MetricLog, check_wandb
 from jet_jax.sample import Sampler
-from jet_jax.stopping import Stop
-from jet_jax.workdir import claim_workdir
+from jet_jax.training import cost, programs, transfer
+from jet_jax.training.nonfinite import Halt, saving_before
+from jet_jax.training.optimizer import make_optimizer
+from jet_jax.training.step import TrainState
+from jet_jax.workdir.best import Best
+from jet_jax.workdir.checkpoint import Checkpoints
+from jet_jax.workdir.metrics import MetricLog, check_wandb
+from jet_jax.workdir.run import claim_workdir
 
 
 @dataclasses.dataclass
@@ -90,17 +95,17 @@ def prepare(config: Config, workdir: str | pathlib.Path, flag_overrides=()) -> R
   rows = sharding.local_rows(mesh, config.batch_size)
   batches = data.train_batches(train_source, config.batch_size, config.seed, config.data.flip, rows)
   total_steps, warmup_steps = (config_lib.steps(config, name, len(train_source)) for name in ("total", "warmup"))
-  optimizer = optim.make_optimizer(config, total_steps, warmup_steps)
+  optimizer = make_optimizer(config, total_steps, warmup_steps)
   workdir = claim_workdir(workdir, config)
   return Run(config, workdir, mesh, len(train_source), batches, validation_source, model, optimizer, total_steps)
 
 
-def start_state(run: Run, init_key, checkpoints: Checkpoints) -> steps.TrainState:
+def start_state(run: Run, init_key, checkpoints: Checkpoints) -> TrainState:
   """The newest good checkpoint of the run, or a fresh state."""
   parts = run.config, run.model, run.optimizer, run.mesh
   state = checkpoints.restore_newest(programs.state_shapes(*parts))
   if state is not None:
-    cluster.say(f"resuming from step {state.step}")
+    processes.say(f"resuming from step {state.step}")
     return state
   if run.config.init_from:
     state = transfer.start(*parts, run.workdir)
@@ -114,13 +119,13 @@ def compile_all(run: Run, evaluator: Evaluator, sampler: Sampler):
   parts = run.config, run.model, run.optimizer, run.mesh
   arguments = programs.train_arguments(*parts)
   state = arguments[0]
-  cluster.say(estimate.describe(run.config, run.model, state, run.mesh, run.num_examples, run.total_steps))
-  limit = estimate.memory_limit(jax.local_devices())
-  estimate.check_fits("the state alone", estimate.bytes_a_device(state), limit)
-  beside = estimate.bytes_a_device(state) - estimate.bytes_a_device(state.variables())  # of an evaluation or samples
+  processes.say(cost.describe(run.config, run.model, state, run.mesh, run.num_examples, run.total_steps))
+  limit = cost.memory_limit(jax.local_devices())
+  cost.check_fits("the state alone", cost.bytes_a_device(state), limit)
+  beside = cost.bytes_a_device(state) - cost.bytes_a_device(state.variables())  # of an evaluation or samples
 
   train_step = programs.compile_train_step(*parts, arguments, limit)
-  to_fit = functools.partial(estimate.compile_to_fit, limit=limit, beside=beside)
+  to_fit = functools.partial(cost.compile_to_fit, limit=limit, beside=beside)
   if run.happens("eval"):
     evaluator.compile(state.variables(), run.config.image_shape, functools.partial(to_fit, "evaluation"))
   if run.happens("sample"):
@@ -128,7 +133,7 @@ def compile_all(run: Run, evaluator: Evaluator, sampler: Sampler):
   return train_step
 
 
-def train(run: Run) -> steps.TrainState:
+def train(run: Run) -> TrainState:
   """Goes from the newest checkpoint, or from the start, to the last step or to the one that a signal makes the last.
 
   Returns the last state, which is saved.
@@ -140,7 +145,7 @@ def train(run: Run) -> steps.TrainState:
     if run.is_over(*checkpoints.progress()):
       state = start_state(run, init_key, checkpoints)
       if run.is_over(int(state.step), checkpoints.best):
-        cluster.say(f"this run is finished: step {state.step} of {run.total_steps}; {checkpoints.best}")
+        processes.say(f"this run is finished: step {state.step} of {run.total_steps}; {checkpoints.best}")
         return state
     at_once = config.batch_size // config.microbatches
     evaluator = Evaluator(run.model, config.levels, run.validation_source, at_once, run.mesh)
@@ -179,9 +184,9 @@ def train(run: Run) -> steps.TrainState:
     if step:
       checkpoints.save(state)  # the end is saved whatever the config says
   if not run.is_over(step, checkpoints.best):
-    cluster.say(f"stopped after step {step} of {run.total_steps}; the same command goes on from there")
+    processes.say(f"stopped after step {step} of {run.total_steps}; the same command goes on from there")
   elif step < run.total_steps:
-    cluster.say(f"ended after step {step} of {run.total_steps}: {checkpoints.best}; patience={config.patience}")
+    processes.say(f"ended after step {step} of {run.total_steps}: {checkpoints.best}; patience={config.patience}")
   return state
 
 
@@ -192,14 +197,14 @@ def main(argv) -> None:
   if not flags.FLAGS["verbosity"].present:
     logging.set_verbosity(logging.ERROR)  # below it, orbax tells every step of a save
   try:
-    cluster.join()
+    processes.join()
     programs.keep_compiled()
-    with cluster.agreed():
+    with processes.agreed():
       run = prepare(flags.FLAGS.config, flags.FLAGS.workdir, config_flags.get_override_values(flags.FLAGS["config"]))
     train(run)
   except (ValueError, OSError) as error:  # a wrong value, a bad image, too little memory, a full disk
-    cluster.fail(error)
-  cluster.say(f"results are in {run.workdir}")
+    processes.fail(error)
+  processes.say(f"results are in {run.workdir}")
   with Checkpoints(run.workdir) as checkpoints:
     if not run.is_over(*checkpoints.progress()):  # it was asked to stop, which a script may want to know
       sys.exit(int(os.environ.get("JET_JAX_STOP_STATUS", "0")))

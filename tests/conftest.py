@@ -11,17 +11,9 @@ import jax.numpy as jnp
 import pytest
 
 import faults
-import runs
+import small_runs
+from flows import randomize
 from jet_jax.jet import Jet
-
-
-@jax.jit
-def randomize(params, key, std=0.3):
-  """Adds noise to every parameter: a head that starts at zero would hide most bugs."""
-  leaves, treedef = jax.tree.flatten(params)
-  keys = jax.random.split(key, len(leaves))
-  noisy = [leaf + std * jax.random.normal(k, leaf.shape) for leaf, k in zip(leaves, keys, strict=True)]
-  return jax.tree.unflatten(treedef, noisy)
 
 
 def pytest_configure():
@@ -35,7 +27,7 @@ def pytest_configure():
 
 def pytest_addoption(parser):
   """Options of the tests."""
-  parser.addoption("--soak_minutes", type=float, default=10, help="length of the soak test of tests/test_kills.py")
+  parser.addoption("--soak_minutes", type=float, default=10, help="length of the soak in tests/faults/test_kill.py")
 
 
 @pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks
@@ -80,7 +72,7 @@ def straight(tmp_path_factory, cache):
     name = str(settings)
     if name not in done:
       done[name] = tmp_path_factory.mktemp("straight")
-      runs.finish(runs.start(done[name], cache, **settings))
+      small_runs.finish(small_runs.start(done[name], cache, **settings))
     return done[name]
 
   return make

@@ -28,9 +28,14 @@ import numpy as np
 from absl import logging
 
 from jet_jax import config as config_lib
-from jet_jax import data, estimate, programs, records, sharding, sources, train
-from tools import prepare_data, releases, speed
+from jet_jax import data, train
+from jet_jax.data import records, sources
+from jet_jax.devices import sharding
+from jet_jax.training import cost, programs
+from tools import prepare_data
 from tools.compile_pod import image_shape_of
+from tools.measuring import timing
+from tools.preparing import releases
 
 SUBSET = 8192
 
@@ -81,7 +86,7 @@ def waiting(run: train.Run, steps_a_turn: int, turns: int) -> dict[str, float]:
   """Milliseconds of a training step with the pipeline and with a batch that stays, and the difference as a share."""
   init_key, key = jax.random.split(jax.random.key(run.config.seed))
   parts = run.config, run.model, run.optimizer, run.mesh
-  limit = estimate.memory_limit(jax.local_devices())
+  limit = cost.memory_limit(jax.local_devices())
   step = programs.compile_train_step(*parts, programs.train_arguments(*parts), limit)
   state = programs.init_program(*parts)(init_key)
   reader = data.Reader(run.batches, 0, run.config.data.workers)
@@ -130,7 +135,7 @@ def benchmark_data(config, workers: list[int], seconds: float, turns: int) -> di
 
 def benchmark_programs(args, what: list[str]) -> dict:
   """All figures of training, evaluation and sampling, the first row's at the top; and a table of them on the way."""
-  compiled, refused, states = [], [], speed.States()
+  compiled, refused, states = [], [], timing.States()
   mesh = None
   for setting in args.compare or [""]:
     path, _, argument = args.config.partition(":")
@@ -139,7 +144,7 @@ def benchmark_programs(args, what: list[str]) -> dict:
     mesh = sharding.make_mesh(config.mesh)
     for program in what:
       try:
-        one = speed.prepare(program, setting, config, mesh, states)
+        one = timing.prepare(program, setting, config, mesh, states)
         jax.block_until_ready(one.call())
         compiled.append(one)
       except (ValueError, jax.errors.JaxRuntimeError) as error:  # the others still tell something
@@ -147,8 +152,8 @@ def benchmark_programs(args, what: list[str]) -> dict:
         print(f"{program} {setting}: {error}", flush=True)
   if mesh is None or not compiled:
     raise ValueError("none of the settings can run here; the reasons are above")
-  peak, source = speed.peak_of(mesh.devices.flat[0])
-  speed.measure(compiled, args.turns, args.seconds)
+  peak, source = timing.peak_of(mesh.devices.flat[0])
+  timing.measure(compiled, args.turns, args.seconds)
   rows = [program.row(peak, mesh.size) for program in compiled]
   print(
     f"{'':7}{'batch':>6}{'ms':>9}{'from':>9}{'to':>9}{'images/s':>10}{'MFU':>7}{'MiB':>9}{'compile s':>10}  setting"
@@ -163,7 +168,7 @@ def benchmark_programs(args, what: list[str]) -> dict:
   first = {name: value for name, value in rows[0].items() if name not in ("what", "setting")}
   result = first | {"peak_flops": peak, "peak_source": source, "rows": rows, "refused": refused}
   if args.profile:
-    result["profile"] = speed.profile(compiled[0], args.profile)
+    result["profile"] = timing.profile(compiled[0], args.profile)
     print(f"\nthe costliest operations of {compiled[0].what} {compiled[0].setting}; the trace is in {args.profile}")
     for one in result["profile"]:
       print(f"{one['ms']:9.2f} ms {one['share']:6.1%}  {one['operation']:32} {one['source']}")
@@ -184,8 +189,8 @@ def main(argv=None) -> None:
   args = parser.parse_args(argv)
   what = args.what.split(",")
   try:
-    if what != ["data"] and set(what) - set(speed.PROGRAMS):
-      raise ValueError(f"--what={args.what} must be data, or some of {','.join(speed.PROGRAMS)}")
+    if what != ["data"] and set(what) - set(timing.PROGRAMS):
+      raise ValueError(f"--what={args.what} must be data, or some of {','.join(timing.PROGRAMS)}")
     if args.turns < 1 and what != ["data"]:
       raise ValueError(f"--turns={args.turns} must be at least 1")
     if what == ["data"]:

@@ -19,10 +19,13 @@ import numpy as np
 from absl import logging
 
 from jet_jax import config as config_lib
-from jet_jax import estimate, optim, programs, sharding, sources
+from jet_jax.data import sources
+from jet_jax.devices import sharding
 from jet_jax.jet import AUTO_REMAT, Jet
 from jet_jax.sample import CHUNK
-from tools import hlo
+from jet_jax.training import cost, programs
+from jet_jax.training.optimizer import make_optimizer
+from tools.measuring import collectives
 
 # GiB of memory of a JAX device, which is a chip or, of v2, v3 and 7x, half of one. From the pages of each version under
 # https://cloud.google.com/tpu/docs (read 2026), and within a tenth of what the compiler says is available there.
@@ -79,7 +82,7 @@ def lower(program: str, config, mesh) -> Any:
   if reason := model.why_not_on(mesh.devices.flat[0], config.image_shape):
     raise ValueError(reason)
   sharding.check_batch_size(config.batch_size, mesh, config.microbatches)
-  optimizer = optim.make_optimizer(config, total_steps=1000, warmup_steps=100)  # the length changes constants alone
+  optimizer = make_optimizer(config, total_steps=1000, warmup_steps=100)  # the length changes constants alone
   state, images, key = programs.train_arguments(config, model, optimizer, mesh)
   if program == "train":
     return programs.train_program(config, model, optimizer, mesh).lower(state, images, key)
@@ -133,8 +136,8 @@ def compile_one(program: str, config, mesh, hbm_gib: float | None) -> dict[str, 
     said = str(error).splitlines()[0][:300]
     return {"batch_size": batch, "fits": False, "hbm_bytes_per_chip": needed, "error": said}
   memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
-  needed = estimate.bytes_of_program(compiled)
-  kinds = hlo.collectives(compiled.as_text())
+  needed = cost.bytes_of_program(compiled)
+  kinds = collectives.collectives(compiled.as_text())
   return {
     "batch_size": batch,
     "fits": None if hbm_gib is None else needed <= USABLE * hbm_gib * 2**30,
@@ -195,7 +198,7 @@ def report(config, mesh, chosen, hbm_gib) -> dict[str, Any]:
     "batch_size": config.batch_size,
     "image_shape": list(config.image_shape),
     "parameters": sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(shapes["params"])),
-    "model_flops_per_chip": estimate.train_flops(model, config.image_shape) * config.batch_size // mesh.size,
+    "model_flops_per_chip": cost.train_flops(model, config.image_shape) * config.batch_size // mesh.size,
     **{program: compile_fitting(program, config, mesh, hbm_gib) for program in chosen},
     "notes": NOTES,
   }

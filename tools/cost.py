@@ -16,10 +16,10 @@ import sys
 import jax
 
 from jet_jax import config as config_lib
-from jet_jax import estimate
 from jet_jax.jet import Jet
+from jet_jax.training.cost import train_flops
 from tools.compile_pod import image_shape_of
-from tools.speed import PEAK
+from tools.measuring.timing import PEAK
 
 # What hours are given on: name -> device kind, how many of them.
 MACHINES = {"H200": ("NVIDIA H200", 1), "v5e-256": ("TPU v5 lite", 256)}
@@ -43,7 +43,7 @@ def cost(config, utilisation: float = UTILISATION) -> dict:
   params = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
   steps = config_lib.steps(config, "total", config.data.num_examples)
   images = steps * config.batch_size
-  flops = images * estimate.train_flops(model, image_shape)
+  flops = images * train_flops(model, image_shape)
   return {
     "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
     "steps": steps,

@@ -24,11 +24,13 @@ from absl import logging
 from jax.tree_util import keystr, tree_leaves_with_path, tree_map_with_path
 
 from jet_jax import config as config_lib
-from jet_jax import optim, sources, steps
-from jet_jax.checkpoint import Checkpoints
+from jet_jax.data import sources
+from jet_jax.data.npz import Npz
+from jet_jax.flow.splits import PATTERNS, channel_rows, patterns_of
 from jet_jax.jet import Jet
-from jet_jax.npz import Npz
-from jet_jax.permutations import PATTERNS, channel_rows, patterns_of
+from jet_jax.training.optimizer import make_optimizer
+from jet_jax.training.step import fresh_state
+from jet_jax.workdir.checkpoint import Checkpoints
 
 ROOT = "params/"
 CHANNEL_MASKS = ROOT + "channel_coupling_masks-FREEZE_ME"  # (couplings, K, K) one-hot; zero where a split is spatial
@@ -317,8 +319,8 @@ def write_workdir(workdir: pathlib.Path, model: Jet, variables, image_shape, sou
   if source is not None:
     sources.open_config(config, ["validation"])
   workdir.mkdir(parents=True, exist_ok=True)
-  optimizer = optim.make_optimizer(config, total_steps=1, warmup_steps=0)
-  state = steps.fresh_state(jax.tree.map(jnp.asarray, variables), optimizer, with_ema=False)
+  optimizer = make_optimizer(config, total_steps=1, warmup_steps=0)
+  state = fresh_state(jax.tree.map(jnp.asarray, variables), optimizer, with_ema=False)
   with Checkpoints(workdir, keep=config.checkpoint_keep) as checkpoints:
     checkpoints.save(state)
   config_lib.save(config, workdir / "config.json")

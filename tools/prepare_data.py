@@ -26,10 +26,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from jet_jax import layouts, records, sources
-from jet_jax.files import Folder
-from jet_jax.images import BadImage
-from tools import releases, shards, tfrecord, unfinished, workers
+from jet_jax.data import image_folder, records, sources
+from jet_jax.data.archives import Folder
+from jet_jax.data.decode import BadImage
+from tools.preparing import process_pool, releases, shards, staging, tfrecord
 
 VERSION = "1.0.0"
 MAX_SIZE = 4096
@@ -91,7 +91,7 @@ class Job:
     return [(split, k, count) for split, count in counts.items() for k in range(count)]
 
   def tasks(self) -> dict[str, tuple]:
-    """For `workers.run`, by the names of the shards. Each has its own examples alone: millions of names are large."""
+    """For `process_pool.run`, by the names of the shards. Each has its own examples alone: names are large."""
     tasks: dict[str, tuple] = {}
     for split, k, count in self.shards:
       examples = self.release.splits[split]
@@ -134,8 +134,8 @@ def _serialized(form: Form, split: str, examples, part: range, bad: list[str]) -
       if len(bad) > form.max_bad_images:
         raise
       continue
-    name = examples.files.names[i] if isinstance(examples, layouts.Images) else f"{split}_{i}"
-    values: dict[str, Any] = {"name": layouts.encoded(name)}
+    name = examples.files.names[i] if isinstance(examples, image_folder.Images) else f"{split}_{i}"
+    values: dict[str, Any] = {"name": image_folder.encoded(name)}
     values["image"] = _png(example["image"]) if form.encoding == "png" else example["image"].tobytes()
     if form.classes:
       values["label"] = int(example.get("label", -1))
@@ -153,7 +153,7 @@ def state_of(path: pathlib.Path) -> list:
       status = pathlib.Path(file).stat()
     except OSError:
       continue  # it is read later, as an image that is unreadable
-    digest.update(layouts.encoded(f"{status.st_size} {status.st_mtime_ns}  {name}\n"))
+    digest.update(image_folder.encoded(f"{status.st_size} {status.st_mtime_ns}  {name}\n"))
   return [digest.hexdigest()]
 
 
@@ -168,7 +168,7 @@ def hash_file(_, path: pathlib.Path) -> dict[str, Any]:
       total += pathlib.Path(file).stat().st_size
     except OSError:
       line = f"unreadable  {name}\n"  # whether that may be is for `max_bad_images` to say
-    digest.update(layouts.encoded(line))
+    digest.update(image_folder.encoded(line))
     count += 1
   return {"file": path.name, "files": count, "bytes": total, "sha256": digest.hexdigest()}
 
@@ -186,11 +186,11 @@ def shard_name(name: str, split: str, k: int, count: int) -> str:
 def prepare(job: Job, folder: pathlib.Path, processes: int) -> dict[str, Any]:
   """Writes the data set `folder`, which appears there when it is whole. Returns its manifest."""
   plan = json.loads(json.dumps(job.plan()))  # as it looks when it is read again
-  if (manifest := unfinished.finished(folder, plan)) is not None:
+  if (manifest := staging.finished(folder, plan)) is not None:
     return manifest
-  with unfinished.taken_up(job.folder, plan) as results_folder:
+  with staging.taken_up(job.folder, plan) as results_folder:
     hashes = {f"sha256-{k}": (hash_file, file) for k, file in enumerate(job.release.files)}
-    results = workers.run(hashes | job.tasks(), job.form, processes, results_folder)
+    results = process_pool.run(hashes | job.tasks(), job.form, processes, results_folder)
     written = collections.defaultdict(list)
     for split, k, count in job.shards:
       written[split].append(results[shard_name(job.release.name, split, k, count)])
@@ -202,7 +202,7 @@ def prepare(job: Job, folder: pathlib.Path, processes: int) -> dict[str, Any]:
         raise BadImage(f"no image of the split {split!r} can be read: {bad[:3]} ...; repair some, or remove the split")
     shards.write_metadata(job.folder, job.release.name, VERSION, job.form.features, written)
     more = {"sources": [results[name] for name in hashes], "rule": job.release.rule, "left_out": bad}
-    return unfinished.publish(job.folder, folder, plan, written, more)
+    return staging.publish(job.folder, folder, plan, written, more)
 
 
 def convert(source: pathlib.Path, data_dir: pathlib.Path, processes: int) -> tuple[pathlib.Path, dict[str, Any]]:
@@ -213,14 +213,14 @@ def convert(source: pathlib.Path, data_dir: pathlib.Path, processes: int) -> tup
   plan = {"source": str(source), "files": files}
   name = f"{info.name}/{info.config_name}" if info.config_name else info.name
   folder = data_dir.absolute() / name / str(info.version)
-  if (manifest := unfinished.finished(folder, plan)) is not None:
+  if (manifest := staging.finished(folder, plan)) is not None:
     return folder, manifest
   unfinished_folder = folder.with_name(f"{info.version}.unfinished")
-  with unfinished.taken_up(unfinished_folder, plan) as results_folder:
+  with staging.taken_up(unfinished_folder, plan) as results_folder:
     converted = tfrecord.run(found, unfinished_folder, processes, results_folder)
     shards.write_metadata(unfinished_folder, name, str(info.version), info.features, converted)
     more = {"sources": [], "rule": "records copied as they were", "left_out": []}
-    return folder, unfinished.publish(unfinished_folder, folder, plan, converted, more)
+    return folder, staging.publish(unfinished_folder, folder, plan, converted, more)
 
 
 def check(folder: pathlib.Path, processes: int) -> int:
@@ -236,7 +236,7 @@ def check(folder: pathlib.Path, processes: int) -> int:
     tasks |= {
       f"{split} {start}": (_check_part, opened, range(start, min(start + 4096, len(opened)))) for start in parts
     }
-  return sum(workers.run(tasks, None, processes).values())
+  return sum(process_pool.run(tasks, None, processes).values())
 
 
 def _check_part(_, opened: records.Records, part: range) -> int:

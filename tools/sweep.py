@@ -32,10 +32,11 @@ import jax
 import numpy as np
 from absl import logging
 
-from jet_jax import checkpoint, estimate, logs, transfer
 from jet_jax import config as config_lib
-from jet_jax.best import Best
 from jet_jax.jet import Jet
+from jet_jax.training import cost, transfer
+from jet_jax.workdir import checkpoint, metrics
+from jet_jax.workdir.best import Best
 
 POLL = 0.5  # seconds
 SEED = re.compile(r"/seed\d+$")
@@ -202,14 +203,14 @@ def describe(workdir: pathlib.Path) -> dict:
   model = Jet(**config.model)
   image = jax.ShapeDtypeStruct((1, *config.image_shape), "float32")
   params = jax.eval_shape(model.clone(kinds=("channels",)).init, jax.random.key(0), image)["params"]
-  lines = [values for _, values in logs.read_lines(workdir / "metrics.jsonl")]
+  lines = [values for _, values in metrics.read_lines(workdir / "metrics.jsonl")]
   validation, training = (_figures(lines, name) for name in ("val", "train"))
   steps = max((line["step"] for line in lines), default=0)
   row = {
     "steps": steps,
     "of": config_lib.steps(config, "total", config.data.num_examples),
     "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
-    "flops": estimate.train_flops(model, config.image_shape) * config.batch_size * steps,
+    "flops": cost.train_flops(model, config.image_shape) * config.batch_size * steps,
   }
   if validation:
     row |= {"bits_per_dim": validation[-1][1]}
@@ -285,7 +286,7 @@ def plot(out: pathlib.Path, rows: list[dict], path: pathlib.Path) -> None:
   figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
   lowest, highest = math.inf, -math.inf
   for row in rows:
-    lines = [values for _, values in logs.read_lines(out / row["run"] / "metrics.jsonl")]
+    lines = [values for _, values in metrics.read_lines(out / row["run"] / "metrics.jsonl")]
     color = colors[row["group"]]
     for name, style in STYLES.items():
       points = [(step, bits) for step, bits in _figures(lines, name) if step > 1]
@@ -354,7 +355,7 @@ def main(argv=None) -> None:
   except (ValueError, OSError) as error:
     sys.exit(f"error: {error}")
   print_groups(groups)
-  print(logs.as_json({"out": str(args.out), "runs": len(rows), "groups": groups, "failed": failed}))
+  print(metrics.as_json({"out": str(args.out), "runs": len(rows), "groups": groups, "failed": failed}))
   if failed:
     sys.exit(
       f"error: {len(failed)} of the runs did not end well: {', '.join(failed)}; see their .log files in {args.out}"

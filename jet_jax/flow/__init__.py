@@ -1,0 +1,1 @@
+"""Invertible layers, and the networks that predict inside them."""

@@ -1,0 +1,118 @@
+"""Softmax attention among the tokens of each image, by one of several implementations of the same function.
+
+xla     plain JAX, on every device
+cudnn   the fused kernel of cuDNN, on NVIDIA GPUs from Ampere on; keeps no (tokens, tokens) matrix in memory
+splash  the fused Pallas kernel that comes with JAX, on TPUs; likewise
+
+In bfloat16, xla and splash round the scaled query, cudnn scales the scores: they differ where 1/sqrt(head_dim) is not a
+power of two. Neither kernel has been timed yet.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+from jax.sharding import PartitionSpec
+
+from jet_jax.devices.sharding import AXES, knows_mesh
+
+IMPLEMENTATIONS = ("xla", "cudnn", "splash")
+SPLASH_BLOCKS = (128, 256, 512)  # tokens that the Pallas kernel may work on at a time
+
+
+def why_not(implementation: str, device, dtype: str, head_dim: int, tokens: int) -> str:
+  """What keeps an implementation from running here, with a fix; empty if nothing does.
+
+  Args:
+    implementation: one of `IMPLEMENTATIONS`.
+    device: one of JAX's, there or to compile for.
+    dtype: of the predictor.
+    head_dim: width of a head.
+    tokens: of an image.
+  """
+  platform, widest = device.platform, 256 if _compute_capability(device) >= 9 else 128
+  rules = {
+    "xla": [],
+    "cudnn": [
+      (platform == "gpu", f"runs on GPUs, and these devices are of platform {platform!r}"),
+      (_compute_capability(device) >= 8, "needs an NVIDIA GPU of compute capability 8 or more"),
+      (dtype == "bfloat16", f"computes in 16 bits, and dtype={dtype!r}; set dtype=bfloat16"),
+      (
+        head_dim % 8 == 0 and head_dim <= widest,
+        f"needs heads as wide as a multiple of 8 up to {widest}, not {head_dim}",
+      ),
+    ],
+    "splash": [
+      (platform == "tpu", f"runs on TPUs, and these devices are of platform {platform!r}"),
+      (tokens % SPLASH_BLOCKS[0] == 0, f"needs a multiple of {SPLASH_BLOCKS[0]} tokens an image, not {tokens}"),
+    ],
+  }
+  if implementation not in rules:
+    return f"attention={implementation!r} must be one of {', '.join(IMPLEMENTATIONS)}"
+  broken = [reason for holds, reason in rules[implementation] if not holds]
+  return f"attention={implementation!r} {broken[0]}; attention='xla' runs everywhere" if broken else ""
+
+
+def _compute_capability(device) -> float:
+  try:
+    return float(getattr(device, "compute_capability", 0))
+  except ValueError:  # "gfx90a"
+    return 0.0
+
+
+def attend(query, key, value, *, tokens: int, heads: int, implementation: str = "xla") -> jax.Array:
+  """softmax(query key^T / sqrt(head_dim)) value, in each image and head; the softmax is in float32 at least.
+
+  Args:
+    query, key, value: (B * tokens, heads * head_dim), of one dtype.
+    tokens: of an image.
+    heads: that the width is cut into.
+    implementation: one of `IMPLEMENTATIONS`; see `why_not`.
+
+  Returns:
+    Of the shape and dtype of `query`.
+  """
+  function, layout = {
+    "xla": (_xla, "(b h) n d"),
+    "cudnn": (functools.partial(jax.nn.dot_product_attention, implementation="cudnn"), "b n h d"),
+    "splash": (_splash, "b h n d"),
+  }[implementation]
+  sizes = {"n": tokens, "h": heads}
+  split = [rearrange(x, f"(b n) (h d) -> {layout}", **sizes) for x in (query, key, value)]
+  return rearrange(function(*split), f"{layout} -> (b n) (h d)", **sizes)
+
+
+def _xla(query, key, value):
+  query = query / jnp.sqrt(query.shape[-1]).astype(query.dtype)
+  dtype = jnp.promote_types(query.dtype, jnp.float32)
+  scores = jnp.matmul(query, key.mT, preferred_element_type=dtype)
+  # Divided after the product: tokens x head_dim numbers instead of tokens x tokens, and one such matrix less to keep.
+  weights = jnp.exp(scores - jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True)))
+  mixed = weights.astype(value.dtype) @ value
+  return (mixed / jnp.sum(weights, axis=-1, keepdims=True)).astype(value.dtype)
+
+
+def _splash(query, key, value, interpret: bool = False):
+  # Imported here, because it takes a second and few runs need it.
+  from jax.experimental.pallas.ops.tpu import splash_attention  # noqa: PLC0415
+
+  _, heads, tokens, head_dim = query.shape
+  mask = splash_attention.MultiHeadMask([splash_attention.FullMask((tokens, tokens))] * heads)
+  block = max(block for block in SPLASH_BLOCKS if tokens % block == 0)
+  blocks = splash_attention.BlockSizes(
+    block_q=block, block_kv=block, block_kv_compute=block, block_q_dkv=block, block_kv_dkv=block,
+    block_kv_dkv_compute=block, block_q_dq=block, block_kv_dq=block,
+  )  # fmt: skip
+  kernel = splash_attention.make_splash_mha_single_device(mask, block_sizes=blocks, interpret=interpret)
+  attend_one = jax.vmap(kernel)
+
+  def attend_some(query, key, value):
+    return attend_one(query / np.sqrt(head_dim).astype(query.dtype), key, value)
+
+  if not knows_mesh():
+    return attend_some(query, key, value)
+  # XLA cannot split a kernel that it does not know: each device computes its images.
+  images = PartitionSpec(AXES)
+  return jax.shard_map(attend_some, in_specs=images, out_specs=images, check_vma=False)(query, key, value)

@@ -1,0 +1,98 @@
+"""The predictor inside a coupling: a pre-LayerNorm Vision Transformer with a zero-initialized head.
+
+Between attentions all tokens of the batch are rows of one matrix, `(b n) width`: a dense layer is then a plain matrix
+product, which XLA runs up to 2.8x faster on a CPU than the same product on `(b, n, width)`.
+"""
+
+import functools
+
+import flax.linen as nn
+import jax.numpy as jnp
+from einops import rearrange
+from jax.ad_checkpoint import checkpoint_name
+
+from jet_jax.devices.sharding import keep_split
+from jet_jax.flow.attention import attend
+
+LAYER_NORM_EPSILON = 1e-6
+
+
+class Attention(nn.Module):
+  """Multi-head self-attention among the tokens of each image."""
+
+  heads: int
+  tokens: int
+  dtype: jnp.dtype
+  attention: str
+
+  @nn.compact
+  def __call__(self, x):
+    """x: (B * tokens, width) -> the same shape."""
+    width = x.shape[-1]
+    dense = functools.partial(nn.Dense, width, dtype=self.dtype, kernel_init=nn.initializers.xavier_uniform())
+
+    query, key, value = (dense(name=name)(x) for name in ("query", "key", "value"))
+    mixed = attend(query, key, value, tokens=self.tokens, heads=self.heads, implementation=self.attention)
+    return dense(name="out")(mixed)
+
+
+class Mlp(nn.Module):
+  """Two dense layers, four times as wide between them, with the tanh approximation of GELU."""
+
+  dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(self, x):
+    """x: (rows, width) -> the same shape."""
+    width = x.shape[-1]
+    dense = functools.partial(
+      nn.Dense,
+      dtype=self.dtype,
+      kernel_init=nn.initializers.xavier_uniform(),
+      bias_init=nn.initializers.normal(1e-6),
+    )
+    x = dense(4 * width, name="up")(x)
+    x = nn.gelu(x, approximate=True)
+    return dense(width, name="down")(x)
+
+
+class ViT(nn.Module):
+  """Predicts the bias and the raw scale of a coupling from the half that conditions (Jet, section 2).
+
+  The head starts at zero, so that a new coupling predicts zero for both whatever it reads.
+
+  Attributes:
+    block_depth: transformer blocks.
+    width: width of the residual stream, a multiple of `heads`.
+    heads: attention heads.
+    dtype: of the computation; parameters are float32, and so is the output unless `dtype` is float64.
+    attention: implementation, see `attention.attend`.
+  """
+
+  block_depth: int
+  width: int
+  heads: int
+  dtype: jnp.dtype
+  attention: str = "xla"
+
+  @nn.compact
+  def __call__(self, x):
+    """x: (B, tokens, dim) -> bias and raw scale, each (B, tokens, dim)."""
+    _, tokens, dim = x.shape
+    norm = functools.partial(nn.LayerNorm, epsilon=LAYER_NORM_EPSILON, dtype=self.dtype)
+    x = nn.Dense(self.width, dtype=self.dtype, name="embed")(rearrange(x, "b n d -> (b n) d"))
+    position = self.param("position_embedding", nn.initializers.normal(self.width**-0.5), (tokens, self.width))
+    x = rearrange(rearrange(x, "(b n) e -> b n e", n=tokens) + position.astype(self.dtype), "b n e -> (b n) e")
+
+    x = keep_split(x)
+    for i in range(self.block_depth):
+      y = norm(name=f"block{i}_attention_norm")(x)
+      x = x + Attention(self.heads, tokens, self.dtype, self.attention, name=f"block{i}_attention")(y)
+      y = norm(name=f"block{i}_mlp_norm")(x)
+      x = checkpoint_name(keep_split(x + Mlp(self.dtype, name=f"block{i}_mlp")(y)), "block_output")
+
+    x = norm(name="final_norm")(x)
+    head_dtype = jnp.promote_types(self.dtype, jnp.float32)
+    x = nn.Dense(2 * dim, dtype=head_dtype, kernel_init=nn.initializers.zeros, name="head")(x)
+    bias, raw_scale = jnp.split(rearrange(x, "(b n) d -> b n d", n=tokens), 2, axis=-1)
+    return bias, raw_scale

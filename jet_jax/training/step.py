@@ -1,0 +1,158 @@
+"""What happens on the device in one step: pure functions of the state, a batch and a key."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from jet_jax import likelihood
+from jet_jax.jet import Jet
+from jet_jax.training import nonfinite
+
+
+class TrainState(struct.PyTreeNode):
+  """All that changes during training, and the permutations that never do.
+
+  Attributes:
+    step: int32 (), steps taken so far.
+    skipped: int32 (), how many of them changed nothing, since their loss or gradient was not finite.
+    skipped_in_a_row: int32 (), how many of the last ones; -1 once there was one too many, and nothing changes any more.
+    params: float32 parameters of the flow.
+    permutations: the flow's index tables.
+    opt_state: of the optimizer.
+    ema: exponential moving average of `params`, or None if it is off.
+  """
+
+  step: jax.Array
+  skipped: jax.Array
+  skipped_in_a_row: jax.Array
+  params: Any
+  permutations: Any
+  opt_state: Any
+  ema: Any
+
+  def variables(self) -> dict[str, Any]:
+    """What `Jet.apply` takes to evaluate or sample: the averaged weights if there are any."""
+    return {"params": self.params if self.ema is None else self.ema, "permutations": self.permutations}
+
+
+def init_state(key, model: Jet, optimizer: optax.GradientTransformation, image_shape, with_ema: bool) -> TrainState:
+  """The state at step 0 of a flow that is drawn from the key; `image_shape` is (H, W, C)."""
+  return fresh_state(model.init(key, jnp.zeros((1, *image_shape))), optimizer, with_ema)
+
+
+def fresh_state(variables, optimizer: optax.GradientTransformation, with_ema: bool) -> TrainState:
+  """The state at step 0 that starts from these `params` and `permutations`."""
+  params = variables["params"]
+  return TrainState(
+    **{name: jnp.zeros((), jnp.int32) for name in ("step", "skipped", "skipped_in_a_row")},
+    params=params,
+    permutations=variables["permutations"],
+    opt_state=optimizer.init(params),
+    ema=jax.tree.map(jnp.copy, params) if with_ema else None,
+  )
+
+
+def bits_per_dim(model: Jet, variables, images, noise_keys, levels: int) -> jax.Array:
+  """Bits per dimension of each image under one draw of the dequantization noise.
+
+  Args:
+    model: the flow.
+    variables: its `params` and `permutations`.
+    images: uint8 (B, H, W, C) in {0 .. levels - 1}.
+    noise_keys: PRNG keys (B,).
+    levels: number of pixel values.
+
+  Returns:
+    float32 (B,).
+  """
+  x = likelihood.dequantize(images, noise_keys, levels)
+  z, logdet = model.apply(variables, x)
+  return likelihood.bits_per_dim(z, logdet, levels)
+
+
+def train_step(
+  state: TrainState, images, key, *, model, optimizer, levels, ema_decay, microbatches=1, max_nonfinite=0
+) -> tuple[TrainState, dict]:
+  """One update by maximum likelihood.
+
+  Args:
+    state: before the step.
+    images: uint8 (B, H, W, C).
+    key: the run's noise key; this step's noise depends on it, on `state.step` and on the place in the batch alone.
+    model, optimizer, levels, ema_decay: constants of the run.
+    microbatches: parts of the batch that are computed one after the other; they change rounding only.
+    max_nonfinite: steps in a row that are skipped because their loss or gradient is not finite. One more, and neither
+      that step nor any after it changes anything.
+
+  Returns:
+    The state after the step, and scalars: "bits_per_dim" (mean over the batch, before the update), "grad_norm" (global,
+    before clipping), and "skipped" and "skipped_in_a_row" of the state.
+  """
+  noise_keys = likelihood.example_keys(jax.random.fold_in(key, state.step), jnp.arange(images.shape[0]))
+
+  def loss(params, images, noise_keys):
+    variables = {"params": params, "permutations": state.permutations}
+    return jnp.mean(bits_per_dim(model, variables, images, noise_keys, levels))
+
+  def add_part(total, part):
+    return jax.tree.map(jnp.add, total, jax.value_and_grad(loss)(state.params, *part)), None
+
+  if microbatches == 1:
+    value, grads = jax.value_and_grad(loss)(state.params, images, noise_keys)
+  else:
+    # Part i has the rows i, i + m, ...: some of every device's, so that no image moves.
+    parts = [x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1) for x in (images, noise_keys)]
+    zeros = jax.tree.map(jnp.zeros_like, (jnp.float32(0), state.params))
+    total, _ = jax.lax.scan(add_part, zeros, parts)
+    value, grads = jax.tree.map(lambda x: x / microbatches, total)
+  updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+  params = optax.apply_updates(state.params, updates)
+  ema = state.ema
+  if ema is not None:
+    # A young average forgets faster, or the initial weights would stay in it for 1 / (1 - decay) steps.
+    decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
+    ema = optax.incremental_update(params, ema, 1 - decay)
+  updated = state.replace(
+    step=state.step + 1, skipped_in_a_row=jnp.zeros_like(state.step), params=params, opt_state=opt_state, ema=ema
+  )
+  grad_norm = optax.tree.norm(grads)
+  state = nonfinite.guard(state, updated, jnp.isfinite(value) & jnp.isfinite(grad_norm), max_nonfinite)
+  counts = {"skipped": state.skipped, "skipped_in_a_row": state.skipped_in_a_row}
+  return state, {"bits_per_dim": value, "grad_norm": grad_norm, **counts}
+
+
+def eval_step(variables, images, index, key, *, model, levels) -> jax.Array:
+  """Bits per dimension of each image; the noise of an image depends on `key` and its `index` in the data set alone.
+
+  Args:
+    variables: `params` and `permutations`.
+    images: uint8 (B, H, W, C).
+    index: int32 (B,).
+    key: PRNG key of this draw of the noise.
+    model, levels: constants of the run.
+
+  Returns:
+    float32 (B,).
+  """
+  return bits_per_dim(model, variables, images, likelihood.example_keys(key, index), levels)
+
+
+def sample_step(variables, key, index, temperature, *, model, image_shape, levels) -> tuple[jax.Array, jax.Array]:
+  """Images from the flow: latents from the prior, one inverse pass, rounded to pixels.
+
+  Args:
+    variables: `params` and `permutations`.
+    key: of the latents.
+    index: int32 (B,), number of each image; an image depends on `key` and its number alone, not on its batch.
+    temperature: factor on the latents; below 1 samples are smoother and less varied.
+    model, image_shape, levels: constants of the run; (H, W, C).
+
+  Returns:
+    uint8 (B, H, W, C), and bool (B,), whether all numbers of the image were finite: a pixel of NaN is any.
+  """
+  z = temperature * likelihood.sample_prior(likelihood.example_keys(key, index), image_shape)
+  x, _ = model.apply(variables, z, method="inverse")
+  return likelihood.quantize(x, levels), jnp.all(jnp.isfinite(x), axis=(1, 2, 3))

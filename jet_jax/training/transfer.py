@@ -1,0 +1,178 @@
+"""Starting from what another run has learned: `config.init_from = "WORKDIR"`, `"WORKDIR@STEP"` or `"WORKDIR@best"`.
+
+The new run takes the parameters and the permutations, which belong together, and has a fresh optimizer and step 0. Its
+images may have another size: then each coupling's splits are moved to the new grid of patches
+(`permutations.move_table`), and its position embeddings are resampled from the old grid to the new one (linearly, and
+averaged where the grid becomes coarser). Nothing else of the flow may differ.
+"""
+
+import functools
+import itertools
+import json
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+from einops import rearrange
+
+from jet_jax import config as config_lib
+from jet_jax.devices import processes
+from jet_jax.flow.splits import move_table
+from jet_jax.jet import Jet
+from jet_jax.training import programs
+from jet_jax.training.step import TrainState
+from jet_jax.workdir import fingerprint
+from jet_jax.workdir.checkpoint import Checkpoints, choose_step, saved_steps
+from jet_jax.workdir.run import load_run
+
+# These decide what the parameters compute.
+FUNCTION = (
+  "couplings", "block_depth", "width", "heads", "patch_size", "kinds", "spatial", "scale_bound", "scale_floor",
+)  # fmt: skip
+RECORD = "init_from.json"  # in the work directory: what the run started from
+
+
+def settle(config: config_lib.Config, workdir: str | pathlib.Path) -> str:
+  """`config.init_from` with an absolute path and the number of a step, after a check that this run can start from it.
+
+  A run that has saved something keeps what it has started from, and needs that no more.
+
+  Args:
+    config: of the run that starts, complete; `init_from` is "", "WORKDIR", "WORKDIR@STEP" or "WORKDIR@best".
+    workdir: of the run that starts.
+
+  Raises:
+    ValueError: no such work directory or step, another flow, or a run that has started from something else.
+  """
+  path, step = parts(config.init_from) if config.init_from else ("", "")
+  if saved_steps(workdir):
+    before = _read(pathlib.Path(workdir) / RECORD)
+    is_same = (path, config.init_ema) == (before["source"], before["weights"] == "ema")
+    if not is_same or step not in ("", "best", str(before["step"])):
+      raise ValueError(
+        f"{workdir} holds a run that started from {_name(before) or 'scratch'}, and this one has "
+        f"init_from={config.init_from!r}, init_ema={config.init_ema}; use another --workdir, or the same values"
+      )
+    return _name(before)
+  if not path:
+    return ""
+  source = config_lib.load(path)
+  step = choose_step(path, "best" if step == "best" else int(step) if step else None)
+  _check(config, source)
+  return f"{path}@{step}"
+
+
+def _check(config: config_lib.Config, source: config_lib.Config) -> None:
+  """Raises ValueError, naming all that differs, if `source` is of another flow than `config`."""
+  if config.init_ema and not source.ema_decay:
+    raise ValueError(f"init_ema=True, but {config.init_from} has no averaged weights (ema_decay=0); set init_ema=False")
+  there, here = (_function(one) for one in (source, config))
+  wrong = [f"{name}={there[name]!r} there and {here[name]!r} here" for name in there if there[name] != here[name]]
+  if wrong:
+    leaves = _leaves_that_differ(source, config)
+    raise ValueError(
+      f"init_from={config.init_from} is another flow: {', '.join(wrong)}; set what it has"
+      + (f". Arrays that differ: {', '.join(leaves)}" if leaves else "")
+    )
+
+
+def start(config, model, optimizer, mesh, workdir: pathlib.Path) -> TrainState:
+  """The state at step 0 of a run with `config.init_from`, which is settled; says and writes what it took.
+
+  Raises:
+    ValueError: the checkpoint is damaged, or is there no more.
+  """
+  path, step = parts(processes.exchange(config.init_from)[0])  # a source in training may have looked newer to others
+  weights = "ema" if config.init_ema else "params"
+  source = load_run(path, int(step), mesh, weights=weights)
+  variables, changed = move(source.variables, source.model, source.config.image_shape, config.image_shape)
+  with Checkpoints(path) as checkpoints:
+    record = {"source": path, "step": source.step, "weights": weights, "sha256": checkpoints.identity(source.step)}
+  processes.say("; ".join([f"starting from step {step} of {path} ({weights})", *changed]))
+  if processes.is_writer():
+    temporary = (workdir / RECORD).with_suffix(".tmp")
+    temporary.write_text(json.dumps(record | {"changed": changed}, indent=2) + "\n")
+    temporary.replace(workdir / RECORD)
+  return programs.start_program(config, model, optimizer, mesh)(variables)
+
+
+def move(variables, model: Jet, image_shape, new_shape) -> tuple[dict[str, Any], list[str]]:
+  """The variables of the same flow for images of another size, and what had to be changed, in words.
+
+  Args:
+    variables: `params` and `permutations` of `model`.
+    model: a flow.
+    image_shape: (H, W, C) that it was trained on.
+    new_shape: (H, W, C) that the result is for; C is the same.
+  """
+  grid, new_grid = ((shape[0] // model.patch_size, shape[1] // model.patch_size) for shape in (image_shape, new_shape))
+  if grid == new_grid:
+    return variables, []
+  token_dim = model.patch_size**2 * image_shape[2]
+  table = move_table(np.asarray(variables["permutations"]["table"]), token_dim, grid, new_grid)
+  vit = variables["params"]["couplings"]["vit"]
+  position = _resample(vit["position_embedding"], grid, new_grid)
+  params = {"couplings": {"vit": vit | {"position_embedding": position}}}
+  sizes = f"from {grid[0]}x{grid[1]} patches to {new_grid[0]}x{new_grid[1]}"
+  changed = [f"params/couplings/vit/position_embedding resampled {sizes}", f"permutations/table moved {sizes}"]
+  return {"params": params, "permutations": {"table": table}}, changed
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _resample(position, grid, new_grid):
+  """(couplings, tokens, width) -> (couplings, new tokens, width)."""
+  position = rearrange(position, "couplings (row column) e -> couplings row column e", row=grid[0])
+  position = jax.image.resize(position, (position.shape[0], *new_grid, position.shape[-1]), "linear", antialias=True)
+  return rearrange(position, "couplings row column e -> couplings (row column) e")
+
+
+def parts(init_from: str) -> tuple[str, str]:
+  """The absolute path and the step of "WORKDIR[@STEP]"; no step is empty."""
+  path, _, step = init_from.rpartition("@")
+  is_step = step == "best" or (step.isascii() and step.isdecimal())
+  if not path or not is_step or pathlib.Path(init_from).expanduser().is_dir():  # an @ of the path itself
+    path, step = init_from, ""
+  return str(pathlib.Path(path).expanduser().resolve()), step
+
+
+def _read(path: pathlib.Path) -> dict[str, Any]:
+  """What a run has started from."""
+  if not path.exists():
+    return {"source": "", "step": 0, "weights": "params"}
+  try:
+    record = json.loads(path.read_text())
+    return {name: record[name] for name in ("source", "step", "weights")}
+  except (ValueError, KeyError, TypeError) as error:
+    raise ValueError(f"{path} is not what it was written as ({error!r}); give another --workdir") from error
+
+
+def _name(record: dict[str, Any]) -> str:
+  return f"{record['source']}@{record['step']}" if record["source"] else ""
+
+
+def _function(config) -> dict[str, Any]:
+  """What decides which function the parameters compute, by field; sequences as long as they are used."""
+  values = {f"model.{name}": config.model[name] for name in FUNCTION}
+  kinds = tuple(itertools.islice(itertools.cycle(config.model.kinds), config.model.couplings))
+  spatial = tuple(itertools.islice(itertools.cycle(config.model.spatial), kinds.count("spatial")))
+  return values | {"model.kinds": kinds, "model.spatial": spatial, "channels": config.image_shape[2]}
+
+
+def _leaves_that_differ(source, config) -> list[str]:
+  """Paths of the parameters whose shapes are not the same in two runs, with both shapes."""
+
+  def shapes(config):
+    model = Jet(**config.model).clone(kinds=("channels",))  # which the parameters do not depend on
+    grid = source.image_shape[0] // source.model.patch_size, source.image_shape[1] // source.model.patch_size
+    side = config.model.patch_size
+    images = jax.ShapeDtypeStruct((1, grid[0] * side, grid[1] * side, config.image_shape[2]), "float32")
+    params = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
+    return {name: fact.shape for name, fact in fingerprint.shape_facts(params).items()}
+
+  there, here = shapes(source), shapes(config)
+  return [
+    f"{name} {there.get(name, 'missing')} there and {here.get(name, 'missing')} here"
+    for name in sorted(there.keys() | here.keys())
+    if there.get(name) != here.get(name)
+  ]

@@ -1,0 +1,147 @@
+"""Any mesh and any number of processes train the same run: simulated devices, local processes."""
+
+import itertools
+import json
+import shutil
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from process_group import outputs, start
+
+SETTINGS = (
+  "couplings=2,block_depth=1,width=32,heads=2,batch_size=16,log_steps=1,eval_steps=10,sample_steps=20,"
+  "sample_num=5,checkpoint_steps=5,ema_decay=0.9"
+)
+JOB = """
+import dataclasses, hashlib, json, sys
+import jax, numpy as np
+from jet_jax import cluster, config, sharding, train
+from jet_jax.checkpoint import Checkpoints
+
+cluster.join()
+run = train.prepare(config.from_file(sys.argv[1]), sys.argv[2])
+run = dataclasses.replace(run, total_steps=int(sys.argv[3]))  # stops early; the schedule stays
+
+
+def digest(state):
+  everywhere = jax.tree.map(lambda _: sharding.replicated(run.mesh), state)
+  whole = jax.jit(lambda x: x, out_shardings=everywhere)(state)
+  return hashlib.sha256(b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(whole))).hexdigest()
+
+
+with Checkpoints(run.workdir, 2) as checkpoints:
+  start = digest(train.start_state(run, jax.random.split(jax.random.key(0))[0], checkpoints))
+state = train.train(run)
+largest = max(jax.tree.leaves(state.opt_state), key=lambda leaf: leaf.size)
+share = largest.addressable_shards[0].data.size / largest.size
+print(json.dumps({"start": start, "end": digest(state), "share": share}))
+"""
+
+
+def run(workdir, stop=20, devices=1, processes=1, **settings):
+  """What the job prints, after `processes` of it have trained together on so many devices each."""
+  (workdir / "job.py").write_text(JOB)
+  argument = ",".join(
+    [SETTINGS, "total_steps=20", *(f"{name.replace('__', '.')}={value}" for name, value in settings.items())]
+  )
+  command = [sys.executable, workdir / "job.py", f"configs/digits.py:{argument}", workdir / "run", stop]
+  results = [json.loads(output.splitlines()[-1]) for output in outputs(start(command, processes, devices))]
+  assert all(result == results[0] for result in results)
+  return results[0]
+
+
+def losses(workdir):
+  """Of each of 20 steps, and of the evaluations after 10 and 20; a run that stops evaluates there too."""
+  lines = [json.loads(line) for line in (workdir / "run" / "metrics.jsonl").read_text().splitlines()]
+  train, validation = ([line for line in lines if f"{name}/bits_per_dim" in line] for name in ("train", "val"))
+  assert [line["step"] for line in train] == list(range(1, 21))
+  validation = [line for line in validation if line["step"] % 10 == 0]
+  assert [(line["step"], line["val/num_images"]) for line in validation] == [(10, 200), (20, 200)]
+  return [line["train/bits_per_dim"] for line in train] + [line["val/bits_per_dim"] for line in validation]
+
+
+def samples(workdir):
+  return np.asarray(Image.open(workdir / "run" / "samples" / "20.png")).astype(int)
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+  """A run of 20 steps on one device."""
+  workdir = tmp_path_factory.mktemp("straight")
+  run(workdir)
+  return workdir
+
+
+@pytest.mark.parametrize(
+  "settings",
+  [pytest.param({}, marks=pytest.mark.slow), {"mesh__fsdp": 8}, {"mesh__fsdp": 2, "microbatches": 2}],
+  ids=["data", "fsdp", "both and parts"],
+)
+def test_eight_devices_compute_what_one_does_on_any_mesh(tmp_path, straight, settings):
+  result = run(tmp_path, devices=8, **settings)
+  assert result["share"] == 1 / settings.get("mesh__fsdp", 1)
+  check_same(tmp_path, straight)
+
+
+@pytest.mark.slow
+def test_a_run_moves_between_meshes_and_numbers_of_processes(tmp_path, straight):
+  results = [
+    run(tmp_path, stop=5, devices=8, mesh__fsdp=8),
+    run(tmp_path, stop=10, devices=2, processes=2, mesh__fsdp=4),
+    run(tmp_path, stop=15, devices=1, processes=4),
+    run(tmp_path, stop=20, devices=2, processes=2, mesh__fsdp=2, microbatches=2),
+  ]
+  for before, after in itertools.pairwise(results):
+    assert after["start"] == before["end"]  # bit for bit what was saved
+  check_same(tmp_path, straight)
+
+
+@pytest.mark.slow
+def test_a_run_starts_from_another_on_any_mesh_and_number_of_processes(tmp_path, straight):
+  settings = {"init_from": straight / "run", "init_ema": True}
+  places = [{}, {"devices": 8, "mesh__fsdp": 8}, {"devices": 2, "processes": 2, "mesh__fsdp": 2}]
+  results = []
+  for number, place in enumerate(places):
+    (workdir := tmp_path / str(number)).mkdir()
+    results.append(run(workdir, stop=1, **settings, **place))
+  assert len({result["start"] for result in results}) == 1
+  records = [(tmp_path / str(number) / "run" / "init_from.json").read_text() for number in range(len(places))]
+  assert len(set(records)) == 1
+
+
+def test_two_processes_evaluate_and_sample_as_one_does_and_one_writes(tmp_path, straight):
+  workdir = tmp_path / "run"
+  shutil.copytree(straight / "run", workdir)
+  config = json.loads((workdir / "config.json").read_text())
+  config["mesh"]["fsdp"] = 16  # more than there are: two on one process, four on two
+  (workdir / "config.json").write_text(json.dumps(config))
+  outcomes = []
+  for count in (1, 2):
+    out, npz = tmp_path / f"{count}.png", tmp_path / f"{count}.npz"
+    measured = start([sys.executable, "-m", "jet_jax.evaluate", f"--workdir={workdir}"], count, devices=2)
+    (result,) = json_lines(outputs(measured))
+    command = [sys.executable, "-m", "jet_jax.sample", f"--workdir={workdir}", "--num=5", f"--out={out}"]
+    (line,) = json_lines(outputs(start([*command, f"--npz={npz}"], count)))
+    assert line["num"] == 5
+    outcomes.append((result, np.load(npz)["images"].astype(int)))
+    assert out.exists()
+  (alone, images), (together, others) = outcomes
+  assert alone["num_images"] == together["num_images"] == 200
+  np.testing.assert_allclose(together["bits_per_dim"], alone["bits_per_dim"], rtol=1e-6)
+  assert np.abs(images - others).max() <= 1
+  assert np.mean(images != others) < 0.01
+
+
+def json_lines(printed):
+  """Objects among all that was printed; the collectives of simulated devices talk, too."""
+  return [json.loads(line) for text in printed for line in text.splitlines() if line.startswith("{")]
+
+
+def check_same(workdir, other):
+  # Sums over the batch in another order: float32 rounding, carried through 20 updates.
+  np.testing.assert_allclose(losses(workdir), losses(other), rtol=1e-5)
+  # A value that lies on the edge of two levels may fall to either side.
+  assert np.mean(samples(workdir) != samples(other)) < 0.01

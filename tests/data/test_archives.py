@@ -1,0 +1,223 @@
+"""A folder, a zip and a tar of the same files are the same data set."""
+
+import io
+import os
+import pickle
+import tarfile
+import zipfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jet_jax.data import sources
+from jet_jax.data.archives import open_files
+from jet_jax.data.decode import BadImage
+
+NAMES = ["b/2.png", "a/1.png", "a/deep/3.PNG", "b/0.jpeg"]
+
+
+def picture(value, file_format="PNG"):
+  buffer = io.BytesIO()
+  Image.new("RGB", (4, 4), (value, 0, 0)).save(buffer, file_format)
+  return buffer.getvalue()
+
+
+def write(path, contents: dict[str, bytes]):
+  """Writes a folder, a zip or a tar, as the suffix says."""
+  if path.suffix == ".zip":
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+      for name, data in contents.items():
+        archive.writestr(name, data)
+  elif path.suffix == ".tar":
+    path.write_bytes(tar(contents))
+  else:
+    for name, data in contents.items():
+      (path / name).parent.mkdir(parents=True, exist_ok=True)
+      (path / name).write_bytes(data)
+  return path
+
+
+def tar(contents, mode="w"):
+  buffer = io.BytesIO()
+  with tarfile.open(fileobj=buffer, mode=mode) as archive:
+    for name, data in contents.items():
+      member = tarfile.TarInfo(name)
+      member.size = len(data)
+      archive.addfile(member, io.BytesIO(data))
+  return buffer.getvalue()
+
+
+@pytest.mark.parametrize("prefix", ["", "set/", "./one/two/"])
+@pytest.mark.parametrize("kind", ["folder", "files.zip", "files.tar"])
+def test_folders_and_archives_hold_the_same_files_in_the_same_order(tmp_path, kind, prefix):
+  contents = {prefix + name: picture(k) for k, name in enumerate(NAMES)}
+  rubbish = {"notes.txt": b"text", ".hidden.png": b"", "__MACOSX/a/._1.png": b"", "a/.cache/9.png": b""}
+  files = open_files(write(tmp_path / kind, contents | {prefix + name: data for name, data in rubbish.items()}))
+  assert files.names == sorted(NAMES)
+  assert list(files) == [contents[prefix + name] for name in sorted(NAMES)]
+  copy = pickle.loads(pickle.dumps(files.subset([2, 0])))  # as it goes to another process
+  assert copy.names == [sorted(NAMES)[2], sorted(NAMES)[0]]
+  assert list(copy) == [files[2], files[0]]
+
+
+def test_a_tar_of_tars_is_read_where_it_lies(tmp_path):
+  classes = {f"n{k}.tar": tar({f"n{k}_{j}.png": picture(10 * k + j) for j in range(3)}) for k in range(2)}
+  files = open_files(write(tmp_path / "whole.tar", classes))
+  assert files.names == [f"n{k}/n{k}_{j}.png" for k in range(2) for j in range(3)]
+  assert list(files) == [picture(10 * k + j) for k in range(2) for j in range(3)]
+
+
+@pytest.mark.parametrize("kind", ["folder", "set.zip", "set.tar"])
+def test_classes_are_folders_and_are_counted_over_both_splits(tmp_path, kind):
+  contents = {"set/train/cat/1.png": picture(1), "set/train/dog/2.png": picture(2), "set/val/dog/3.png": picture(3)}
+  path = write(tmp_path / kind, contents)
+  train, validation = sources.open_splits(f"archive:{path}", 4, 256, ["train", "validation"])
+  assert list(train.classes) == list(validation.classes) == ["cat", "dog"]
+  assert [int(example["label"]) for example in train] == [0, 1]
+  assert [int(example["label"]) for example in validation] == [1]
+  assert validation[0]["image"][0, 0].tolist() == [3, 0, 0]
+
+
+def test_a_path_with_split_in_it_names_an_archive_a_split(tmp_path):
+  write(tmp_path / "train.zip", {"cat/1.png": picture(1), "dog/2.png": picture(2)})
+  write(tmp_path / "val.zip", {"dog/3.png": picture(3)})
+  source = f"archive:{tmp_path}/{{split}}.zip"
+  train, validation = sources.open_splits(source, 4, 256, ["train", "validation"])
+  assert [len(train), len(validation)] == [2, 1]
+  assert int(validation[0]["label"]) == 1
+  with pytest.raises(ValueError, match="no split 'test', which may be called test; it has train, validation"):
+    sources.open_source(source, 4, 256, "test")
+
+
+def test_archives_a_split_may_have_a_folder_of_their_own(tmp_path):
+  write(tmp_path / "set_train.zip", {"set_train/cat/1.png": picture(1), "set_train/dog/2.png": picture(2)})
+  write(tmp_path / "set_val.zip", {"set_val/dog/3.png": picture(3)})
+  train, validation = sources.open_splits(f"archive:{tmp_path}/set_{{split}}.zip", 4, 256, ["train", "validation"])
+  assert list(train.classes) == list(validation.classes) == ["cat", "dog"]
+  assert int(validation[0]["label"]) == 1
+
+
+def test_splits_may_be_called_in_capitals(tmp_path):
+  write(tmp_path / "set", {"Train/1.png": picture(1), "Train/2.png": picture(2), "VAL/3.png": picture(3)})
+  train, validation = sources.open_splits(f"folder:{tmp_path / 'set'}", 4, 256, ["train", "validation"])
+  assert [example["image"][0, 0, 0] for example in train] == [1, 2]
+  assert [example["image"][0, 0, 0] for example in validation] == [3]
+
+
+@pytest.mark.parametrize("others", [["boat", "car"], ["val2017"]])
+@pytest.mark.parametrize("like_split", ["train", "train2017", "Test"])
+def test_a_folder_called_as_a_split_beside_others_is_refused(tmp_path, like_split, others):
+  names = [f"{folder}/{k}.png" for folder in (like_split, *others) for k in range(9)]
+  path = write(tmp_path / "set.zip", {name: picture(1) for name in names})
+  with pytest.raises(ValueError, match=f"set.zip has folders {like_split}.* beside .*{others[-1]}.*Rename or move"):
+    sources.open_source(f"archive:{path}", 4, 256, "train")
+
+
+def test_a_split_in_a_folder_that_is_no_class_has_no_labels(tmp_path):
+  """As Tiny ImageNet has it."""
+  names = [f"train/n{k}/images/{j}.JPEG" for k in range(2) for j in range(3)]
+  names += [f"{split}/images/{j}.JPEG" for split in ("val", "test") for j in range(2)]
+  path = write(tmp_path / "tiny", {name: picture(1) for name in names})
+  opened = sources.open_splits(f"folder:{path}", 4, 256, ["train", "validation", "test"])
+  assert [list(examples.classes) for examples in opened] == [["n0", "n1"], [], []]
+  assert [len(examples) for examples in opened] == [6, 2, 2]
+
+
+def test_links_to_folders_are_followed_and_never_in_circles(tmp_path):
+  path = write(tmp_path / "set", {"train/cat/1.png": picture(1)})
+  elsewhere = write(tmp_path / "elsewhere", {"dog/2.png": picture(2), "dog/3.png": picture(3)})
+  (path / "train/dog").symlink_to(elsewhere / "dog")
+  (path / "val").symlink_to(elsewhere)  # twice below the set is no circle
+  (path / "train/cat/above").symlink_to(path)
+  assert open_files(path).names == ["train/cat/1.png", *(f"{a}/dog/{b}.png" for a in ("train", "val") for b in (2, 3))]
+
+
+def test_a_tar_that_ends_in_a_zip_is_a_tar(tmp_path):
+  inner = write(tmp_path / "inner.zip", {"wrong.png": picture(9)}).read_bytes()
+  files = open_files(write(tmp_path / "set.tar", {"a.png": picture(1), "z.zip": inner}))
+  assert files.names == ["a.png"]
+  assert files[0] == picture(1)
+
+
+def test_names_that_are_no_utf8_are_names(tmp_path):
+  write(tmp_path / "set", {f"{k}.png": picture(k) for k in range(9)})
+  with open(os.fsencode(tmp_path / "set") + b"/\xff\xfe.png", "wb") as file:  # noqa: PTH123
+    file.write(picture(9))
+  opened = sources.open_splits(f"folder:{tmp_path / 'set'}", 4, 256, ["train", "validation"])
+  assert sorted(example["image"][0, 0, 0] for examples in opened for example in examples) == list(range(10))
+
+
+def test_names_that_climb_and_links_are_only_names(tmp_path):
+  secret = tmp_path / "secret.png"
+  secret.write_bytes(picture(9))
+  inside = tmp_path / "inside"
+  inside.mkdir()
+  before = sorted(tmp_path.iterdir())
+  climbing = {"../../up.png": picture(1), "/etc/root.png": picture(2), "plain.png": picture(3)}
+  for path in (write(inside / "climb.zip", climbing), write(inside / "climb.tar", climbing)):
+    files = open_files(path)
+    assert list(files) == [picture(1), picture(2), picture(3)]
+  with tarfile.open(inside / "links.tar", "w") as archive:
+    for kind, name in ((tarfile.SYMTYPE, "soft.png"), (tarfile.LNKTYPE, "hard.png")):
+      link = tarfile.TarInfo(name)
+      link.type, link.linkname = kind, str(secret)
+      archive.addfile(link)
+  assert len(open_files(inside / "links.tar")) == 0
+  assert sorted(tmp_path.iterdir()) == before  # nothing was written
+
+
+def test_archives_that_cannot_be_read_are_refused_by_name(tmp_path):
+  (tmp_path / "text.tar").write_text("no archive" * 100)
+  (tmp_path / "compressed.tar.gz").write_bytes(tar({"a.png": picture(1)}, "w:gz"))
+  (tmp_path / "cut.tar").write_bytes(tar({f"{k}.png": picture(k) * 20 for k in range(9)})[:9000])
+  whole = write(tmp_path / "whole.zip", {"a.png": picture(1)}).read_bytes()
+  (tmp_path / "cut.zip").write_bytes(whole[: len(whole) // 2])
+  for name, message in {
+    "missing.zip": "does not exist",
+    "text.tar": r"no readable folder, \.zip or \.tar",
+    "compressed.tar.gz": "uncompress it once",
+    "cut.tar": "no readable",
+    "cut.zip": "no readable",
+  }.items():
+    with pytest.raises(ValueError, match=f"{name}.*{message}"):
+      open_files(tmp_path / name)
+
+
+def test_broken_members_are_bad_images(tmp_path, monkeypatch):
+  path = write(tmp_path / "set.zip", {"a.png": picture(1), "b.png": picture(2)})
+  data = bytearray(path.read_bytes())
+  data[data.index(b"a.png") + 10] ^= 255
+  path.write_bytes(data)
+  files = open_files(path)
+  with pytest.raises(BadImage):
+    files[0]
+  assert files[1] == picture(2)
+  data = write(tmp_path / "locked.zip", {"a.png": picture(1)}).read_bytes()
+  for header, flags in ((b"PK\3\4", 6), (b"PK\1\2", 8)):
+    at = data.index(header) + flags
+    data = data[:at] + bytes([data[at] | 1]) + data[at + 1 :]  # as of an encrypted member
+  (tmp_path / "locked.zip").write_bytes(data)
+  with pytest.raises(BadImage, match="encrypted"):
+    open_files(tmp_path / "locked.zip")[0]
+  monkeypatch.setattr("jet_jax.data.archives.MAX_BYTES", 10)
+  for kind in ("folder", "x.zip", "x.tar"):
+    with pytest.raises(BadImage, match="more than 10"):
+      open_files(write(tmp_path / kind, {"c.png": picture(3)}))[0]
+
+
+def test_a_bad_image_is_named_with_its_data_set_and_number(tmp_path):
+  path = write(tmp_path / "set.zip", {"train/a.png": picture(1), "train/b.png": b"no image"})
+  source = sources.open_source(f"archive:{path}", 4, 256, "train")
+  with pytest.raises(BadImage, match=rf"b\.png \(image 1\) in {path}"):
+    source[1]
+
+
+def test_files_of_several_shapes_need_a_size(tmp_path):
+  path = write(tmp_path / "train", {"a.png": picture(1)})
+  Image.new("RGB", (5, 7)).save(path / "b.png")
+  source = sources.open_source(f"folder:{tmp_path}", 0, 256, "train")
+  assert source[0]["image"].shape == (4, 4, 3)
+  with pytest.raises(BadImage, match=rf"b\.png \(image 1\) in {tmp_path} is \(7, 5, 3\).*\(4, 4, 3\); set data.size"):
+    source[1]
+  assert np.stack([example["image"] for example in sources.open_source(f"folder:{tmp_path}", 4, 256, "train")]).any()

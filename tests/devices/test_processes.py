@@ -1,0 +1,62 @@
+"""A process knows whether it is alone, and says so in one line if the others do not come."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from jet_jax.devices import processes
+
+
+def train(environment, workdir):
+  command = [sys.executable, "-m", "jet_jax.train", "--config=configs/digits.py", f"--workdir={workdir}"]
+  environment = {**os.environ, **environment}
+  return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
+
+
+def test_half_of_what_says_that_there_are_others_is_refused(tmp_path):
+  result = train({"JAX_COORDINATOR_ADDRESS": "localhost:1", "JAX_PROCESS_ID": "0"}, tmp_path / "run")
+  assert result.returncode != 0
+  assert result.stderr.splitlines()[-1].startswith(
+    "error: JAX_COORDINATOR_ADDRESS and JAX_PROCESS_ID set, but not JAX_"
+  )
+  assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_processes_that_do_not_come_up_are_missed_by_name(tmp_path, number):
+  environment = {
+    "JAX_COORDINATOR_ADDRESS": f"localhost:{19750 + number}",  # the two tests may run at once
+    "JAX_NUM_PROCESSES": "2",
+    "JAX_PROCESS_ID": str(number),
+    "JET_JAX_CLUSTER_TIMEOUT": "5",
+  }
+  result = train(environment, tmp_path / "run")
+  assert result.returncode != 0
+  assert f"process {number} of 2 did not find the others at localhost:{19750 + number} within 5 s" in result.stderr
+
+
+@pytest.mark.parametrize(
+  ("variables", "many"),
+  [
+    ({}, False),
+    ({"SLURM_NTASKS": "4", "SLURM_PROCID": "0"}, False),  # the batch script itself, which srun has not started
+    ({"SLURM_NTASKS": "4", "SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "4"}, True),
+    ({"SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1"}, False),
+    ({"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "0"}, True),
+  ],
+)
+def test_tasks_of_slurm_and_open_mpi_know_that_they_are_many(monkeypatch, variables, many):
+  for name in ("SLURM_NTASKS", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"):
+    monkeypatch.delenv(name, raising=False)
+  for name, value in variables.items():
+    monkeypatch.setenv(name, value)
+  assert processes._is_task_of_many() == many
+
+
+def test_alone_there_is_nothing_to_wait_for_and_files_are_written():
+  assert processes.exchange("anything") == ["anything"]
+  with pytest.raises(OSError, match="of its own type"), processes.agreed():
+    raise OSError("of its own type")
+  assert processes.is_writer()

@@ -1,0 +1,99 @@
+"""A run that is asked to end saves and ends well; asked twice it ends at once."""
+
+import os
+import re
+import signal
+import time
+
+import pytest
+
+import small_runs
+
+TOTAL = 400
+SETTINGS = {"total_steps": TOTAL, "eval_steps": 100, "sample_steps": 100, "checkpoint_steps": 100}
+
+
+def ask(process, name, timeout=60):
+  """Sends a signal; the status and what was said, and it may not take long."""
+  process.send_signal(name)
+  output, errors = process.communicate(timeout=timeout)
+  return process.returncode, output + errors
+
+
+@pytest.mark.parametrize("name", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+def test_a_run_that_is_asked_to_end_saves_and_goes_on_later_with_the_same_bits(tmp_path, cache, straight, name):
+  process = small_runs.start(tmp_path, cache, **SETTINGS)
+  assert small_runs.wait_for(lambda: small_runs.logged(tmp_path) >= 30, process)
+  status, said = ask(process, name)
+  assert status == 0, said
+  stopped = max(small_runs.saved_steps(tmp_path))
+  assert f"stopped after step {stopped} of {TOTAL}" in said
+  assert 30 <= stopped < TOTAL
+  small_runs.finish(small_runs.start(tmp_path, cache, **SETTINGS))
+  small_runs.assert_same(tmp_path, straight(**SETTINGS), TOTAL)
+
+
+@pytest.mark.parametrize(
+  "what", ["compile", *(pytest.param(what, marks=pytest.mark.slow) for what in ("evaluation", "save"))]
+)
+def test_asked_while_something_else_is_under_way_it_does_the_same(tmp_path, cache, straight, what):
+  said = small_runs.finish(small_runs.start(tmp_path, cache, sabotage={"ask_during": what, "times": 1}, **SETTINGS))
+  stopped = int(re.search(rf"stopped after step (\d+) of {TOTAL}", said)[1])
+  assert stopped == (0 if what == "compile" else 100)
+  assert small_runs.saved_steps(tmp_path) == ([] if what == "compile" else [100])
+  small_runs.finish(small_runs.start(tmp_path, cache, **SETTINGS))
+  small_runs.assert_same(tmp_path, straight(**SETTINGS), TOTAL)
+
+
+@pytest.mark.parametrize("what", ["compile", pytest.param("save", marks=pytest.mark.slow)])
+def test_asked_twice_it_ends_at_once_even_while_python_waits_for_a_compiler(tmp_path, cache, what):
+  # A part that takes longer than the two signals, in code that lets no handler in Python run.
+  process = small_runs.start(tmp_path, cache, sabotage={"ask_during": what, "times": 2, "stuck": True}, **SETTINGS)
+  _, errors = process.communicate(timeout=60)
+  assert process.returncode == 128 + signal.SIGTERM, errors
+  assert errors.count("SIGTERM: saving after this step") == 1
+  assert "Traceback" not in errors
+
+
+def test_several_processes_of_which_one_is_asked_save_the_same_step(tmp_path, cache):
+  settings = SETTINGS | {"total_steps": 100000, "eval_steps": 0, "sample_steps": 0, "checkpoint_steps": 0}
+  started = small_runs.start_several(tmp_path, cache, 2, **settings)
+  assert small_runs.wait_for(lambda: small_runs.logged(tmp_path) >= 30, started[0])
+  started[1].send_signal(signal.SIGTERM)
+  said = small_runs.finish_all(started, timeout=60)
+  (stopped,) = small_runs.saved_steps(tmp_path)
+  assert f"stopped after step {stopped} of 100000" in said[0]
+  assert "SIGTERM" in said[1]
+  assert "SIGTERM" not in said[0]
+
+
+def test_a_signal_to_its_workers_too_as_by_ctrl_c_changes_nothing(tmp_path, cache, straight):
+  settings = SETTINGS | {"data.workers": 1}
+  process = small_runs.start(tmp_path, cache, **settings)
+  assert small_runs.wait_for(lambda: small_runs.logged(tmp_path) >= 30, process)
+  os.killpg(process.pid, signal.SIGINT)
+  assert "Traceback" not in small_runs.finish(process, timeout=60)
+  assert max(small_runs.saved_steps(tmp_path)) < TOTAL
+  small_runs.finish(small_runs.start(tmp_path, cache, **settings))
+  small_runs.assert_same(tmp_path, straight(**SETTINGS), TOTAL)
+
+
+def test_a_script_can_tell_a_stopped_run_from_a_finished_one(tmp_path, cache):
+  settings, told = SETTINGS | {"total_steps": 6}, {"JET_JAX_STOP_STATUS": "75"}
+  for stop, status in ((3, 75), (6, 0)):
+    process = small_runs.start(tmp_path, cache, sabotage={"stop_after": stop}, extra=told, **settings)
+    process.communicate(timeout=100)
+    assert process.returncode == status
+
+
+def test_signals_are_as_they_were_after_a_run():
+  from jet_jax.devices.preemption import SIGNALS, Stop  # noqa: PLC0415
+
+  before = [signal.getsignal(name) for name in SIGNALS]
+  with Stop() as stop:
+    signal.raise_signal(signal.SIGTERM)
+    until = time.monotonic() + 10
+    while not stop.due(1) and time.monotonic() < until:
+      time.sleep(0.01)
+    assert stop.due(1)
+  assert [signal.getsignal(name) for name in SIGNALS] == before

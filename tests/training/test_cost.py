@@ -1,0 +1,125 @@
+"""What a run is said to cost is what the compiler counts."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jet_jax import train
+from jet_jax.config import resolve
+from jet_jax.devices import sharding
+from jet_jax.jet import Jet
+from jet_jax.training import cost, programs
+from jet_jax.training.optimizer import make_optimizer
+
+
+@pytest.mark.parametrize(("block_depth", "kinds"), [(1, ("channels",)), (3, ("spatial",))])
+def test_forward_flops_are_those_that_xla_counts(block_depth, kinds):
+  model = Jet(couplings=1, block_depth=block_depth, width=256, heads=4, patch_size=4, kinds=kinds, remat="none")
+  images = jax.ShapeDtypeStruct((2, 32, 32, 3), "float32")
+  variables = jax.eval_shape(model.init, jax.random.key(0), images)
+  counted = jax.jit(model.apply).lower(variables, images).compile().cost_analysis()["flops"] / 2
+  formula = cost.forward_flops(model, (32, 32, 3))
+  assert formula < counted < 1.03 * formula  # what is above are norms, softmax, GELU and the affine maths
+
+
+def test_flops_grow_with_couplings_and_a_step_takes_three_times_the_forward_pass():
+  one, many = (Jet(couplings=n, width=64, heads=2) for n in (1, 7))
+  assert cost.forward_flops(many, (64, 64, 3)) == 7 * cost.forward_flops(one, (64, 64, 3))
+  assert cost.train_flops(one, (64, 64, 3)) == 3 * cost.forward_flops(one, (64, 64, 3))
+
+
+def test_the_bytes_of_the_state_are_those_of_the_compiled_step(tiny_config):
+  config = resolve(tiny_config())
+  config.image_shape = (8, 8, 1)
+  model, mesh = Jet(**config.model), sharding.make_mesh()
+  optimizer = make_optimizer(config, 10, 1)
+  arguments = programs.train_arguments(config, model, optimizer, mesh)
+  compiled = programs.train_program(config, model, optimizer, mesh).lower(*arguments).compile()
+  state = cost.bytes_a_device(arguments[0])
+  images, key = 16 * 64, 8
+  assert state + images + key == compiled.memory_analysis().argument_size_in_bytes
+  assert cost.bytes_of_program(compiled) > state + images
+
+
+@pytest.mark.parametrize("limit", [2**10, 2**20])
+def test_a_run_that_does_not_fit_is_refused_before_its_state_is_made(tiny_config, tmp_path, monkeypatch, limit):
+  monkeypatch.setattr(cost, "memory_limit", lambda devices: limit)
+  monkeypatch.setattr(train, "start_state", lambda *_: pytest.fail("the state was made"))
+  run = train.prepare(tiny_config(batch_size=256), tmp_path)
+  with pytest.raises(ValueError, match=r"needs .* GiB on each device, which has .*mesh\.fsdp .*microbatches"):
+    train.train(run)
+
+
+@pytest.mark.parametrize("what", ["evaluation", "sampling"])
+def test_an_evaluation_that_does_not_fit_is_refused_before_the_first_step(
+  tiny_config, tmp_path, monkeypatch, capsys, what
+):
+  def check(name, needed, limit):
+    if name == what:
+      raise ValueError(f"{name} needs too much")
+
+  monkeypatch.setattr(cost, "check_fits", check)
+  monkeypatch.setattr(train, "start_state", lambda *_: pytest.fail("the state was made"))
+  with pytest.raises(ValueError, match=f"{what} needs too much"):
+    train.train(train.prepare(tiny_config(), tmp_path))
+  told = capsys.readouterr().out
+  assert told.index("MiB of state a device") < told.index("compiled the training step") < told.index(f"compiled {what}")
+
+
+def test_evaluation_and_sampling_are_checked_too_and_take_a_part_of_a_batch_at_a_time(
+  tiny_config, tmp_path, monkeypatch
+):
+  def needs(microbatches):
+    needed = {}
+    monkeypatch.setattr(cost, "check_fits", lambda what, count, _: needed.update({what: count}))
+    config = tiny_config(batch_size=128, sample_num=128, microbatches=microbatches, total_steps=1)
+    train.train(train.prepare(config, tmp_path / str(microbatches)))
+    return needed
+
+  whole, parts = needs(1), needs(8)
+  state = whole["the state alone"]
+  for what in ("the training step (remat=blocks)", "evaluation", "sampling"):
+    assert parts[what] - state < 0.5 * (whole[what] - state)
+
+
+def test_auto_takes_the_first_rematerialization_that_fits(tiny_config, tmp_path, monkeypatch, capsys):
+  def chosen(name):
+    run = train.prepare(
+      tiny_config(batch_size=128, couplings=16, remat="auto", total_steps=1, eval_steps=0, sample_steps=0),
+      tmp_path / name,
+    )
+    train.train(run)
+    return re.findall(r"compiled the training step \(remat=(\w+)\) in .* takes (.*) MiB", capsys.readouterr().out)
+
+  there = chosen("roomy")
+  assert [remat for remat, _ in there] == ["dots"]
+  for following in ("blocks", "full"):
+    limit = int((float(there[-1][1]) - 0.1) * 2**20)
+    monkeypatch.setattr(cost, "memory_limit", lambda devices, limit=limit: limit)
+    before, there = there, chosen(following)
+    assert [remat for remat, _ in there] == [*(remat for remat, _ in before), following]
+  monkeypatch.setattr(cost, "memory_limit", lambda devices: 2**20)
+  with pytest.raises(ValueError, match=r"the training step \(remat=full\) needs"):
+    chosen("too tight")
+
+
+def test_what_a_compiler_refuses_is_told_with_a_fix():
+  class Lowered:
+    def compile(self):
+      raise jax.errors.JaxRuntimeError(self.message)
+
+  lowered = Lowered()
+  lowered.message = "RESOURCE_EXHAUSTED: Ran out of memory on HBM.\nmore"
+  with pytest.raises(ValueError, match=r"training does not fit \(RESOURCE_EXHAUSTED: .* HBM\.\); raise mesh.fsdp"):
+    cost.compile_to_fit("training", lowered, None)
+  lowered.message = "INTERNAL: a bug"
+  with pytest.raises(jax.errors.JaxRuntimeError, match="a bug"):
+    cost.compile_to_fit("training", lowered, None)
+
+
+def test_a_cpu_has_the_memory_of_the_machine():
+  devices = jax.local_devices()
+  assert 2**28 < cost.memory_limit(devices) * len(devices) < 2**50
+  assert jnp.zeros(1).nbytes == 4

@@ -1,0 +1,214 @@
+"""A work directory is all that evaluation and sampling need, and holds what README says."""
+
+import json
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from jet_jax import evaluate, sample, train
+from jet_jax.data import sources
+from jet_jax.data.npz import NpzWriter
+from jet_jax.workdir.metrics import MetricLog
+from jet_jax.workdir.run import load_run
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+  from configs.digits import get_config  # noqa: PLC0415
+
+  path = tmp_path_factory.mktemp("run")
+  config = get_config(
+    "couplings=2,block_depth=1,width=8,heads=2,batch_size=16,total_steps=6,log_steps=2,eval_steps=3,"
+    "sample_steps=3,sample_num=5,checkpoint_steps=3,ema_decay=0.5"
+  )
+  train.train(train.prepare(config, path))
+  return path
+
+
+def last_json(capsys):
+  return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+def test_a_run_leaves_what_the_readme_lists(workdir):
+  assert json.loads((workdir / "config.json").read_text())["image_shape"] == [8, 8, 1]
+  assert {path.name for path in (workdir / "checkpoints").iterdir()} == {"3", "6"}
+  assert {path.name for path in (workdir / "samples").iterdir()} == {"3.png", "6.png"}
+  assert list((workdir / "tensorboard").glob("events*"))
+  lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+  assert [line["step"] for line in lines if "train/bits_per_dim" in line] == [1, 2, 4, 6]
+  assert [line["step"] for line in lines if "val/bits_per_dim" in line] == [3, 6]
+  assert {"train/grad_norm", "train/images_per_second"} <= lines[0].keys()
+
+
+def test_evaluation_from_the_work_directory_repeats_the_figure_of_training(workdir, capsys):
+  evaluate.main([f"--workdir={workdir}"])
+  result = last_json(capsys)
+  logged = json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-1])
+  assert result["bits_per_dim"] == logged["val/bits_per_dim"]
+  assert (result["step"], result["num_images"], result["noise_samples"]) == (6, 200, 1)
+  assert 0 < result["bits_per_dim_stderr"] < 0.1
+
+  evaluate.main([f"--workdir={workdir}", "--step=3", "--split=train", "--noise_samples=3"])
+  other = last_json(capsys)
+  assert (other["step"], other["num_images"], other["noise_samples"]) == (3, 1597, 3)
+  assert other["bits_per_dim"] != result["bits_per_dim"]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_images_that_are_not_finite_are_counted_told_and_never_averaged_away(
+  workdir, tmp_path, monkeypatch, capsys, value
+):
+  def program(*_):
+    return lambda variables, images, index, key: np.where(np.isin(index, (3, 199)), value, 1.0)
+
+  def refuse(token):
+    raise AssertionError(f"{token} is no JSON")
+
+  monkeypatch.setattr(evaluate.programs, "eval_program", program)
+  evaluate.main([f"--workdir={workdir}", "--noise_samples=2"])
+  result = json.loads(capsys.readouterr().out.splitlines()[-1], parse_constant=refuse)
+  assert (result["bits_per_dim"], result["bits_per_dim_stderr"], result["num_nonfinite"]) == (None, None, 2)
+
+  config, model, variables, _, mesh = load_run(workdir)
+  source = sources.open_source("digits", 0, 17, "validation")
+  with MetricLog(tmp_path, config, start=0, total=3) as log:
+    log.validation(3, evaluate.Evaluator(model, 17, source, 16, mesh)(variables))
+  assert "2 of them NaN or infinite" in capsys.readouterr().out
+  logged = json.loads((tmp_path / "metrics.jsonl").read_text(), parse_constant=refuse)
+  assert (logged["val/bits_per_dim"], logged["val/num_nonfinite"]) == (None, 2)
+
+
+def test_the_figure_does_not_depend_on_the_batch_size(workdir):
+  _, model, variables, _, mesh = load_run(workdir)
+  source = sources.open_source("digits", 0, 17, "validation")
+  figures = [evaluate.Evaluator(model, 17, source, size, mesh)(variables)["bits_per_dim"] for size in (1, 7, 64, 500)]
+  # The same noise for each image; matrix products of another height may round differently in float32.
+  np.testing.assert_allclose(figures, figures[0], rtol=1e-6)
+  # Another noise moves it by about its standard error over 200 images, a thousand times more.
+  assert abs(evaluate.Evaluator(model, 17, source, 64, mesh)(variables, 2)["bits_per_dim"] - figures[0]) > 1e-4
+
+
+def test_sampling_writes_a_grid_and_an_array(workdir, tmp_path, capsys):
+  out, npz = tmp_path / "new" / "grid.png", tmp_path / "images.npz"
+  sample.main([f"--workdir={workdir}", "--num=5", f"--out={out}", f"--npz={npz}"])
+  assert last_json(capsys)["step"] == 6
+  images = np.load(npz)["images"]
+  assert images.shape == (5, 8, 8, 1)
+  assert images.dtype == np.uint8
+  assert images.max() <= 16
+  grid = np.asarray(Image.open(out))
+  assert grid.shape == (2 * 50 + 2, 3 * 50 + 2, 3)  # 8 pixels, six times enlarged, and gaps of 2
+  np.testing.assert_array_equal(grid[2:50:6, 52:100:6, 0], np.round(images[1, ..., 0] * (255 / 16)))
+
+
+def test_samples_that_are_not_finite_are_counted_and_told(workdir, tmp_path, monkeypatch, capsys):
+  monkeypatch.setattr(sample, "CHUNK", 4)
+  command = [f"--workdir={workdir}", "--num=6", f"--out={tmp_path}/a.png"]
+  sample.main(command)
+  output = capsys.readouterr()
+  assert json.loads(output.out.splitlines()[-1])["num_nonfinite"] == 0
+  assert "warning" not in output.err
+  monkeypatch.setattr(
+    sample.programs.steps.likelihood,
+    "sample_prior",
+    lambda keys, shape: jax.vmap(
+      lambda key: jax.random.normal(key, shape) * jnp.where(jax.random.bits(key) % 2, jnp.nan, 1)
+    )(keys),
+  )
+  bad = [int(jax.random.bits(jax.random.fold_in(jax.random.key(0), i)) % 2) for i in range(6)]
+  assert 0 < sum(bad) < 6
+  sample.main(command)
+  output = capsys.readouterr()
+  assert json.loads(output.out.splitlines()[-1])["num_nonfinite"] == sum(bad)
+  assert f"warning: {sum(bad)} of 6 images have NaN or infinite numbers" in output.err
+
+
+def test_a_grid_of_samples_that_are_not_finite_is_told_in_the_metrics(tiny_config, tmp_path, monkeypatch, capsys):
+  monkeypatch.setattr(
+    sample.programs.steps.likelihood, "sample_prior", lambda keys, shape: jnp.full((len(keys), *shape), jnp.inf)
+  )
+  train.train(train.prepare(tiny_config(total_steps=1, eval_steps=0, sample_steps=1), tmp_path))
+  lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+  assert [line["samples/num_nonfinite"] for line in lines if "samples/num_nonfinite" in line] == [4]
+  assert "4 samples are NaN or infinite" in capsys.readouterr().out
+
+
+def test_many_images_go_to_the_disk_as_they_come_and_the_grid_shows_the_first(workdir, tmp_path, monkeypatch):
+  out, npz = tmp_path / "grid.png", tmp_path / "images.npz"
+  monkeypatch.setattr(sample, "CHUNK", 4)
+  monkeypatch.setattr(sample, "GRID", 6)
+  sizes = []
+  write = sample.NpzWriter.write
+  monkeypatch.setattr(sample.NpzWriter, "write", lambda self, part: sizes.append(len(part)) or write(self, part))
+  sample.main([f"--workdir={workdir}", "--num=10", f"--out={out}", f"--npz={npz}"])
+  assert sizes == [4, 4, 2]
+  images = np.load(npz)["images"]
+  assert (images.shape, images.dtype) == ((10, 8, 8, 1), np.uint8)
+  assert np.asarray(Image.open(out)).shape == (2 * 50 + 2, 3 * 50 + 2, 3)
+  config, model, variables, _, mesh = load_run(workdir)
+  whole = sample.Sampler(model, config.image_shape, 17, 10, mesh, at_once=16)(variables)
+  assert np.abs(whole.astype(int) - images).max() <= 1  # another batch size rounds differently
+  np.testing.assert_array_equal(images, sample.Sampler(model, config.image_shape, 17, 10, mesh)(variables))
+
+
+def test_a_draw_that_is_broken_off_leaves_the_old_file(tmp_path):
+  path = tmp_path / "new" / "a.npz"
+  with NpzWriter(path, "images", (2, 3)) as file:
+    file.write(np.ones((2, 3), np.uint8))
+  with pytest.raises(KeyboardInterrupt), NpzWriter(path, "images", (2, 3)) as file:
+    file.write(np.zeros((1, 3), np.uint8))
+    raise KeyboardInterrupt
+  np.testing.assert_array_equal(np.load(path)["images"], np.ones((2, 3)))
+  assert [one.name for one in path.parent.iterdir()] == ["a.npz"]
+
+
+def test_a_full_disk_is_told_in_a_line_and_leaves_nothing(workdir, tmp_path):
+  limited = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (2**14, 2**14)); "
+  draw = f"from jet_jax import sample; sample.main(['--workdir={workdir}', '--num=512', '--npz={tmp_path}/a.npz'])"
+  command = [sys.executable, "-c", limited + draw]  # Python ignores the signal of too large a file
+  result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=200)
+  assert result.returncode == 1
+  assert result.stderr.splitlines()[-1].startswith("error: [Errno 27] File too large")
+  assert "Traceback" not in result.stderr
+  assert not list(tmp_path.iterdir())
+
+
+def test_samples_in_bfloat16_are_nearly_the_same(workdir, tmp_path, monkeypatch):
+  files = [tmp_path / f"{name}.npz" for name in ("float32", "bfloat16")]
+  dtypes = []
+  make = sample.Sampler
+  monkeypatch.setattr(sample, "Sampler", lambda model, *rest: dtypes.append(model.dtype) or make(model, *rest))
+  for file in files:
+    sample.main(
+      [f"--workdir={workdir}", "--num=64", f"--dtype={file.stem}", f"--npz={file}", f"--out={tmp_path}/a.png"]
+    )
+  assert dtypes == ["float32", "bfloat16"]
+  exact, coarse = (np.load(file)["images"].astype(int) for file in files)
+  assert np.mean(exact != coarse) < 0.2  # a flow that was trained for 6 steps stretches little
+
+
+def test_an_image_depends_on_the_seed_and_its_number_alone(workdir, monkeypatch):
+  config, model, variables, _, mesh = load_run(workdir)
+
+  def draw(num, seed=0):
+    return sample.Sampler(model, config.image_shape, 17, num, mesh)(variables, seed).astype(int)
+
+  ten = draw(10)
+  monkeypatch.setattr(sample, "CHUNK", 4)
+  # A value that lies on the edge of two levels may fall to either side when another batch size rounds differently.
+  assert np.abs(draw(10) - ten).max() <= 1
+  assert np.mean(draw(3) == ten[:3]) > 0.99
+  assert np.mean(draw(3, seed=1) == ten[:3]) < 0.9
+
+
+@pytest.mark.parametrize("main", [evaluate.main, sample.main])
+def test_a_folder_that_holds_no_run_is_refused(main, tmp_path, workdir):
+  with pytest.raises(SystemExit, match=r"error: .* has no config.json"):
+    main([f"--workdir={tmp_path}"])
+  with pytest.raises(SystemExit, match="step 5 is not there; .* has 3, 6"):
+    main([f"--workdir={workdir}", "--step=5"])

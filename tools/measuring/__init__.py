@@ -1,0 +1,1 @@
+"""Times programs and reads what XLA made of them."""

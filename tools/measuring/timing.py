@@ -1,0 +1,224 @@
+"""Speed of the programs that a run consists of, several settings side by side."""
+
+import dataclasses
+import pathlib
+import re
+import statistics
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jet_jax.devices import sharding
+from jet_jax.jet import Jet
+from jet_jax.sample import CHUNK
+from jet_jax.training import cost, programs
+from jet_jax.training.optimizer import make_optimizer
+
+PROGRAMS = ("train", "eval", "sample")
+# Operations a second of dense 16-bit matrix products on one JAX device, by the makers' data sheets: NVIDIA's (SXM)
+# and https://cloud.google.com/tpu/docs, read 2026; v2, v3 and 7x have two devices a chip.
+PEAK = {
+  "NVIDIA H200": 989e12, "NVIDIA H100 80GB HBM3": 989e12, "NVIDIA A100-SXM4-80GB": 312e12,
+  "NVIDIA A100-SXM4-40GB": 312e12, "NVIDIA B200": 2250e12, "TPU v4": 275e12, "TPU v5 lite": 197e12, "TPU v5": 459e12,
+  "TPU v6 lite": 918e12, "TPU7x": 1153e12,
+}  # fmt: skip
+
+
+CONTAINER = re.compile(r"while|call|conditional")  # operations whose time is that of others inside
+SOURCE = re.compile(r'^\s+(?:ROOT )?%?([\w.\-]+) = .*metadata=\{.*?op_name="([^"]*)"', re.MULTILINE)
+
+
+@dataclasses.dataclass
+class Program:
+  """One of `PROGRAMS`, compiled, with its arguments.
+
+  Attributes:
+    what: which.
+    setting: what the config was given for it.
+    call: runs it once, on the devices, and returns something to wait for.
+    compile_s: seconds that compiling took.
+    flops: operations of the model in a call, see `estimate`.
+    images: in a call.
+    memory: bytes that it takes on each device.
+    temporary: those of them that it needs while it runs alone.
+    text: of the compiled program.
+    seconds: of a call, one figure a turn.
+  """
+
+  what: str
+  setting: str
+  call: Callable[[], Any]
+  compile_s: float
+  flops: int
+  images: int
+  memory: int
+  temporary: int
+  text: str
+  seconds: list[float] = dataclasses.field(default_factory=list)
+
+  def row(self, peak: float, devices: int) -> dict[str, Any]:
+    """Its figures; milliseconds are the median over turns, with the fastest and slowest."""
+    seconds = statistics.median(self.seconds)
+    return {
+      "what": self.what,
+      "setting": self.setting,
+      "batch_size": self.images,
+      "step_ms": seconds * 1e3,
+      "step_ms_min": min(self.seconds) * 1e3,
+      "step_ms_max": max(self.seconds) * 1e3,
+      "images_per_second": self.images / seconds,
+      "model_flops": self.flops,
+      "mfu": self.flops / seconds / (peak * devices),
+      "peak_bytes": self.memory,
+      "temporary_bytes": self.temporary,
+      "compile_s": self.compile_s,
+    }
+
+
+class States:
+  """Training states, one for all settings whose states have the same shapes: a device may not hold one for each."""
+
+  def __init__(self):
+    self._by_shapes: dict[str, Any] = {}
+
+  def place_of(self, *parts) -> str:
+    """Where the state of a run is kept, for the arguments of `programs.state_shapes`; makes it if need be."""
+    place = str(programs.state_shapes(*parts))
+    if place not in self._by_shapes:
+      self._by_shapes[place] = programs.init_program(*parts)(jax.random.key(0))
+    return place
+
+  def __getitem__(self, place: str):
+    return self._by_shapes[place]
+
+  def __setitem__(self, place: str, state) -> None:
+    self._by_shapes[place] = state
+
+
+def prepare(what: str, setting: str, config, mesh, states: States) -> Program:
+  """Compiles one of `PROGRAMS` for random images.
+
+  Args:
+    what: of `PROGRAMS`.
+    setting: of the row.
+    config: resolved, with `image_shape`.
+    mesh: devices.
+    states: of all settings; a training step leaves its own there.
+
+  Raises:
+    ValueError: what cannot run here, or does not fit.
+  """
+  model = Jet(**config.model)
+  model.check(config.image_shape)
+  if reason := model.why_not_on(mesh.devices.flat[0], config.image_shape):
+    raise ValueError(reason)
+  sharding.check_batch_size(config.batch_size, mesh, config.microbatches)
+  optimizer = make_optimizer(config, total_steps=1000, warmup_steps=100)
+  parts = config, model, optimizer, mesh
+  place, key, batch = states.place_of(*parts), jax.random.key(1), config.batch_size
+  if what != "train":
+    batch = sharding.round_up(batch // config.microbatches, mesh)
+  if what == "sample":
+    batch = sharding.round_up(min(batch, CHUNK), mesh)
+  random_images = np.random.default_rng(0).integers(0, config.levels, (batch, *config.image_shape), np.uint8)
+  images, index = (sharding.place_batch(x, mesh) for x in (random_images, np.arange(batch, dtype=np.int32)))
+  flops = (cost.train_flops if what == "train" else cost.forward_flops)(model, config.image_shape) * batch
+  rest = (key, index, np.float32(1)) if what == "sample" else (images, key) if what == "train" else (images, index, key)
+
+  def arguments():
+    state = states[place]
+    return state if what == "train" else state.variables(), *rest
+
+  def call():
+    result = compiled(*arguments())
+    if what == "train":
+      states[place], result = result
+    return result
+
+  limit, name = cost.memory_limit(list(mesh.local_devices)), f"{what} {setting}"
+  began = time.perf_counter()
+  if what == "train":
+    compiled = programs.compile_train_step(*parts, arguments(), limit, name)
+  else:
+    program = {
+      "eval": lambda: programs.eval_program(model, config.levels, mesh),
+      "sample": lambda: programs.sample_program(model, config.image_shape, config.levels, mesh),
+    }[what]()
+    compiled = cost.compile_to_fit(name, program.lower(*arguments()), limit)
+  compile_s = time.perf_counter() - began
+  memory, temporary = cost.bytes_of_program(compiled), compiled.memory_analysis().temp_size_in_bytes
+  return Program(what, setting, call, compile_s, flops, batch, memory, temporary, compiled.as_text())
+
+
+def measure(programs_: list[Program], turns: int, seconds: float) -> None:
+  """Runs all of them turn by turn, so that what else the machine does falls on all alike; fills in their `seconds`.
+
+  Args:
+    programs_: to run.
+    turns: figures for each.
+    seconds: that a turn of one takes, at least; a turn is several calls, the last of which is waited for.
+  """
+  calls = {}
+  for program in programs_:
+    jax.block_until_ready(program.call())
+    began = time.perf_counter()
+    jax.block_until_ready(program.call())
+    calls[id(program)] = max(1, round(seconds / (time.perf_counter() - began)))
+  for _ in range(turns):
+    for program in programs_:
+      began = time.perf_counter()
+      for _ in range(calls[id(program)] - 1):
+        program.call()
+      jax.block_until_ready(program.call())
+      program.seconds.append((time.perf_counter() - began) / calls[id(program)])
+
+
+def peak_of(device) -> tuple[float, str]:
+  """Operations a second that a device can do at best, and where that is from.
+
+  For a device that is not in `PEAK`, a CPU for example, that of a large float32 matrix product, measured now.
+  """
+  if device.device_kind in PEAK:
+    return PEAK[device.device_kind], "data sheet, 16-bit dense"
+  size = 2048
+  x = jax.device_put(np.random.default_rng(0).standard_normal((size, size), np.float32), device)
+  product = jax.jit(jnp.matmul)
+  jax.block_until_ready(product(x, x))
+  seconds = []
+  for _ in range(5):
+    began = time.perf_counter()
+    jax.block_until_ready(product(x, x))
+    seconds.append(time.perf_counter() - began)
+  return 2 * size**3 / min(seconds), f"best of 5 float32 products of {size}x{size}, measured in this run"
+
+
+def profile(program: Program, folder: str | pathlib.Path, calls: int = 3) -> list[dict[str, Any]]:
+  """Traces some calls into `folder`, for TensorBoard or Perfetto.
+
+  Returns:
+    The ten costliest operations: "operation" of the compiled program, "source" where the model has it, "ms" a call
+    (sum over devices and threads), and its "share" of the time of all operations.
+  """
+  jax.block_until_ready(program.call())
+  with jax.profiler.trace(str(folder)):
+    for _ in range(calls):
+      jax.block_until_ready(program.call())
+  newest = max(pathlib.Path(folder).rglob("*.xplane.pb"), key=lambda path: path.stat().st_mtime)
+  milliseconds = Counter()
+  for plane in jax.profiler.ProfileData.from_file(str(newest)).planes:
+    for line in plane.lines:
+      for event in line.events:
+        name = dict(event.stats).get("hlo_op")
+        if name and not CONTAINER.match(name):
+          milliseconds[name] += event.duration_ns / 1e6 / calls
+  sources = dict(SOURCE.findall(program.text))
+  total = sum(milliseconds.values())
+  return [
+    {"operation": name, "source": sources.get(name, ""), "ms": ms, "share": ms / total}
+    for name, ms in milliseconds.most_common(10)
+  ]

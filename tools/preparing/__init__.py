@@ -1,0 +1,1 @@
+"""Writes data sets as array_record."""
