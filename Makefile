@@ -48,4 +48,4 @@ lint: .venv/installed
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 clean:
-	rm -rf .venv runs
+	rm -rf .venv .cache runs

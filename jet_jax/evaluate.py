@@ -5,75 +5,14 @@ python -m jet_jax.evaluate --workdir=DIR [--step=N|best] [--split=validation] [-
 
 import argparse
 
-import jax
-import numpy as np
 from absl import logging
 
-from jet_jax import data
 from jet_jax.data import sources
-from jet_jax.devices import processes, sharding
-from jet_jax.training import programs
+from jet_jax.devices import processes
+from jet_jax.devices.compile import keep_compiled
+from jet_jax.training.evaluator import Evaluator
 from jet_jax.workdir.metrics import as_json
 from jet_jax.workdir.run import load_run, step_argument
-
-NOISE_SEED = 0  # the same noise for every run and step, so that differences are the models'
-
-
-class Evaluator:
-  """Measures a data set; compiled once, used as often as needed.
-
-  Args:
-    model: the flow.
-    levels: number of pixel values.
-    source: examples, from `sources.open_source`.
-    batch_size: images at a time. The figure does not depend on it: noise is keyed by example.
-    mesh: devices; the batch size is rounded up to a multiple of their number.
-  """
-
-  def __init__(self, model, levels: int, source, batch_size: int, mesh):
-    self.source, self.mesh = source, mesh
-    self.batch_size = sharding.round_up(min(batch_size, len(source)), mesh)
-    self._program = self._step = programs.eval_program(model, levels, mesh)
-
-  def compile(self, variables, image_shape, compiler) -> None:
-    """Compiles beforehand what a call will run.
-
-    Args:
-      variables: or their ShapeDtypeStructs.
-      image_shape: (H, W, C).
-      compiler: from the traced program to the compiled one.
-    """
-    arguments = programs.eval_arguments(variables, image_shape, self.batch_size, self.mesh)
-    self._step = compiler(self._program.lower(*arguments))
-
-  @np.errstate(invalid="ignore")  # what is not finite is counted
-  def __call__(self, variables, noise_samples: int = 1) -> dict[str, float]:
-    """Bits per dimension, averaged over images and over draws of the noise.
-
-    Args:
-      variables: `params` and `permutations`.
-      noise_samples: draws of the dequantization noise an image.
-
-    Returns:
-      "bits_per_dim", its standard error over images "bits_per_dim_stderr", "num_images", "noise_samples", and
-      "num_nonfinite", images whose figure is NaN or infinite; any such image makes the mean so too. "num_bad_images"
-      were skipped, as the config allows.
-    """
-    keys = [jax.random.fold_in(jax.random.key(NOISE_SEED), draw) for draw in range(noise_samples)]
-    bits = []
-    for batch in data.eval_batches(self.source, self.batch_size):
-      images, index = (sharding.place_batch(batch[name], self.mesh) for name in ("image", "index"))
-      draws = np.stack([self._step(variables, images, index, key) for key in keys])
-      bits.append(draws.mean(axis=0, dtype=np.float64)[batch["mask"]])
-    bits = np.concatenate(bits)
-    return {
-      "bits_per_dim": float(bits.mean()),
-      "bits_per_dim_stderr": float(bits.std(ddof=1) / np.sqrt(len(bits))) if len(bits) > 1 else 0.0,
-      "num_images": len(bits),
-      "noise_samples": noise_samples,
-      "num_nonfinite": int(np.sum(~np.isfinite(bits))),
-      "num_bad_images": len(self.source) - len(bits),
-    }
 
 
 def main(argv=None) -> None:
@@ -92,7 +31,7 @@ def main(argv=None) -> None:
     if args.noise_samples < 1:
       raise ValueError(f"--noise_samples={args.noise_samples} must be at least 1")
     processes.join()
-    programs.keep_compiled()
+    keep_compiled()
     config, model, variables, step, mesh = load_run(args.workdir, args.step)
     config.data.source = sources.absolute(args.source) if args.source else config.data.source
     config.data.data_dir = args.data_dir or config.data.data_dir

@@ -148,6 +148,13 @@ class Jet(nn.Module):
     )
 
   @nn.nowrap
+  def abstract_variables(self, image_shape: Sequence[int]):
+    """Shapes and dtypes of `params` and `permutations` for images (H, W, C), as ShapeDtypeStructs."""
+    images = jax.ShapeDtypeStruct((1, *image_shape), "float32")
+    # They do not depend on the kinds of split, which may be from elsewhere and not such as this flow could draw.
+    return jax.eval_shape(self.clone(kinds=("channels",)).init, jax.random.key(0), images)
+
+  @nn.nowrap
   def why_not_on(self, device, image_shape: Sequence[int]) -> str:
     """What keeps this flow's attention from running on a device; empty if nothing does."""
     tokens = (image_shape[0] // self.patch_size) * (image_shape[1] // self.patch_size)

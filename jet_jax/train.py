@@ -24,12 +24,13 @@ from jet_jax import data
 from jet_jax.config import Config
 from jet_jax.data import sources
 from jet_jax.data.decode import BadImage
+from jet_jax.devices import compile as compile_lib
 from jet_jax.devices import processes, sharding
 from jet_jax.devices.preemption import Stop
-from jet_jax.evaluate import Evaluator
 from jet_jax.jet import Jet
-from jet_jax.sample import Sampler
+from jet_jax.sampling.sampler import Sampler
 from jet_jax.training import cost, programs, transfer
+from jet_jax.training.evaluator import Evaluator
 from jet_jax.training.nonfinite import Halt, saving_before
 from jet_jax.training.optimizer import make_optimizer
 from jet_jax.training.step import TrainState
@@ -103,13 +104,14 @@ def prepare(config: Config, workdir: str | pathlib.Path, flag_overrides=()) -> R
 def start_state(run: Run, init_key, checkpoints: Checkpoints) -> TrainState:
   """The newest good checkpoint of the run, or a fresh state."""
   parts = run.config, run.model, run.optimizer, run.mesh
-  state = checkpoints.restore_newest(programs.state_shapes(*parts))
-  if state is not None:
+  items = checkpoints.restore_newest(programs.state_shapes(*parts).items())
+  if items is not None:
+    state = TrainState.from_items(items)
     processes.say(f"resuming from step {state.step}")
     return state
   if run.config.init_from:
     state = transfer.start(*parts, run.workdir)
-    checkpoints.save(state)  # from here on it needs its source no more
+    checkpoints.save(state.items())  # from here on it needs its source no more
     return state
   return programs.init_program(*parts)(init_key)
 
@@ -120,12 +122,13 @@ def compile_all(run: Run, evaluator: Evaluator, sampler: Sampler):
   arguments = programs.train_arguments(*parts)
   state = arguments[0]
   processes.say(cost.describe(run.config, run.model, state, run.mesh, run.num_examples, run.total_steps))
-  limit = cost.memory_limit(jax.local_devices())
-  cost.check_fits("the state alone", cost.bytes_a_device(state), limit)
-  beside = cost.bytes_a_device(state) - cost.bytes_a_device(state.variables())  # of an evaluation or samples
+  limit = compile_lib.memory_limit(jax.local_devices())
+  compile_lib.check_fits("the state alone", compile_lib.bytes_a_device(state), limit)
+  # Beside an evaluation or samples lies the rest of the state.
+  beside = compile_lib.bytes_a_device(state) - compile_lib.bytes_a_device(state.variables())
 
   train_step = programs.compile_train_step(*parts, arguments, limit)
-  to_fit = functools.partial(cost.compile_to_fit, limit=limit, beside=beside)
+  to_fit = functools.partial(compile_lib.compile_to_fit, limit=limit, beside=beside)
   if run.happens("eval"):
     evaluator.compile(state.variables(), run.config.image_shape, functools.partial(to_fit, "evaluation"))
   if run.happens("sample"):
@@ -157,7 +160,11 @@ def train(run: Run) -> TrainState:
     images = data.place_ahead(reader, lambda batch: sharding.place_batch(batch["image"], run.mesh, config.batch_size))
     log = MetricLog(run.workdir, config, start, run.total_steps)
     halt = Halt(config.max_nonfinite_steps, checkpoints)
-    with log, contextlib.closing(reader), saving_before(BadImage, lambda: halt.check() and checkpoints.save(state)):
+    with (
+      log,
+      contextlib.closing(reader),
+      saving_before(BadImage, lambda: halt.check() and checkpoints.save(state.items())),
+    ):
       while not run.is_over(step, checkpoints.best) and not stop.due(step):
         step += 1
         state, metrics = train_step(state, next(images), noise_key)
@@ -179,10 +186,10 @@ def train(run: Run) -> TrainState:
             if "sample" in due:
               log.samples(step, sampler(variables, temperature=config.sample_temperature), sampler.num_nonfinite)
             if "checkpoint" in due:
-              checkpoints.save(state)
+              checkpoints.save(state.items())
     halt.check()
     if step:
-      checkpoints.save(state)  # the end is saved whatever the config says
+      checkpoints.save(state.items())  # the end is saved whatever the config says
   if not run.is_over(step, checkpoints.best):
     processes.say(f"stopped after step {step} of {run.total_steps}; the same command goes on from there")
   elif step < run.total_steps:
@@ -198,7 +205,7 @@ def main(argv) -> None:
     logging.set_verbosity(logging.ERROR)  # below it, orbax tells every step of a save
   try:
     processes.join()
-    programs.keep_compiled()
+    compile_lib.keep_compiled()
     with processes.agreed():
       run = prepare(flags.FLAGS.config, flags.FLAGS.workdir, config_flags.get_override_values(flags.FLAGS["config"]))
     train(run)

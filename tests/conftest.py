@@ -1,8 +1,7 @@
 """What several tests share: tiny flows with random, non-zero parameters."""
 
-import atexit
 import os
-import tempfile
+import pathlib
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
@@ -15,12 +14,13 @@ import small_runs
 from flows import randomize
 from jet_jax.jet import Jet
 
+# Compiled programs outlive the process: most tests train the same few runs. `make clean` removes them.
+CACHE = pathlib.Path(os.environ.get("JAX_COMPILATION_CACHE_DIR") or f".cache/jax-{jax.__version__}").absolute()
+
 
 def pytest_configure():
-  """Programs that one test has compiled the next finds: most tests train the same few runs."""
-  folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
-  atexit.register(folder.cleanup)
-  jax.config.update("jax_compilation_cache_dir", folder.name)
+  """Keeps every compiled program, however quick it was to compile."""
+  jax.config.update("jax_compilation_cache_dir", str(CACHE))
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
   jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
@@ -58,9 +58,9 @@ def pytest_terminal_summary(terminalreporter, config):
 
 
 @pytest.fixture(scope="session")
-def cache(tmp_path_factory):
-  """A folder for the compiled programs of small runs (runs.py)."""
-  return tmp_path_factory.mktemp("cache")
+def cache():
+  """A folder for the compiled programs of small runs (small_runs.py)."""
+  return CACHE
 
 
 @pytest.fixture(scope="session")

@@ -1,9 +1,60 @@
 """Imports flow one way, nothing imports `train`, and training is free of TensorFlow."""
 
+import ast
 import os
 import pathlib
 import subprocess
 import sys
+
+COMMANDS = {"train", "evaluate", "sample"}
+# What each wing of jet_jax may import of the others: a folder, or a file that stands on top. Commands may import all.
+ALLOWED = {
+  "likelihood": set(),
+  "config": set(),
+  "devices": set(),
+  "flow": {"devices"},
+  "jet": {"flow"},
+  "data": {"config", "devices"},
+  "workdir": {"config", "devices", "jet"},
+  "sampling": {"devices", "jet", "likelihood", "workdir"},
+  "training": {"config", "data", "devices", "flow", "jet", "likelihood", "workdir"},
+  "__init__": {"jet", "likelihood"},
+}
+
+
+def wing(path):
+  """Name of the folder or file of jet_jax that a path belongs to."""
+  return pathlib.Path(path.relative_to("jet_jax").parts[0]).stem
+
+
+def imports_of(path):
+  """Wings that a file imports."""
+  for node in ast.walk(ast.parse(path.read_text())):
+    if isinstance(node, ast.ImportFrom) and node.module == "jet_jax":
+      yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("jet_jax."):
+      yield node.module.split(".")[1]
+    elif isinstance(node, ast.Import):
+      yield from (alias.name.split(".")[1] for alias in node.names if alias.name.startswith("jet_jax."))
+
+
+def test_wings_import_each_other_one_way():
+  files = list(pathlib.Path("jet_jax").rglob("*.py"))
+  assert {wing(path) for path in files} - COMMANDS == set(ALLOWED), "a new wing has its place in this table"
+  for path in files:
+    own = wing(path)
+    imported = set(imports_of(path)) - {own}
+    assert not imported & COMMANDS, f"{path}: nothing imports a command"
+    assert own in COMMANDS or imported <= ALLOWED[own], path
+
+
+def test_the_table_itself_has_no_circle():
+  placed = set()
+  while len(placed) < len(ALLOWED):
+    ready = {wing for wing, needs in ALLOWED.items() if wing not in placed and needs <= placed}
+    assert ready, set(ALLOWED) - placed
+    placed |= ready
+
 
 TRAIN_FROM_RECORDS = """
 import sys

@@ -30,8 +30,9 @@ from absl import logging
 from jet_jax import config as config_lib
 from jet_jax import data, train
 from jet_jax.data import records, sources
+from jet_jax.devices import compile as compile_lib
 from jet_jax.devices import sharding
-from jet_jax.training import cost, programs
+from jet_jax.training import programs
 from tools import prepare_data
 from tools.compile_pod import image_shape_of
 from tools.measuring import timing
@@ -86,7 +87,7 @@ def waiting(run: train.Run, steps_a_turn: int, turns: int) -> dict[str, float]:
   """Milliseconds of a training step with the pipeline and with a batch that stays, and the difference as a share."""
   init_key, key = jax.random.split(jax.random.key(run.config.seed))
   parts = run.config, run.model, run.optimizer, run.mesh
-  limit = cost.memory_limit(jax.local_devices())
+  limit = compile_lib.memory_limit(jax.local_devices())
   step = programs.compile_train_step(*parts, programs.train_arguments(*parts), limit)
   state = programs.init_program(*parts)(init_key)
   reader = data.Reader(run.batches, 0, run.config.data.workers)

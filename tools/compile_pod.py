@@ -20,9 +20,10 @@ from absl import logging
 
 from jet_jax import config as config_lib
 from jet_jax.data import sources
+from jet_jax.devices import compile as compile_lib
 from jet_jax.devices import sharding
 from jet_jax.jet import AUTO_REMAT, Jet
-from jet_jax.sample import CHUNK
+from jet_jax.sampling import sampler
 from jet_jax.training import cost, programs
 from jet_jax.training.optimizer import make_optimizer
 from tools.measuring import collectives
@@ -71,7 +72,7 @@ def batch_of(program: str, config, mesh) -> int:
   if program == "train":
     return config.batch_size
   part = config.batch_size // config.microbatches
-  count = part if program == "eval" else min(part, CHUNK, config.sample_num)
+  count = part if program == "eval" else min(part, sampler.CHUNK, config.sample_num)
   return sharding.round_up(count, mesh)
 
 
@@ -90,8 +91,8 @@ def lower(program: str, config, mesh) -> Any:
   if program == "eval":
     arguments = programs.eval_arguments(variables, config.image_shape, batch, mesh)
     return programs.eval_program(model, config.levels, mesh).lower(*arguments)
-  sample = programs.sample_program(model, config.image_shape, config.levels, mesh)
-  return sample.lower(*programs.sample_arguments(variables, batch, mesh))
+  sample = sampler.sample_program(model, config.image_shape, config.levels, mesh)
+  return sample.lower(*sampler.sample_arguments(variables, batch, mesh))
 
 
 def needed_by(message: str) -> int | None:
@@ -135,8 +136,8 @@ def compile_one(program: str, config, mesh, hbm_gib: float | None) -> dict[str, 
       raise  # other memories than HBM run out too
     said = str(error).splitlines()[0][:300]
     return {"batch_size": batch, "fits": False, "hbm_bytes_per_chip": needed, "error": said}
-  memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
-  needed = cost.bytes_of_program(compiled)
+  memory, counts = compiled.memory_analysis(), compiled.cost_analysis()
+  needed = compile_lib.bytes_of_program(compiled)
   kinds = collectives.collectives(compiled.as_text())
   return {
     "batch_size": batch,
@@ -145,8 +146,8 @@ def compile_one(program: str, config, mesh, hbm_gib: float | None) -> dict[str, 
     "argument_bytes": memory.argument_size_in_bytes,
     "temporary_bytes": memory.temp_size_in_bytes,
     "output_bytes": memory.output_size_in_bytes - memory.alias_size_in_bytes,
-    "flops_per_chip": cost["flops"],
-    "bytes_per_chip": cost["bytes accessed"],
+    "flops_per_chip": counts["flops"],
+    "bytes_per_chip": counts["bytes accessed"],
     "collective_bytes": sum(of_kind["bytes"] for of_kind in kinds.values()),
     "collectives": kinds,
   }
@@ -191,7 +192,7 @@ def find_batch(config, mesh, hbm_gib: float | None) -> None:
 def report(config, mesh, chosen, hbm_gib) -> dict[str, Any]:
   """The JSON object: what was compiled, and `compile_fitting` of each of the chosen programs."""
   model = Jet(**config.model)
-  shapes = jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, *config.image_shape), "float32"))
+  shapes = model.abstract_variables(config.image_shape)
   return {
     "chip": mesh.devices.flat[0].device_kind,
     "mesh": dict(mesh.shape),

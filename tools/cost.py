@@ -39,8 +39,7 @@ def cost(config, utilisation: float = UTILISATION) -> dict:
   model = Jet(**config.model)
   image_shape = image_shape_of(config)
   model.check(image_shape)
-  image = jax.ShapeDtypeStruct((1, *image_shape), "float32")
-  params = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
+  params = model.abstract_variables(image_shape)["params"]
   steps = config_lib.steps(config, "total", config.data.num_examples)
   images = steps * config.batch_size
   flops = images * train_flops(model, image_shape)

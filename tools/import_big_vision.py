@@ -230,8 +230,7 @@ def _patches(model: Jet, image_shape) -> tuple[tuple[int, int], int]:
 
 def _shapes(model: Jet, image_shape):
   """Shapes and dtypes of the variables, which do not depend on the kinds."""
-  image = jax.ShapeDtypeStruct((1, *image_shape), "float32")
-  return jax.eval_shape(model.clone(kinds=("channels",)).init, jax.random.key(0), image)
+  return model.abstract_variables(image_shape)
 
 
 def _official(key_path, shape, heads) -> tuple[str, tuple[int, ...]]:
@@ -322,7 +321,7 @@ def write_workdir(workdir: pathlib.Path, model: Jet, variables, image_shape, sou
   optimizer = make_optimizer(config, total_steps=1, warmup_steps=0)
   state = fresh_state(jax.tree.map(jnp.asarray, variables), optimizer, with_ema=False)
   with Checkpoints(workdir, keep=config.checkpoint_keep) as checkpoints:
-    checkpoints.save(state)
+    checkpoints.save(state.items())
   config_lib.save(config, workdir / "config.json")
 
 

@@ -201,8 +201,7 @@ def describe(workdir: pathlib.Path) -> dict:
   """What a run is and how it went: its last and its best evaluation, and the mean of the last five training batches."""
   config = config_lib.load(workdir)
   model = Jet(**config.model)
-  image = jax.ShapeDtypeStruct((1, *config.image_shape), "float32")
-  params = jax.eval_shape(model.clone(kinds=("channels",)).init, jax.random.key(0), image)["params"]
+  params = model.abstract_variables(config.image_shape)["params"]
   lines = [values for _, values in metrics.read_lines(workdir / "metrics.jsonl")]
   validation, training = (_figures(lines, name) for name in ("val", "train"))
   steps = max((line["step"] for line in lines), default=0)

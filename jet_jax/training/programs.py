@@ -1,28 +1,14 @@
 """What is compiled: the functions of steps.py, with the place of every argument and result."""
 
 import functools
-import os
 from typing import Any
 
 import jax
 
 from jet_jax.devices import processes, sharding
+from jet_jax.devices.compile import compile_to_fit, key_shape, on_mesh
 from jet_jax.jet import AUTO_REMAT
-from jet_jax.training import cost
-from jet_jax.training.step import eval_step, fresh_state, init_state, sample_step, train_step
-
-
-def keep_compiled() -> None:
-  """Compiled programs outlive the process, so that a restart or a second command finds them.
-
-  They go to $JAX_COMPILATION_CACHE_DIR, or else to ~/.cache/jet_jax, but not on CPUs: code that is compiled for one may
-  not run on another that has the same home directory. Nor for several processes with GPUs, which choose their kernels
-  together: one that found its program would leave the others waiting.
-  """
-  backend, home = jax.default_backend(), os.environ.get("HOME")
-  suits = backend == "tpu" or (backend == "gpu" and jax.process_count() == 1)
-  if suits and home and not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-    jax.config.update("jax_compilation_cache_dir", f"{home}/.cache/jet_jax")
+from jet_jax.training.step import eval_step, fresh_state, init_state, train_step
 
 
 def initializer(config, model, optimizer):
@@ -65,7 +51,7 @@ def train_program(config, model, optimizer, mesh):
     max_nonfinite=config.max_nonfinite_steps,
   )
   return jax.jit(
-    _on(mesh, step),
+    on_mesh(mesh, step),
     in_shardings=(placed, sharding.batched(mesh), everywhere),
     out_shardings=(placed, everywhere),
     donate_argnums=0,
@@ -87,7 +73,7 @@ def compile_train_step(config, model, optimizer, mesh, arguments, limit: int | N
 
   def compile_with(remat):
     lowered = train_program(config, model.clone(remat=remat), optimizer, mesh).lower(*arguments)
-    return cost.compile_to_fit(f"{what} (remat={remat})", lowered, limit)
+    return compile_to_fit(f"{what} (remat={remat})", lowered, limit)
 
   *faster, last = AUTO_REMAT if model.remat == "auto" else [model.remat]
   for remat in faster:
@@ -104,24 +90,7 @@ def compile_train_step(config, model, optimizer, mesh, arguments, limit: int | N
 def eval_program(model, levels: int, mesh):
   """(variables, images uint8 (B, H, W, C), index int32 (B,), key) -> bits per dimension (B,), on every device."""
   step = functools.partial(eval_step, model=model, levels=levels)
-  return jax.jit(_on(mesh, step), out_shardings=sharding.replicated(mesh))
-
-
-def sample_program(model, image_shape, levels: int, mesh):
-  """(variables, key, index int32 (B,), temperature) -> what `sample_step` returns, on every device."""
-  step = functools.partial(sample_step, model=model, image_shape=tuple(image_shape), levels=levels)
-  return jax.jit(_on(mesh, step), out_shardings=sharding.replicated(mesh))
-
-
-def _on(mesh, function):
-  """The function, traced where `sharding.keep_split` knows the mesh."""
-
-  @functools.wraps(function)
-  def traced(*arguments):
-    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-      return function(*arguments)
-
-  return traced
+  return jax.jit(on_mesh(mesh, step), out_shardings=sharding.replicated(mesh))
 
 
 def train_arguments(config, model, optimizer, mesh):
@@ -135,14 +104,3 @@ def eval_arguments(variables, image_shape, batch_size: int, mesh):
   images = jax.ShapeDtypeStruct((batch_size, *image_shape), "uint8", sharding=sharding.batched(mesh))
   index = jax.ShapeDtypeStruct((batch_size,), "int32", sharding=sharding.batched(mesh))
   return variables, images, index, key_shape()
-
-
-def sample_arguments(variables, num: int, mesh):
-  """Shapes of what `sample_program` takes, for `variables` or their ShapeDtypeStructs."""
-  index = jax.ShapeDtypeStruct((num,), "int32", sharding=sharding.batched(mesh))
-  return variables, key_shape(), index, jax.ShapeDtypeStruct((), "float32")
-
-
-def key_shape():
-  """Shape of a PRNG key."""
-  return jax.eval_shape(lambda: jax.random.key(0))

@@ -37,6 +37,17 @@ class TrainState(struct.PyTreeNode):
     """What `Jet.apply` takes to evaluate or sample: the averaged weights if there are any."""
     return {"params": self.params if self.ema is None else self.ema, "permutations": self.permutations}
 
+  def items(self) -> dict[str, dict[str, Any]]:
+    """The state as a checkpoint holds it: "model" for evaluation and sampling, "training" for all else."""
+    model = {name: getattr(self, name) for name in ("params", "permutations", "ema")}
+    training = {name: getattr(self, name) for name in ("step", "skipped", "skipped_in_a_row", "opt_state")}
+    return {"model": model, "training": training}
+
+  @classmethod
+  def from_items(cls, items: dict[str, dict[str, Any]]) -> "TrainState":
+    """The state whose `items` these are."""
+    return cls(**items["model"], **items["training"])
+
 
 def init_state(key, model: Jet, optimizer: optax.GradientTransformation, image_shape, with_ema: bool) -> TrainState:
   """The state at step 0 of a flow that is drawn from the key; `image_shape` is (H, W, C)."""
@@ -138,21 +149,3 @@ def eval_step(variables, images, index, key, *, model, levels) -> jax.Array:
     float32 (B,).
   """
   return bits_per_dim(model, variables, images, likelihood.example_keys(key, index), levels)
-
-
-def sample_step(variables, key, index, temperature, *, model, image_shape, levels) -> tuple[jax.Array, jax.Array]:
-  """Images from the flow: latents from the prior, one inverse pass, rounded to pixels.
-
-  Args:
-    variables: `params` and `permutations`.
-    key: of the latents.
-    index: int32 (B,), number of each image; an image depends on `key` and its number alone, not on its batch.
-    temperature: factor on the latents; below 1 samples are smoother and less varied.
-    model, image_shape, levels: constants of the run; (H, W, C).
-
-  Returns:
-    uint8 (B, H, W, C), and bool (B,), whether all numbers of the image were finite: a pixel of NaN is any.
-  """
-  z = temperature * likelihood.sample_prior(likelihood.example_keys(key, index), image_shape)
-  x, _ = model.apply(variables, z, method="inverse")
-  return likelihood.quantize(x, levels), jnp.all(jnp.isfinite(x), axis=(1, 2, 3))

@@ -163,11 +163,10 @@ def _leaves_that_differ(source, config) -> list[str]:
   """Paths of the parameters whose shapes are not the same in two runs, with both shapes."""
 
   def shapes(config):
-    model = Jet(**config.model).clone(kinds=("channels",))  # which the parameters do not depend on
     grid = source.image_shape[0] // source.model.patch_size, source.image_shape[1] // source.model.patch_size
     side = config.model.patch_size
-    images = jax.ShapeDtypeStruct((1, grid[0] * side, grid[1] * side, config.image_shape[2]), "float32")
-    params = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
+    image_shape = grid[0] * side, grid[1] * side, config.image_shape[2]
+    params = Jet(**config.model).abstract_variables(image_shape)["params"]
     return {name: fact.shape for name, fact in fingerprint.shape_facts(params).items()}
 
   there, here = shapes(source), shapes(config)

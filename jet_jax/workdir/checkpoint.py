@@ -24,7 +24,6 @@ import jax
 import orbax.checkpoint as ocp
 
 from jet_jax.devices import processes
-from jet_jax.training.step import TrainState
 from jet_jax.workdir import fingerprint
 from jet_jax.workdir.best import Best
 
@@ -153,13 +152,16 @@ class Checkpoints:
     """The newest complete checkpoint; None if there is none."""
     return max(self.steps(), default=None)
 
-  def save(self, state: TrainState) -> None:
-    """Starts to save the state under its step, if that is not saved yet.
+  def save(self, items: dict[str, Any]) -> None:
+    """Starts to save a state under its step, if that is not saved yet.
+
+    Args:
+      items: trees of arrays by name, with the step at `items["training"]["step"]`.
 
     Raises:
       ValueError: a number that is not finite, which is not saved; or this save or the last one has failed.
     """
-    items, step = _items(state), int(state.step)
+    step = int(items["training"]["step"])
     if step in self.steps():
       return
     self._bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(items))
@@ -207,7 +209,7 @@ class Checkpoints:
         f"{self.newest()}; make room and give the same command again"
       ) from error
 
-  def restore_newest(self, like: TrainState) -> TrainState | None:
+  def restore_newest(self, like: dict[str, Any]) -> dict[str, Any] | None:
     """The state of the newest checkpoint that is not damaged; those that are get set aside, with a word.
 
     Args:
@@ -238,10 +240,9 @@ class Checkpoints:
       raise ValueError(f"no checkpoint can be used: {reasons}. Mend or remove them, or give another --workdir")
     return None
 
-  def restore(self, step: int, like: TrainState) -> TrainState:
+  def restore(self, step: int, like: dict[str, Any]) -> dict[str, Any]:
     """The state saved at `step`, as `restore_newest` does; Damaged if it is not what was saved."""
-    items = self._read(step, **_items(like))
-    return TrainState(**items["model"], **items["training"])
+    return self._read(step, **like)
 
   def restore_variables(self, step: int, like: dict, weights: str = "") -> dict:
     """`params` and `permutations` of a saved step.
@@ -318,19 +319,6 @@ class Checkpoints:
     processes.exchange()
     self._manager.reload()
     return place
-
-
-def _items(state: TrainState) -> dict[str, Any]:
-  """The state by what it is for."""
-  return {
-    "model": {"params": state.params, "permutations": state.permutations, "ema": state.ema},
-    "training": {
-      "step": state.step,
-      "skipped": state.skipped,
-      "skipped_in_a_row": state.skipped_in_a_row,
-      "opt_state": state.opt_state,
-    },
-  }
 
 
 def _hush() -> None:

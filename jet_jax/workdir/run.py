@@ -88,9 +88,7 @@ def load_run(
     model = model.clone(attention="xla")  # which runs everywhere
   wanted, step = step, choose_step(workdir, step)
   with Checkpoints(workdir) as checkpoints:
-    images = jax.ShapeDtypeStruct((1, *config.image_shape), "float32")
-    # Shapes do not depend on the kinds. The splits themselves are saved, and need not be such as could be drawn.
-    like = jax.eval_shape(model.clone(kinds=("channels",)).init, jax.random.key(0), images)
+    like = model.abstract_variables(config.image_shape)
     like["ema"] = like["params"] if config.ema_decay else None
     like = sharding.place_like(like, mesh)
     while True:

@@ -46,7 +46,7 @@ def saved(tmp_path_factory):
   states = {step: few_arrays(step) for step in (1, 2)}
   with Checkpoints(workdir, keep=2) as checkpoints:
     for state in states.values():
-      checkpoints.save(state)
+      checkpoints.save(state.items())
   return workdir, {step: fingerprint.facts(state) for step, state in states.items()}
 
 
@@ -64,7 +64,7 @@ def restore(saved, tmp_path, capsys):
     shutil.copytree(workdir, copy)
     change(copy / "checkpoints" / "2" / name)
     with Checkpoints(copy, keep=2) as checkpoints:
-      state = checkpoints.restore_newest(sharding.place_like(few_arrays(0), MESH))
+      state = checkpoints.restore_newest(sharding.place_like(few_arrays(0), MESH).items())
     said = capsys.readouterr().out
     assert fingerprint.facts(state) == facts[int(state.step)]
     if int(state.step) == 2:
@@ -171,7 +171,7 @@ def test_no_good_checkpoint_at_all_is_an_error_and_not_a_fresh_start(saved, tmp_
       with pytest.raises(
         ValueError, match=r"no checkpoint can be used.*checkpoints/2 is damaged.*checkpoints/1 is damaged"
       ):
-        checkpoints.restore_newest(sharding.place_like(few_arrays(0), MESH))
+        checkpoints.restore_newest(sharding.place_like(few_arrays(0), MESH).items())
       assert checkpoints.steps() == [1, 2]
 
 
@@ -193,7 +193,7 @@ def test_a_trouble_that_is_not_in_the_files_condemns_no_checkpoint(saved, tmp_pa
   with Checkpoints(tmp_path / "run", keep=2) as checkpoints:
     monkeypatch.setattr(checkpoints._manager, "restore", restore)
     with pytest.raises(type(trouble)):
-      checkpoints.restore_newest(sharding.place_like(few_arrays(0), MESH))
+      checkpoints.restore_newest(sharding.place_like(few_arrays(0), MESH).items())
     assert checkpoints.steps() == [1, 2]
 
 
@@ -245,10 +245,10 @@ def test_training_goes_on_from_the_step_before_and_evaluation_uses_it(tiny_confi
 )
 def test_a_checkpoint_of_another_flow_is_refused_by_name_and_stays(tmp_path, wanted, key):
   with Checkpoints(tmp_path, keep=2) as checkpoints:
-    checkpoints.save(make_state(2))
+    checkpoints.save(make_state(2).items())
     checkpoints.wait()
     with pytest.raises(ValueError, match=rf"checkpoints/2 has .*this run needs .*{key} above all") as error:
-      checkpoints.restore_newest(sharding.place_like(make_state(0, **wanted), MESH))
+      checkpoints.restore_newest(sharding.place_like(make_state(0, **wanted), MESH).items())
     assert "model/params/couplings/" in str(error.value)
     assert checkpoints.latest_step() == 2
 

@@ -116,5 +116,5 @@ def test_a_state_that_is_not_finite_is_not_saved(tmp_path):
   with Checkpoints(tmp_path, keep=2) as checkpoints:
     wanted = re.escape("the first is model/params/couplings/vit/head/bias (1 of ")
     with pytest.raises(ValueError, match=wanted):
-      checkpoints.save(state)
+      checkpoints.save(state.items())
   assert not small_runs.saved_steps(tmp_path)

@@ -25,13 +25,13 @@ WHAT = json.loads(os.environ["SABOTAGE"])
 
 
 def ask_during(what, times, stuck=False):
-  from jet_jax import evaluate  # noqa: PLC0415
-  from jet_jax.training import cost  # noqa: PLC0415
+  from jet_jax.devices import compile as compile_lib  # noqa: PLC0415
+  from jet_jax.training import evaluator  # noqa: PLC0415
   from jet_jax.workdir import checkpoint  # noqa: PLC0415
 
   place, name = {
-    "compile": (cost, "compile_to_fit"),
-    "evaluation": (evaluate.Evaluator, "__call__"),
+    "compile": (compile_lib, "compile_to_fit"),
+    "evaluation": (evaluator.Evaluator, "__call__"),
     "save": (checkpoint.Checkpoints, "save"),
   }[what]
   original, asker = getattr(place, name), threading.Thread(target=ask, args=(times,))

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from jet_jax.sample import CHUNK
+from jet_jax.sampling.sampler import CHUNK
 from tools import compile_pod as pod
 from tools.measuring import collectives
 

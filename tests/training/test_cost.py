@@ -8,6 +8,7 @@ import pytest
 
 from jet_jax import train
 from jet_jax.config import resolve
+from jet_jax.devices import compile as compile_lib
 from jet_jax.devices import sharding
 from jet_jax.jet import Jet
 from jet_jax.training import cost, programs
@@ -40,7 +41,7 @@ def test_the_bytes_of_the_state_are_those_of_the_compiled_step(tiny_config):
   state = cost.bytes_a_device(arguments[0])
   images, key = 16 * 64, 8
   assert state + images + key == compiled.memory_analysis().argument_size_in_bytes
-  assert cost.bytes_of_program(compiled) > state + images
+  assert compile_lib.bytes_of_program(compiled) > state + images
 
 
 @pytest.mark.parametrize("limit", [2**10, 2**20])
@@ -113,13 +114,13 @@ def test_what_a_compiler_refuses_is_told_with_a_fix():
   lowered = Lowered()
   lowered.message = "RESOURCE_EXHAUSTED: Ran out of memory on HBM.\nmore"
   with pytest.raises(ValueError, match=r"training does not fit \(RESOURCE_EXHAUSTED: .* HBM\.\); raise mesh.fsdp"):
-    cost.compile_to_fit("training", lowered, None)
+    compile_lib.compile_to_fit("training", lowered, None)
   lowered.message = "INTERNAL: a bug"
   with pytest.raises(jax.errors.JaxRuntimeError, match="a bug"):
-    cost.compile_to_fit("training", lowered, None)
+    compile_lib.compile_to_fit("training", lowered, None)
 
 
 def test_a_cpu_has_the_memory_of_the_machine():
   devices = jax.local_devices()
-  assert 2**28 < cost.memory_limit(devices) * len(devices) < 2**50
+  assert 2**28 < compile_lib.memory_limit(devices) * len(devices) < 2**50
   assert jnp.zeros(1).nbytes == 4

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 import small_runs
-from jet_jax.evaluate import Evaluator
 from jet_jax.evaluate import main as evaluate
 from jet_jax.train import prepare, train
+from jet_jax.training.evaluator import Evaluator
 from jet_jax.workdir.best import Best
 from jet_jax.workdir.checkpoint import choose_step, saved_steps
 from jet_jax.workdir.run import load_run

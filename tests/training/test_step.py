@@ -11,7 +11,8 @@ import pytest
 
 from jet_jax import likelihood
 from jet_jax.jet import Jet
-from jet_jax.training.step import init_state, sample_step, train_step
+from jet_jax.sampling.sampler import sample_step
+from jet_jax.training.step import init_state, train_step
 
 SHAPE, LEVELS = (4, 4, 2), 17
 MODEL = Jet(couplings=2, block_depth=1, width=8, heads=2, patch_size=2)

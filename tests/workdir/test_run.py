@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jet_jax import evaluate, sample, train
+from jet_jax import evaluate, likelihood, sample, train
 from jet_jax.data import sources
 from jet_jax.data.npz import NpzWriter
+from jet_jax.sampling import sampler
+from jet_jax.training import programs
 from jet_jax.workdir.metrics import MetricLog
 from jet_jax.workdir.run import load_run
 
@@ -69,7 +71,7 @@ def test_images_that_are_not_finite_are_counted_told_and_never_averaged_away(
   def refuse(token):
     raise AssertionError(f"{token} is no JSON")
 
-  monkeypatch.setattr(evaluate.programs, "eval_program", program)
+  monkeypatch.setattr(programs, "eval_program", program)
   evaluate.main([f"--workdir={workdir}", "--noise_samples=2"])
   result = json.loads(capsys.readouterr().out.splitlines()[-1], parse_constant=refuse)
   assert (result["bits_per_dim"], result["bits_per_dim_stderr"], result["num_nonfinite"]) == (None, None, 2)
@@ -107,14 +109,14 @@ def test_sampling_writes_a_grid_and_an_array(workdir, tmp_path, capsys):
 
 
 def test_samples_that_are_not_finite_are_counted_and_told(workdir, tmp_path, monkeypatch, capsys):
-  monkeypatch.setattr(sample, "CHUNK", 4)
+  monkeypatch.setattr(sampler, "CHUNK", 4)
   command = [f"--workdir={workdir}", "--num=6", f"--out={tmp_path}/a.png"]
   sample.main(command)
   output = capsys.readouterr()
   assert json.loads(output.out.splitlines()[-1])["num_nonfinite"] == 0
   assert "warning" not in output.err
   monkeypatch.setattr(
-    sample.programs.steps.likelihood,
+    likelihood,
     "sample_prior",
     lambda keys, shape: jax.vmap(
       lambda key: jax.random.normal(key, shape) * jnp.where(jax.random.bits(key) % 2, jnp.nan, 1)
@@ -129,9 +131,7 @@ def test_samples_that_are_not_finite_are_counted_and_told(workdir, tmp_path, mon
 
 
 def test_a_grid_of_samples_that_are_not_finite_is_told_in_the_metrics(tiny_config, tmp_path, monkeypatch, capsys):
-  monkeypatch.setattr(
-    sample.programs.steps.likelihood, "sample_prior", lambda keys, shape: jnp.full((len(keys), *shape), jnp.inf)
-  )
+  monkeypatch.setattr(likelihood, "sample_prior", lambda keys, shape: jnp.full((len(keys), *shape), jnp.inf))
   train.train(train.prepare(tiny_config(total_steps=1, eval_steps=0, sample_steps=1), tmp_path))
   lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
   assert [line["samples/num_nonfinite"] for line in lines if "samples/num_nonfinite" in line] == [4]
@@ -140,7 +140,7 @@ def test_a_grid_of_samples_that_are_not_finite_is_told_in_the_metrics(tiny_confi
 
 def test_many_images_go_to_the_disk_as_they_come_and_the_grid_shows_the_first(workdir, tmp_path, monkeypatch):
   out, npz = tmp_path / "grid.png", tmp_path / "images.npz"
-  monkeypatch.setattr(sample, "CHUNK", 4)
+  monkeypatch.setattr(sampler, "CHUNK", 4)
   monkeypatch.setattr(sample, "GRID", 6)
   sizes = []
   write = sample.NpzWriter.write
@@ -199,7 +199,7 @@ def test_an_image_depends_on_the_seed_and_its_number_alone(workdir, monkeypatch)
     return sample.Sampler(model, config.image_shape, 17, num, mesh)(variables, seed).astype(int)
 
   ten = draw(10)
-  monkeypatch.setattr(sample, "CHUNK", 4)
+  monkeypatch.setattr(sampler, "CHUNK", 4)
   # A value that lies on the edge of two levels may fall to either side when another batch size rounds differently.
   assert np.abs(draw(10) - ten).max() <= 1
   assert np.mean(draw(3) == ten[:3]) > 0.99

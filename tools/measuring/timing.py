@@ -13,9 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jet_jax.devices import compile as compile_lib
 from jet_jax.devices import sharding
 from jet_jax.jet import Jet
-from jet_jax.sample import CHUNK
+from jet_jax.sampling import sampler
 from jet_jax.training import cost, programs
 from jet_jax.training.optimizer import make_optimizer
 
@@ -124,7 +125,7 @@ def prepare(what: str, setting: str, config, mesh, states: States) -> Program:
   if what != "train":
     batch = sharding.round_up(batch // config.microbatches, mesh)
   if what == "sample":
-    batch = sharding.round_up(min(batch, CHUNK), mesh)
+    batch = sharding.round_up(min(batch, sampler.CHUNK), mesh)
   random_images = np.random.default_rng(0).integers(0, config.levels, (batch, *config.image_shape), np.uint8)
   images, index = (sharding.place_batch(x, mesh) for x in (random_images, np.arange(batch, dtype=np.int32)))
   flops = (cost.train_flops if what == "train" else cost.forward_flops)(model, config.image_shape) * batch
@@ -140,18 +141,18 @@ def prepare(what: str, setting: str, config, mesh, states: States) -> Program:
       states[place], result = result
     return result
 
-  limit, name = cost.memory_limit(list(mesh.local_devices)), f"{what} {setting}"
+  limit, name = compile_lib.memory_limit(list(mesh.local_devices)), f"{what} {setting}"
   began = time.perf_counter()
   if what == "train":
     compiled = programs.compile_train_step(*parts, arguments(), limit, name)
   else:
     program = {
       "eval": lambda: programs.eval_program(model, config.levels, mesh),
-      "sample": lambda: programs.sample_program(model, config.image_shape, config.levels, mesh),
+      "sample": lambda: sampler.sample_program(model, config.image_shape, config.levels, mesh),
     }[what]()
-    compiled = cost.compile_to_fit(name, program.lower(*arguments()), limit)
+    compiled = compile_lib.compile_to_fit(name, program.lower(*arguments()), limit)
   compile_s = time.perf_counter() - began
-  memory, temporary = cost.bytes_of_program(compiled), compiled.memory_analysis().temp_size_in_bytes
+  memory, temporary = compile_lib.bytes_of_program(compiled), compiled.memory_analysis().temp_size_in_bytes
   return Program(what, setting, call, compile_s, flops, batch, memory, temporary, compiled.as_text())
 
 

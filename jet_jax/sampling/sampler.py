@@ -1,0 +1,100 @@
+"""Draws images: latents from the prior, one inverse pass, pixels."""
+
+import functools
+from collections import deque
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jet_jax import likelihood
+from jet_jax.devices import sharding
+from jet_jax.devices.compile import key_shape, on_mesh
+
+CHUNK = 256  # images in one pass through the flow, at most
+
+
+def sample_step(variables, key, index, temperature, *, model, image_shape, levels) -> tuple[jax.Array, jax.Array]:
+  """Images from the flow: latents from the prior, one inverse pass, rounded to pixels.
+
+  Args:
+    variables: `params` and `permutations`.
+    key: of the latents.
+    index: int32 (B,), number of each image; an image depends on `key` and its number alone, not on its batch.
+    temperature: factor on the latents; below 1 samples are smoother and less varied.
+    model, image_shape, levels: constants of the run; (H, W, C).
+
+  Returns:
+    uint8 (B, H, W, C), and bool (B,), whether all numbers of the image were finite: a pixel of NaN is any.
+  """
+  z = temperature * likelihood.sample_prior(likelihood.example_keys(key, index), image_shape)
+  x, _ = model.apply(variables, z, method="inverse")
+  return likelihood.quantize(x, levels), jnp.all(jnp.isfinite(x), axis=(1, 2, 3))
+
+
+def sample_program(model, image_shape, levels: int, mesh):
+  """(variables, key, index int32 (B,), temperature) -> what `sample_step` returns, on every device."""
+  step = functools.partial(sample_step, model=model, image_shape=tuple(image_shape), levels=levels)
+  return jax.jit(on_mesh(mesh, step), out_shardings=sharding.replicated(mesh))
+
+
+def sample_arguments(variables, num: int, mesh):
+  """Shapes of what `sample_program` takes, for `variables` or their ShapeDtypeStructs."""
+  index = jax.ShapeDtypeStruct((num,), "int32", sharding=sharding.batched(mesh))
+  return variables, key_shape(), index, jax.ShapeDtypeStruct((), "float32")
+
+
+class Sampler:
+  """Draws images, so many at a time that memory does not grow with their number.
+
+  Args:
+    model: the flow.
+    image_shape: (H, W, C).
+    levels: number of pixel values.
+    num: images a call.
+    mesh: devices that share the work.
+    at_once: images in one pass through the flow, at most CHUNK.
+
+  Attributes:
+    num_nonfinite: images of the last call with a number that is NaN or infinite. Their pixels mean nothing.
+  """
+
+  def __init__(self, model, image_shape, levels: int, num: int, mesh, at_once: int = CHUNK):
+    self.num, self.mesh, self.num_nonfinite = num, mesh, 0
+    self.chunk = sharding.round_up(min(num, at_once, CHUNK), mesh)
+    self._program = self._step = sample_program(model, image_shape, levels, mesh)
+
+  def compile(self, variables, compiler) -> None:
+    """Compiles beforehand what a call will run, for `variables` or their ShapeDtypeStructs, by `compiler`."""
+    self._step = compiler(self._program.lower(*sample_arguments(variables, self.chunk, self.mesh)))
+
+  def __call__(self, variables, seed: int = 0, temperature: float = 1.0) -> np.ndarray:
+    """All images at once: uint8 (num, H, W, C) in {0 .. levels - 1}; arguments as for `chunks`."""
+    return np.concatenate(list(self.chunks(variables, seed, temperature)))
+
+  def chunks(self, variables, seed: int = 0, temperature: float = 1.0) -> Iterator[np.ndarray]:
+    """The images, some at a time, while the devices draw the next. Image i depends on `seed` and i alone.
+
+    Args:
+      variables: `params` and `permutations`.
+      seed: of the latents.
+      temperature: factor on the latents.
+
+    Yields:
+      uint8 (n, H, W, C) in {0 .. levels - 1}, `num` in all.
+    """
+    drawn, self.num_nonfinite = deque(), 0
+
+    def arrived(images, finite, start):
+      count = min(self.chunk, self.num - start)
+      self.num_nonfinite += count - int(np.sum(finite[:count]))
+      return np.asarray(images)[:count]
+
+    for start in range(0, self.num, self.chunk):
+      index = sharding.place_batch(np.arange(start, start + self.chunk, dtype=np.int32), self.mesh)
+      drawn.append((*self._step(variables, jax.random.key(seed), index, np.float32(temperature)), start))
+      if len(drawn) > 1:
+        yield arrived(*drawn.popleft())
+    for one in drawn:
+      yield arrived(*one)

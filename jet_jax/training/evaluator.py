@@ -1,0 +1,67 @@
+"""Measures bits per dimension of a data set."""
+
+import jax
+import numpy as np
+
+from jet_jax import data
+from jet_jax.devices import sharding
+from jet_jax.training import programs
+
+NOISE_SEED = 0  # the same noise for every run and step, so that differences are the models'
+
+
+class Evaluator:
+  """Measures a data set; compiled once, used as often as needed.
+
+  Args:
+    model: the flow.
+    levels: number of pixel values.
+    source: examples, from `sources.open_source`.
+    batch_size: images at a time. The figure does not depend on it: noise is keyed by example.
+    mesh: devices; the batch size is rounded up to a multiple of their number.
+  """
+
+  def __init__(self, model, levels: int, source, batch_size: int, mesh):
+    self.source, self.mesh = source, mesh
+    self.batch_size = sharding.round_up(min(batch_size, len(source)), mesh)
+    self._program = self._step = programs.eval_program(model, levels, mesh)
+
+  def compile(self, variables, image_shape, compiler) -> None:
+    """Compiles beforehand what a call will run.
+
+    Args:
+      variables: or their ShapeDtypeStructs.
+      image_shape: (H, W, C).
+      compiler: from the traced program to the compiled one.
+    """
+    arguments = programs.eval_arguments(variables, image_shape, self.batch_size, self.mesh)
+    self._step = compiler(self._program.lower(*arguments))
+
+  @np.errstate(invalid="ignore")  # what is not finite is counted
+  def __call__(self, variables, noise_samples: int = 1) -> dict[str, float]:
+    """Bits per dimension, averaged over images and over draws of the noise.
+
+    Args:
+      variables: `params` and `permutations`.
+      noise_samples: draws of the dequantization noise an image.
+
+    Returns:
+      "bits_per_dim", its standard error over images "bits_per_dim_stderr", "num_images", "noise_samples", and
+      "num_nonfinite", images whose figure is NaN or infinite; any such image makes the mean so too. "num_bad_images"
+      were skipped, as the config allows.
+    """
+    keys = [jax.random.fold_in(jax.random.key(NOISE_SEED), draw) for draw in range(noise_samples)]
+    bits = []
+    for batch in data.eval_batches(self.source, self.batch_size):
+      images, index = (sharding.place_batch(batch[name], self.mesh) for name in ("image", "index"))
+      draws = np.stack([self._step(variables, images, index, key) for key in keys])
+      bits.append(draws.mean(axis=0, dtype=np.float64)[batch["mask"]])
+    bits = np.concatenate(bits)
+    return {
+      "bits_per_dim": float(bits.mean()),
+      "bits_per_dim_stderr": float(bits.std(ddof=1) / np.sqrt(len(bits))) if len(bits) > 1 else 0.0,
+      "num_images": len(bits),
+      "noise_samples": noise_samples,
+      "num_nonfinite": int(np.sum(~np.isfinite(bits))),
+      "num_bad_images": len(self.source) - len(bits),
+    }
