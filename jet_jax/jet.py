@@ -1,4 +1,4 @@
-"""Jet: patchify once, run the couplings one after another, unpatchify.
+"""Jet: a patchified image goes through a stack of couplings, one after another.
 
 Orientation, here and everywhere: forward goes from data x to latents z, inverse from z to x. `logdet` is
 log|det d(output)/d(input)| of the call that was made, in nats, one number an image; the two calls' logdets cancel.
@@ -10,20 +10,18 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from einops import rearrange
+from jaxtyping import Array, Float
 
-from jet_jax.flow.attention import IMPLEMENTATIONS, why_not
-from jet_jax.flow.coupling import Coupling
-from jet_jax.flow.splits import check_splits, coupling_table, permute, routes
+from jet_jax.flow import LAYERS, Coupling, Layer, Reorder, Stack, ViT, in_order
+from jet_jax.flow.attention import IMPLEMENTATIONS, check_supported
+from jet_jax.flow.reorder import composed_orders
+from jet_jax.flow.splits import check_splits, coupling_table
+from jet_jax.flow.stack import REMAT_POLICIES
+from jet_jax.flow.types import Logdet
 
-# What the backward pass finds saved of each coupling's forward pass; the rest it computes again.
-REMAT_POLICIES = {
-  "none": jax.checkpoint_policies.everything_saveable,
-  "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # outputs of the dense layers
-  "blocks": jax.checkpoint_policies.save_only_these_names("block_output"),  # what leaves each, as vit.py names it
-  "full": jax.checkpoint_policies.nothing_saveable,
-  "auto": jax.checkpoint_policies.nothing_saveable,  # in training see `programs.compile_train_step`
-}
-AUTO_REMAT = ("dots", "blocks", "full")  # what "auto" tries, in the order of what is computed again
+AUTO_REMAT = ("dots", "blocks", "full")  # tried in training for remat="auto", in the order of what is recomputed
+
+Images = Float[Array, "batch height width channels"]
 
 
 class Jet(nn.Module):
@@ -44,13 +42,14 @@ class Jet(nn.Module):
     heads: attention heads; divides `width`.
     patch_size: side of the square patches, in pixels; divides both sides of the image.
     kinds: "channels" or "spatial" for each coupling, repeated over all of them.
-    spatial: patterns of the spatial couplings, repeated over those; see `permutations.spatial_row`.
+    spatial: patterns of the spatial couplings, repeated over those; see `splits.spatial_row`.
     scale_bound: the largest factor by which a coupling can stretch a dimension.
     scale_floor: the smallest factor; the inverse stretches a dimension by at most 1 / scale_floor in a coupling.
     dtype: in which the transformers compute, "float32" or "bfloat16"; all else is float32.
     remat: what the backward pass recomputes: "none" (most memory), "dots" (all but the dense layers), "blocks" (each
       block from what entered it), "full" (each coupling likewise), or "auto" (in training the first that fits).
-    attention: implementation, "xla" (everywhere), "cudnn" (GPUs) or "splash" (TPUs); see `attention.why_not`.
+    layers: invertible layers in front of each coupling, by their names in `flow.LAYERS`; the paper has none.
+    attention: implementation, "xla" (everywhere), "cudnn" (GPUs) or "splash" (TPUs); see `attention.check_supported`.
   """
 
   couplings: int = 32
@@ -67,8 +66,9 @@ class Jet(nn.Module):
   dtype: str = "float32"
   remat: str = "full"
   attention: str = "xla"
+  layers: Sequence[str] = ()
 
-  def __call__(self, images):
+  def __call__(self, images: Images) -> tuple[Images, Logdet]:
     """Data to latents.
 
     Args:
@@ -81,25 +81,45 @@ class Jet(nn.Module):
       ValueError: shapes that the flow cannot split; see `check`.
       TypeError: images that are not floating point.
     """
-    return self.run(images, inverse=False)
+    return self.transform(images, inverse=False)
 
-  def inverse(self, latents):
+  def inverse(self, latents: Images) -> tuple[Images, Logdet]:
     """Latents to data: the exact inverse of `__call__`, same shapes and errors; logdet is of this direction."""
-    return self.run(latents, inverse=True)
+    return self.transform(latents, inverse=True)
 
   @nn.compact
-  def run(self, images, inverse: bool):
-    """Either direction; both walk the same parameters and the same tables."""
-    if images.ndim != 4:
-      raise ValueError(f"images have shape {images.shape}, expected (B, H, W, C); add the missing axes")
-    self.check(images.shape[1:], draws_splits=not self.has_variable("permutations", "table"))
-    if not jnp.issubdtype(images.dtype, jnp.floating):
-      raise TypeError(f"images are {images.dtype}, the flow needs float32; dequantize them first (jet_jax.likelihood)")
-    _, height, width, channels = images.shape
-    p = self.patch_size
-    grid = (height // p, width // p)
-    token_dim = p * p * channels
+  def transform(self, images, inverse: bool):
+    """Either direction; both walk the same layers."""
+    self.check_input(images)
+    height, width = (side // self.patch_size for side in images.shape[1:3])
+    sides = {"hp": self.patch_size, "wp": self.patch_size, "h": height, "w": width}
+    x = jnp.asarray(images, jnp.promote_types(images.dtype, jnp.float32))
+    x = rearrange(x, "b (h hp) (w wp) c -> b (h w hp wp c)", **sides)
 
+    order, undo = composed_orders(self.splits(images.shape))
+    period = lambda orders: self.one_coupling(height * width, Reorder(*orders))
+    remat = "full" if self.remat == "auto" else self.remat
+    layers = [
+      Reorder(order[0], undo[0]),
+      Stack(period, self.couplings, (order[1:], undo[1:]), remat, name="couplings"),
+    ]
+    x, logdet = in_order(layers, x, None, inverse)
+    return rearrange(x, "b (h w hp wp c) -> b (h hp) (w wp) c", **sides), logdet
+
+  @nn.nowrap
+  def one_coupling(self, tokens: int, to_the_next: Layer) -> list[Layer]:
+    """The layers of one coupling, in forward order; the state comes in the order in which it is split in halves."""
+    predictor = ViT(self.block_depth, self.width, self.heads, jnp.dtype(self.dtype), self.attention, name="vit")
+    before = [LAYERS[name](tokens, name=name) for name in self.layers]
+    coupling = Coupling(predictor, tokens, self.scale_bound, self.scale_floor, name="coupling")
+    return [*before, coupling, to_the_next]
+
+  @nn.nowrap
+  def splits(self, shape: Sequence[int]) -> jax.Array:
+    """The table of splits, int32 (couplings, H*W*C): drawn at `init`, and a constant from then on."""
+    _, height, width, channels = shape
+    grid = height // self.patch_size, width // self.patch_size
+    token_dim = self.patch_size**2 * channels
     table = self.variable("permutations", "table", lambda: coupling_table(
       self.make_rng("params"), self.couplings, self.kinds, self.spatial, grid, token_dim,
     )).value  # fmt: skip
@@ -109,43 +129,7 @@ class Jet(nn.Module):
         f"the permutations are for (couplings, H*W*C) = {table.shape}, these images need {expected}; "
         "a flow runs on images of the shape it was made for"
       )
-    there, back = routes(table)
-
-    x = jnp.asarray(images, jnp.promote_types(images.dtype, jnp.float32))
-    x = rearrange(x, "b (h hp) (w wp) c -> b (h w hp wp c)", hp=p, wp=p)
-    couplings = self.scanned_coupling(grid[0] * grid[1], inverse)
-    if inverse:
-      x, logdets = couplings(x, back[1:])
-      x = permute(x, back[0])
-    else:
-      x, logdets = couplings(permute(x, there[0]), there[1:])
-    x = rearrange(x, "b (h w hp wp c) -> b (h hp) (w wp) c", h=grid[0], w=grid[1], hp=p, wp=p)
-    return x, jnp.sum(logdets, axis=0)
-
-  @nn.nowrap
-  def scanned_coupling(self, tokens: int, inverse: bool):
-    """One compiled coupling body for the whole depth, with rematerialization inside."""
-    # The scan already keeps XLA from merging the recomputation with the forward pass.
-    body = nn.remat(Coupling, prevent_cse=False, policy=REMAT_POLICIES[self.remat])
-    scan = nn.scan(
-      body,
-      variable_axes={"params": 0, "intermediates": 0},
-      split_rngs={"params": True},
-      length=self.couplings,
-      reverse=inverse,
-    )
-    return scan(
-      tokens=tokens,
-      scale_bound=self.scale_bound,
-      scale_floor=self.scale_floor,
-      inverse=inverse,
-      block_depth=self.block_depth,
-      width=self.width,
-      heads=self.heads,
-      dtype=jnp.dtype(self.dtype),
-      attention=self.attention,
-      name="couplings",
-    )
+    return table
 
   @nn.nowrap
   def abstract_variables(self, image_shape: Sequence[int]):
@@ -155,10 +139,19 @@ class Jet(nn.Module):
     return jax.eval_shape(self.clone(kinds=("channels",)).init, jax.random.key(0), images)
 
   @nn.nowrap
-  def why_not_on(self, device, image_shape: Sequence[int]) -> str:
-    """What keeps this flow's attention from running on a device; empty if nothing does."""
+  def check_device(self, device, image_shape: Sequence[int]) -> None:
+    """Raises ValueError, naming the rule and a fix, if this flow's attention cannot run on a device."""
     tokens = (image_shape[0] // self.patch_size) * (image_shape[1] // self.patch_size)
-    return why_not(self.attention, device, self.dtype, self.width // self.heads, tokens)
+    check_supported(self.attention, device, self.dtype, self.width // self.heads, tokens)
+
+  @nn.nowrap
+  def check_input(self, images) -> None:
+    """Raises ValueError or TypeError, naming the rule, for images that this flow cannot run on."""
+    if images.ndim != 4:
+      raise ValueError(f"images have shape {images.shape}, expected (B, H, W, C); add the missing axes")
+    self.check(images.shape[1:], draws_splits=not self.has_variable("permutations", "table"))
+    if not jnp.issubdtype(images.dtype, jnp.floating):
+      raise TypeError(f"images are {images.dtype}, the flow needs float32; dequantize them first (jet_jax.likelihood)")
 
   @nn.nowrap
   def check(self, image_shape: Sequence[int], draws_splits: bool = True) -> None:
@@ -177,8 +170,12 @@ class Jet(nn.Module):
     if self.width % self.heads:
       dividing = [h for h in range(1, self.width + 1) if self.width % h == 0]
       raise ValueError(f"heads={self.heads} must divide width={self.width}; try one of {dividing}")
-    if self.remat not in REMAT_POLICIES:
-      raise ValueError(f"remat={self.remat!r} must be one of {', '.join(REMAT_POLICIES)}")
+    if self.remat not in (*REMAT_POLICIES, "auto"):
+      raise ValueError(f"remat={self.remat!r} must be one of {', '.join(REMAT_POLICIES)}, auto")
+    if unknown := [name for name in self.layers if name not in LAYERS]:
+      raise ValueError(f"layers={tuple(self.layers)} has {unknown[0]!r}; use some of {', '.join(LAYERS)}, each once")
+    if len(set(self.layers)) < len(self.layers):
+      raise ValueError(f"layers={tuple(self.layers)} has a name twice; use some of {', '.join(LAYERS)}, each once")
     if self.attention not in IMPLEMENTATIONS:
       raise ValueError(f"attention={self.attention!r} must be one of {', '.join(IMPLEMENTATIONS)}")
     if self.dtype not in ("float32", "bfloat16", "float64"):

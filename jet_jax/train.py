@@ -2,20 +2,18 @@
 
 python -m jet_jax.train --config=configs/imagenet64.py --workdir=DIR [--config.model.couplings=64 ...]
 
-The same command again resumes from the newest checkpoint, and goes on bit for bit as if it had never stopped.
+The same command again resumes from the latest checkpoint, bit for bit as if training had never stopped.
 """
 
 import contextlib
 import dataclasses
-import functools
 import os
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import grain
 import jax
-import optax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
@@ -27,48 +25,44 @@ from jet_jax.data.decode import BadImage
 from jet_jax.devices import compile as compile_lib
 from jet_jax.devices import processes, sharding
 from jet_jax.devices.preemption import Stop
-from jet_jax.jet import Jet
 from jet_jax.sampling.sampler import Sampler
-from jet_jax.training import cost, programs, transfer
+from jet_jax.training import cost, transfer
 from jet_jax.training.evaluator import Evaluator
-from jet_jax.training.nonfinite import Halt, saving_before
-from jet_jax.training.optimizer import make_optimizer
+from jet_jax.training.nonfinite import NonFiniteMonitor
+from jet_jax.training.run import Run
 from jet_jax.training.step import TrainState
-from jet_jax.workdir.best import Best
 from jet_jax.workdir.checkpoint import Checkpoints
 from jet_jax.workdir.metrics import MetricLog, check_wandb
 from jet_jax.workdir.run import claim_workdir
 
 
-@dataclasses.dataclass
-class Run:
-  """A run that is ready to start: everything is checked, nothing is compiled."""
+@dataclasses.dataclass(frozen=True)
+class Job:
+  """A run with its data and its work directory, ready to start.
 
-  config: Config
+  Attributes:
+    run: what trains.
+    workdir: claimed for this process.
+    batches: of training images; batch k is that of step k.
+    validation: examples of the validation split.
+  """
+
+  run: Run
   workdir: pathlib.Path
-  mesh: jax.sharding.Mesh
-  num_examples: int
   batches: grain.MapDataset
-  validation_source: Sequence
-  model: Jet
-  optimizer: optax.GradientTransformation
-  total_steps: int
+  validation: Sequence
 
-  def is_over(self, step: int, best: Best) -> bool:
-    """Whether nothing is left to do after `step` updates, or to hope for after this best evaluation."""
-    return step >= self.total_steps or best.is_past(self.config.patience)
+  def open_checkpoints(self) -> Checkpoints:
+    """The run's checkpoints, to be kept as its config says."""
+    config = self.run.config
+    return Checkpoints(self.workdir, config.checkpoint_keep, self.run.interval("keep"), config.keep_best)
 
-  def happens(self, duration: str) -> int:
-    """Updates between two times that this happens; 0 if it never does."""
-    return config_lib.steps(self.config, duration, self.num_examples)
-
-  def due(self, duration: str, step: int) -> bool:
-    """Whether something that happens every so often, and at the end, is due after `step` updates."""
-    interval = self.happens(duration)
-    return interval > 0 and (step % interval == 0 or step == self.total_steps)
+  def place(self, batch) -> jax.Array:
+    """Images of a batch, or of this process's rows of it, on the devices."""
+    return sharding.place_batch(batch["image"], self.run.mesh, self.run.config.batch_size)
 
 
-def prepare(config: Config, workdir: str | pathlib.Path, flag_overrides=()) -> Run:
+def prepare(config: Config, workdir: str | pathlib.Path, flag_overrides=()) -> Job:
   """Checks everything that can be known before compiling.
 
   Args:
@@ -88,113 +82,132 @@ def prepare(config: Config, workdir: str | pathlib.Path, flag_overrides=()) -> R
   train_source, validation_source = sources.open_both(config)
   config.image_shape = train_source[0]["image"].shape
   config.data.num_examples = len(train_source)
-  model = Jet(**config.model)
-  model.check(config.image_shape)
-  if reason := model.why_not_on(mesh.devices.flat[0], config.image_shape):
-    raise ValueError(reason)
+  run = Run.from_config(config, len(train_source), mesh)
   config.init_from = transfer.settle(config, workdir)
   rows = sharding.local_rows(mesh, config.batch_size)
   batches = data.train_batches(train_source, config.batch_size, config.seed, config.data.flip, rows)
-  total_steps, warmup_steps = (config_lib.steps(config, name, len(train_source)) for name in ("total", "warmup"))
-  optimizer = make_optimizer(config, total_steps, warmup_steps)
-  workdir = claim_workdir(workdir, config)
-  return Run(config, workdir, mesh, len(train_source), batches, validation_source, model, optimizer, total_steps)
+  return Job(run, claim_workdir(workdir, config), batches, validation_source)
 
 
-def start_state(run: Run, init_key, checkpoints: Checkpoints) -> TrainState:
-  """The newest good checkpoint of the run, or a fresh state."""
-  parts = run.config, run.model, run.optimizer, run.mesh
-  items = checkpoints.restore_newest(programs.state_shapes(*parts).items())
+def start_state(job: Job, init_key, checkpoints: Checkpoints) -> TrainState:
+  """The latest good checkpoint of the run, or a fresh state."""
+  run = job.run
+  items = checkpoints.restore_newest(run.state_shapes.items())
   if items is not None:
     state = TrainState.from_items(items)
     processes.say(f"resuming from step {state.step}")
     return state
   if run.config.init_from:
-    state = transfer.start(*parts, run.workdir)
+    state = transfer.start(run, job.workdir)
     checkpoints.save(state.items())  # from here on it needs its source no more
     return state
-  return programs.init_program(*parts)(init_key)
+  return run.initial_state(init_key, job.place(job.batches[0]))
 
 
-def compile_all(run: Run, evaluator: Evaluator, sampler: Sampler):
-  """The training step, compiled, and what runs between steps; tells what it costs. ValueError if it does not fit."""
-  parts = run.config, run.model, run.optimizer, run.mesh
-  arguments = programs.train_arguments(*parts)
-  state = arguments[0]
-  processes.say(cost.describe(run.config, run.model, state, run.mesh, run.num_examples, run.total_steps))
+@dataclasses.dataclass(frozen=True)
+class Programs:
+  """What a run compiles: the training step, (state, images, key) -> (state, metrics), and what comes between steps."""
+
+  train_step: Callable
+  evaluator: Evaluator
+  sampler: Sampler
+
+
+def compile_all(job: Job) -> Programs:
+  """Says what a run costs and compiles its programs before the first step. Raises ValueError if one does not fit."""
+  run, config, state = job.run, job.run.config, job.run.state_shapes
+  processes.say(cost.describe(config, run.model, state, run.mesh, run.num_examples, run.total_steps))
   limit = compile_lib.memory_limit(jax.local_devices())
-  compile_lib.check_fits("the state alone", compile_lib.bytes_a_device(state), limit)
-  # Beside an evaluation or samples lies the rest of the state.
-  beside = compile_lib.bytes_a_device(state) - compile_lib.bytes_a_device(state.variables())
+  state_bytes = compile_lib.bytes_a_device(state)
+  compile_lib.check_fits("the state alone", state_bytes, limit)
+  train_step = run.compile_train_step(limit)
 
-  train_step = programs.compile_train_step(*parts, arguments, limit)
-  to_fit = functools.partial(compile_lib.compile_to_fit, limit=limit, beside=beside)
-  if run.happens("eval"):
-    evaluator.compile(state.variables(), run.config.image_shape, functools.partial(to_fit, "evaluation"))
-  if run.happens("sample"):
-    sampler.compile(state.variables(), functools.partial(to_fit, "sampling"))
-  return train_step
+  variables = state.variables()
+  beside = state_bytes - compile_lib.bytes_a_device(variables)
+  at_once = config.batch_size // config.microbatches
+  evaluator = Evaluator(run.model, config.levels, job.validation, at_once, run.mesh)
+  sampler = Sampler(run.model, config.image_shape, config.levels, config.sample_num, run.mesh, at_once)
+  if run.interval("eval"):
+    evaluator.compile(variables, config.image_shape, limit, beside)
+  if run.interval("sample"):
+    sampler.compile(variables, limit, beside)
+  return Programs(train_step, evaluator, sampler)
 
 
-def train(run: Run) -> TrainState:
-  """Goes from the newest checkpoint, or from the start, to the last step or to the one that a signal makes the last.
+def train(job: Job) -> TrainState:
+  """Trains from the latest checkpoint, or from the start, to the last step or to the one that a signal makes the last.
 
-  Returns the last state, which is saved.
+  Returns:
+    The last state, which is saved.
   """
-  config = run.config
-  init_key, noise_key = jax.random.split(jax.random.key(config.seed))
-  keep = config.checkpoint_keep, run.happens("keep"), config.keep_best
-  with Stop() as stop, Checkpoints(run.workdir, *keep) as checkpoints:
-    if run.is_over(*checkpoints.progress()):
-      state = start_state(run, init_key, checkpoints)
+  run = job.run
+  init_key, noise_key = jax.random.split(jax.random.key(run.config.seed))
+  with Stop() as stop, job.open_checkpoints() as checkpoints:
+    if run.is_over(*checkpoints.progress()):  # as it seems; a corrupted checkpoint makes an earlier one the latest
+      state = start_state(job, init_key, checkpoints)
       if run.is_over(int(state.step), checkpoints.best):
         processes.say(f"this run is finished: step {state.step} of {run.total_steps}; {checkpoints.best}")
         return state
-    at_once = config.batch_size // config.microbatches
-    evaluator = Evaluator(run.model, config.levels, run.validation_source, at_once, run.mesh)
-    sampler = Sampler(run.model, config.image_shape, config.levels, config.sample_num, run.mesh, at_once)
-    train_step = compile_all(run, evaluator, sampler)
-    state = start_state(run, init_key, checkpoints)
-    step = start = int(state.step)
-    reader = data.Reader(run.batches, start, config.data.workers, config.data.max_bad_images)
-    images = data.place_ahead(reader, lambda batch: sharding.place_batch(batch["image"], run.mesh, config.batch_size))
-    log = MetricLog(run.workdir, config, start, run.total_steps)
-    halt = Halt(config.max_nonfinite_steps, checkpoints)
-    with (
-      log,
-      contextlib.closing(reader),
-      saving_before(BadImage, lambda: halt.check() and checkpoints.save(state.items())),
-    ):
-      while not run.is_over(step, checkpoints.best) and not stop.due(step):
-        step += 1
-        state, metrics = train_step(state, next(images), noise_key)
-        halt.step_done(step, metrics)
-        log.step_done()
-        if run.due("log", step) or step == 1:
-          log.train(step, halt.check() | reader.counts())
-          checkpoints.check()
-        due = [name for name in ("eval", "sample", "checkpoint") if run.due(name, step)]
-        if due:
-          halt.check()
-          variables = state.variables()
-          with log.pause():
-            if "eval" in due:
-              result = evaluator(variables, config.eval_noise_samples)
-              log.validation(step, result)
-              if checkpoints.best.add(step, result["bits_per_dim"]) and config.keep_best:
-                due.append("checkpoint")
-            if "sample" in due:
-              log.samples(step, sampler(variables, temperature=config.sample_temperature), sampler.num_nonfinite)
-            if "checkpoint" in due:
-              checkpoints.save(state.items())
-    halt.check()
-    if step:
+    programs = compile_all(job)
+    state = start_state(job, init_key, checkpoints)
+    state = run_steps(job, programs, state, noise_key, checkpoints, stop)
+    if step := int(state.step):
       checkpoints.save(state.items())  # the end is saved whatever the config says
-  if not run.is_over(step, checkpoints.best):
+  say_why_it_ended(run, step, checkpoints.best)
+  return state
+
+
+def run_steps(job: Job, programs: Programs, state: TrainState, noise_key, checkpoints: Checkpoints, stop: Stop):
+  """The training loop: steps, and what is due after each of them. Returns the last state."""
+  run, config = job.run, job.run.config
+  step = start = int(state.step)
+  monitor = NonFiniteMonitor(config.max_nonfinite_steps, checkpoints)
+  reader = data.Reader(job.batches, start, config.data.workers, config.data.max_bad_images)
+  images = data.place_ahead(reader, job.place)
+  log = MetricLog(job.workdir, config, start, run.total_steps)
+  with log, contextlib.closing(reader):
+    try:
+      while not run.is_over(step, checkpoints.best) and not stop.due(step):
+        state, metrics = programs.train_step(state, next(images), noise_key)
+        step += 1
+        monitor.add(step, metrics)
+        log.step_done()
+        if run.is_due("log", step) or step == 1:
+          log.train(step, monitor.check() | reader.counts())
+          checkpoints.check()
+        if any(run.is_due(event, step) for event in ("eval", "sample", "checkpoint")):
+          monitor.check()
+          with log.pause():
+            evaluate_sample_save(run, programs, step, state, checkpoints, log)
+    except BadImage:
+      if step > start and jax.process_count() == 1:  # of several processes the others go on, and a save needs all
+        monitor.check()
+        checkpoints.save(state.items())
+      raise
+  monitor.check()
+  return state
+
+
+def evaluate_sample_save(run: Run, programs: Programs, step: int, state: TrainState, checkpoints, log) -> None:
+  """Does what is due after a step, in this order."""
+  config, is_best = run.config, False
+  if run.is_due("eval", step):
+    result = programs.evaluator(state.variables(), config.eval_noise_samples)
+    log.validation(step, result)
+    is_best = checkpoints.best.add(step, result["bits_per_dim"])
+  if run.is_due("sample", step):
+    samples = programs.sampler(state.variables(), temperature=config.sample_temperature)
+    log.samples(step, samples, programs.sampler.num_nonfinite)
+  if run.is_due("checkpoint", step) or (is_best and config.keep_best):
+    checkpoints.save(state.items())
+
+
+def say_why_it_ended(run: Run, step: int, best) -> None:
+  """Says whether a run was stopped or ended before its last step."""
+  if not run.is_over(step, best):
     processes.say(f"stopped after step {step} of {run.total_steps}; the same command goes on from there")
   elif step < run.total_steps:
-    processes.say(f"ended after step {step} of {run.total_steps}: {checkpoints.best}; patience={config.patience}")
-  return state
+    processes.say(f"ended after step {step} of {run.total_steps}: {best}; patience={run.config.patience}")
 
 
 def main(argv) -> None:
@@ -207,13 +220,13 @@ def main(argv) -> None:
     processes.join()
     compile_lib.keep_compiled()
     with processes.agreed():
-      run = prepare(flags.FLAGS.config, flags.FLAGS.workdir, config_flags.get_override_values(flags.FLAGS["config"]))
-    train(run)
+      job = prepare(flags.FLAGS.config, flags.FLAGS.workdir, config_flags.get_override_values(flags.FLAGS["config"]))
+    train(job)
   except (ValueError, OSError) as error:  # a wrong value, a bad image, too little memory, a full disk
     processes.fail(error)
-  processes.say(f"results are in {run.workdir}")
-  with Checkpoints(run.workdir) as checkpoints:
-    if not run.is_over(*checkpoints.progress()):  # it was asked to stop, which a script may want to know
+  processes.say(f"results are in {job.workdir}")
+  with Checkpoints(job.workdir) as checkpoints:
+    if not job.run.is_over(*checkpoints.progress()):  # it was asked to stop, which a script may want to know
       sys.exit(int(os.environ.get("JET_JAX_STOP_STATUS", "0")))
 
 

@@ -32,7 +32,6 @@ from jet_jax import data, train
 from jet_jax.data import records, sources
 from jet_jax.devices import compile as compile_lib
 from jet_jax.devices import sharding
-from jet_jax.training import programs
 from tools import prepare_data
 from tools.compile_pod import image_shape_of
 from tools.measuring import timing
@@ -83,19 +82,14 @@ def memory_by_epoch(source, batch_size: int, epochs: int) -> list[float]:
   return sizes
 
 
-def waiting(run: train.Run, steps_a_turn: int, turns: int) -> dict[str, float]:
+def waiting(job: train.Job, steps_a_turn: int, turns: int) -> dict[str, float]:
   """Milliseconds of a training step with the pipeline and with a batch that stays, and the difference as a share."""
+  run = job.run
   init_key, key = jax.random.split(jax.random.key(run.config.seed))
-  parts = run.config, run.model, run.optimizer, run.mesh
-  limit = compile_lib.memory_limit(jax.local_devices())
-  step = programs.compile_train_step(*parts, programs.train_arguments(*parts), limit)
-  state = programs.init_program(*parts)(init_key)
-  reader = data.Reader(run.batches, 0, run.config.data.workers)
-  streams = {
-    "pipeline": data.place_ahead(
-      reader, lambda batch: sharding.place_batch(batch["image"], run.mesh, run.config.batch_size)
-    )
-  }
+  step = run.compile_train_step(compile_lib.memory_limit(jax.local_devices()))
+  state = run.initial_state(init_key, job.place(job.batches[0]))
+  reader = data.Reader(job.batches, 0, run.config.data.workers)
+  streams = {"pipeline": data.place_ahead(reader, job.place)}
   streams["one_batch"] = itertools.repeat(next(streams["pipeline"]))
   times: dict[str, list[float]] = {name: [] for name in streams}
   for turn in range(turns + 1):
@@ -117,7 +111,8 @@ def benchmark_data(config, workers: list[int], seconds: float, turns: int) -> di
   """All figures of `--what=data`."""
   rows = []
   with tempfile.TemporaryDirectory() as folder:
-    run = train.prepare(config, pathlib.Path(folder) / "run")
+    run_job = train.prepare(config, pathlib.Path(folder) / "run")
+    run = run_job.run
     source, _ = sources.open_both(run.config)
     sets = {run.config.data.source: source}
     release = releases.Release("subset", {"train": _Every(source, SUBSET)}, [], "")
@@ -131,7 +126,7 @@ def benchmark_data(config, workers: list[int], seconds: float, turns: int) -> di
       print(f"{row['set']:40} {row['workers']} workers {row['images_per_second']:10,.0f} images/s")
     memory = memory_by_epoch(sets["raw"], min(config.batch_size, len(sets["raw"])), 10)
     result = {"rows": rows, "memory_mib_by_epoch": memory}
-    return result | waiting(run, steps_a_turn=5, turns=turns) if turns else result
+    return result | waiting(run_job, steps_a_turn=5, turns=turns) if turns else result
 
 
 def benchmark_programs(args, what: list[str]) -> dict:

@@ -24,8 +24,8 @@ from jet_jax.devices import compile as compile_lib
 from jet_jax.devices import sharding
 from jet_jax.jet import AUTO_REMAT, Jet
 from jet_jax.sampling import sampler
-from jet_jax.training import cost, programs
-from jet_jax.training.optimizer import make_optimizer
+from jet_jax.training import cost, evaluator
+from jet_jax.training.run import Run
 from tools.measuring import collectives
 
 # GiB of memory of a JAX device, which is a chip or, of v2, v3 and 7x, half of one. From the pages of each version under
@@ -33,6 +33,7 @@ from tools.measuring import collectives
 HBM = {"TPU v2": 8, "TPU v3": 16, "TPU v4": 32, "TPU v5 lite": 16, "TPU v5": 95, "TPU v6 lite": 32, "TPU7x": 96}
 USABLE = 0.95  # the rest is for the runtime, batches on their way, and what other programs leave behind
 PROGRAMS = ("train", "eval", "sample")
+EXAMPLES = 10**6  # of a data set whose size is not known
 NOTES = {
   "per_chip": "of one JAX device: a chip, but half of one of TPU v2, v3 and 7x",
   "flops_per_chip, bytes_per_chip": "XLA's counts: the body of a loop, as the scan over couplings, counts once",
@@ -67,6 +68,11 @@ def image_shape_of(config) -> tuple[int, int, int]:
   return sources.open_config(config, ["train"])[0][0]["image"].shape
 
 
+def run_of(config, mesh) -> Run:
+  """The run of a config; how long it is changes constants of its programs alone."""
+  return Run.from_config(config, config.data.num_examples or EXAMPLES, mesh)
+
+
 def batch_of(program: str, config, mesh) -> int:
   """Images that one of `PROGRAMS` takes at a time: training the whole batch, the others at most a microbatch of it."""
   if program == "train":
@@ -76,21 +82,15 @@ def batch_of(program: str, config, mesh) -> int:
   return sharding.round_up(count, mesh)
 
 
-def lower(program: str, config, mesh) -> Any:
-  """One of `PROGRAMS`, traced for a mesh and not yet compiled."""
-  model = Jet(**config.model)
-  model.check(config.image_shape)
-  if reason := model.why_not_on(mesh.devices.flat[0], config.image_shape):
-    raise ValueError(reason)
-  sharding.check_batch_size(config.batch_size, mesh, config.microbatches)
-  optimizer = make_optimizer(config, total_steps=1000, warmup_steps=100)  # the length changes constants alone
-  state, images, key = programs.train_arguments(config, model, optimizer, mesh)
+def lower(program: str, run: Run) -> Any:
+  """One of `PROGRAMS`, traced for the devices of a run and not yet compiled."""
   if program == "train":
-    return programs.train_program(config, model, optimizer, mesh).lower(state, images, key)
-  variables, batch = state.variables(), batch_of(program, config, mesh)
+    return run.train_program(run.model.remat).lower(*run.train_arguments)
+  model, config, mesh = run.model, run.config, run.mesh
+  variables, batch = run.state_shapes.variables(), batch_of(program, config, mesh)
   if program == "eval":
-    arguments = programs.eval_arguments(variables, config.image_shape, batch, mesh)
-    return programs.eval_program(model, config.levels, mesh).lower(*arguments)
+    arguments = evaluator.eval_arguments(variables, config.image_shape, batch, mesh)
+    return evaluator.eval_program(model, config.levels, mesh).lower(*arguments)
   sample = sampler.sample_program(model, config.image_shape, config.levels, mesh)
   return sample.lower(*sampler.sample_arguments(variables, batch, mesh))
 
@@ -130,7 +130,7 @@ def compile_one(program: str, config, mesh, hbm_gib: float | None) -> dict[str, 
   """
   batch = batch_of(program, config, mesh)
   try:
-    compiled = lower(program, config, mesh).compile()
+    compiled = lower(program, run_of(config, mesh)).compile()
   except jax.errors.JaxRuntimeError as error:
     if "RESOURCE_EXHAUSTED" not in str(error) or (needed := needed_by(str(error))) is None:
       raise  # other memories than HBM run out too

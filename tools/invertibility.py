@@ -39,10 +39,10 @@ def _there_and_back(model: Jet, inverse_first: bool, variables, x):
   (back, logdet_back), then_record = apply(halfway, method=then)
   first: Any = there_record["intermediates"]["couplings"]
   second: Any = then_record["intermediates"]["couplings"]
-  # On the way back a coupling leaves what entered it on the way there.
+  # On the way back a repeat leaves what entered it on the way there.
   entered, left = first["entered"][0], second["left"][0]
   largest = lambda states: jnp.max(jnp.abs(states), axis=(1, 2))
-  scale_range, reach = first["scale_range"][0], jnp.max(jnp.abs(halfway))
+  scale_range, reach = first["coupling"]["scale_range"][0], jnp.max(jnp.abs(halfway))
   return back, logdet + logdet_back, largest(entered - left), largest(entered), scale_range, reach
 
 

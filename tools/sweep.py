@@ -98,7 +98,7 @@ class Sweep:
         source = config_lib.from_file(config).init_from
       except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
-      self.needs[name] = folders.get(transfer.parts(source)[0]) if source else None
+      self.needs[name] = folders.get(transfer.path_and_step(source)[0]) if source else None
     for name in self.runs:
       chain = [name]
       while (source := self.needs[chain[-1]]) is not None:

@@ -59,6 +59,7 @@ def default_config() -> Config:
   config.model.scale_floor = 0.0
   config.model.dtype = "float32"
   config.model.remat = "blocks"  # none, dots, blocks, full or auto: what the backward pass computes again
+  config.model.layers = ()  # ("actnorm",): invertible layers in front of each coupling, by name; see flow/__init__.py
   config.model.attention = "xla"  # or cudnn on GPUs, splash on TPUs
 
   for duration in DURATIONS:

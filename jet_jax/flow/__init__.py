@@ -1,1 +1,13 @@
-"""Invertible layers, and the networks that predict inside them."""
+"""Invertible layers and what predicts inside them: maths only, without the rest of the house."""
+
+from jet_jax.flow.actnorm import ActNorm
+from jet_jax.flow.coupling import Coupling
+from jet_jax.flow.layer import Layer, in_order
+from jet_jax.flow.reorder import Reorder
+from jet_jax.flow.stack import Stack
+from jet_jax.flow.vit import ViT
+
+# Layers that `model.layers` can put in front of each coupling, by name; each is made from the tokens of a half.
+LAYERS = {"actnorm": ActNorm}
+
+__all__ = ["LAYERS", "ActNorm", "Coupling", "Layer", "Reorder", "Stack", "ViT", "in_order"]

@@ -22,8 +22,8 @@ IMPLEMENTATIONS = ("xla", "cudnn", "splash")
 SPLASH_BLOCKS = (128, 256, 512)  # tokens that the Pallas kernel may work on at a time
 
 
-def why_not(implementation: str, device, dtype: str, head_dim: int, tokens: int) -> str:
-  """What keeps an implementation from running here, with a fix; empty if nothing does.
+def check_supported(implementation: str, device, dtype: str, head_dim: int, tokens: int) -> None:
+  """Raises ValueError, naming the rule and a fix, if an implementation cannot run on a device.
 
   Args:
     implementation: one of `IMPLEMENTATIONS`.
@@ -50,9 +50,10 @@ def why_not(implementation: str, device, dtype: str, head_dim: int, tokens: int)
     ],
   }
   if implementation not in rules:
-    return f"attention={implementation!r} must be one of {', '.join(IMPLEMENTATIONS)}"
+    raise ValueError(f"attention={implementation!r} must be one of {', '.join(IMPLEMENTATIONS)}")
   broken = [reason for holds, reason in rules[implementation] if not holds]
-  return f"attention={implementation!r} {broken[0]}; attention='xla' runs everywhere" if broken else ""
+  if broken:
+    raise ValueError(f"attention={implementation!r} {broken[0]}; attention='xla' runs everywhere")
 
 
 def _compute_capability(device) -> float:
@@ -69,7 +70,7 @@ def attend(query, key, value, *, tokens: int, heads: int, implementation: str = 
     query, key, value: (B * tokens, heads * head_dim), of one dtype.
     tokens: of an image.
     heads: that the width is cut into.
-    implementation: one of `IMPLEMENTATIONS`; see `why_not`.
+    implementation: one of `IMPLEMENTATIONS`; see `check_supported`.
 
   Returns:
     Of the shape and dtype of `query`.

@@ -1,4 +1,4 @@
-"""One affine coupling of the flow (Jet, equation 1), both ways."""
+"""The affine coupling (Jet, equation 1)."""
 
 import math
 
@@ -6,17 +6,19 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from einops import rearrange
+from jaxtyping import Array, Float
 
-from jet_jax.flow.splits import permute
-from jet_jax.flow.vit import ViT
+from jet_jax.flow.layer import Layer
+
+Scale = Float[Array, "batch tokens channels"]
 
 
-def scale_and_log(raw_scale, bound: float, floor: float) -> tuple[jax.Array, jax.Array]:
-  """The scale of a coupling and its logarithm, for any real `raw_scale`; of the same shape.
+def scale_and_log(raw_scale: Scale, bound: float, floor: float) -> tuple[Scale, Scale]:
+  """The scale of a coupling and its logarithm, for any real `raw_scale`.
 
-  With a floor of 0 it is the paper's `bound * sigmoid(raw)` (Jet, equation 1), which a saturated predictor can bring to
-  0, where the inverse divides by it. With a floor above, it is `floor + (bound - floor) * sigmoid(raw + shift)`, the
-  shift being such that both start at `bound / 2`.
+  With a floor of 0 it is the paper's `bound * sigmoid(raw)` (Jet, equation 1). A saturated predictor can bring that to
+  0, and the inverse divides by it. With a floor above 0 it is `floor + (bound - floor) * sigmoid(raw + shift)`, with a
+  shift by which both start at `bound / 2`.
   """
   if not floor:
     return bound * jax.nn.sigmoid(raw_scale), jax.nn.log_sigmoid(raw_scale) + jnp.log(bound)
@@ -25,60 +27,40 @@ def scale_and_log(raw_scale, bound: float, floor: float) -> tuple[jax.Array, jax
   return scale, jnp.log(scale)
 
 
-class Coupling(nn.Module):
-  """Transforms one half of the image by a scale and a bias that a ViT reads off the other half.
+class Coupling(Layer):
+  """Transforms the second half of the state by a scale and a bias that a predictor reads off the first half.
 
-  With `x1, x2` the two halves, `bias, raw = ViT(x1)`, `m = scale_bound` and `scale = m * sigmoid(raw)`:
+  With `x1, x2` the two halves, `bias, raw = predictor(x1)`, `m = scale_bound` and `scale = m * sigmoid(raw)`:
 
     forward:  y1 = x1,  y2 = (x2 + bias) * scale     logdet =  sum(log scale)
     inverse:  x1 = y1,  x2 = y2 / scale - bias       logdet = -sum(log scale)
 
-  Both ways share the one call of the ViT. The affine maths and logdet are in the dtype of `x`, not the predictor's.
+  Both directions share the one call of the predictor. The affine maths and logdet are in the dtype of `x`, not the
+  predictor's. The scales' smallest and largest value are recorded as "scale_range" in the collection "intermediates".
 
   Attributes:
-    tokens: tokens of each half, `dims / 2 / tokens` numbers wide.
-    scale_bound: m, the largest scale; at 2 a new coupling is the identity.
+    predictor: module from x1, (B, tokens, dims / 2 / tokens), to bias and raw scale of the same shape; the context, if
+      there is one, is its second argument.
+    tokens: tokens of each half.
+    scale_bound: m, the largest scale; at 2, with a predictor that starts at zero, a new coupling is the identity.
     scale_floor: the smallest scale, see `scale_and_log`.
-    inverse: which way to go.
-    block_depth, width, heads, dtype, attention: of the predictor, see `ViT`.
   """
 
+  predictor: nn.Module
   tokens: int
-  scale_bound: float
-  scale_floor: float
-  inverse: bool
-  block_depth: int
-  width: int
-  heads: int
-  dtype: jnp.dtype
-  attention: str
+  scale_bound: float = 2.0
+  scale_floor: float = 0.0
 
   @nn.compact
-  def __call__(self, x, route):
-    """One step of the scan over couplings.
-
-    Args:
-      x: (B, dims). Forward: the image in this coupling's order. Inverse: in the next coupling's order.
-      route: int32 (dims,), gathers from this coupling's order to the next one's (forward), or back (inverse).
-
-    Returns:
-      The same image on the other side of this coupling and its permutation, and logdet of this step in nats, (B,).
-    """
-    if self.inverse:
-      x = permute(x, route)
-    # For reports, and recorded only if the caller asks for the collection; both states are in this coupling's order.
-    self.sow("intermediates", "entered", x)
+  def transform(self, x, context, inverse):
+    """See `Layer`."""
     x1, x2 = rearrange(x, "b (half n d) -> half b n d", half=2, n=self.tokens)
-    bias, raw_scale = ViT(self.block_depth, self.width, self.heads, self.dtype, self.attention, name="vit")(x1)
+    bias, raw_scale = self.predictor(x1) if context is None else self.predictor(x1, context)
     scale, log_scale = scale_and_log(raw_scale, self.scale_bound, self.scale_floor)
     logdet = jnp.sum(log_scale, axis=(1, 2))
-    if self.inverse:
+    if inverse:
       x2, logdet = x2 / scale - bias, -logdet
     else:
       x2 = (x2 + bias) * scale
-    x = rearrange([x1, x2], "half b n d -> b (half n d)")
-    self.sow("intermediates", "left", x)
     self.sow("intermediates", "scale_range", jnp.stack([scale.min(), scale.max()]))
-    if not self.inverse:
-      x = permute(x, route)
-    return x, logdet
+    return rearrange([x1, x2], "half b n d -> b (half n d)"), logdet

@@ -10,7 +10,7 @@ import numpy as np
 
 from jet_jax import likelihood
 from jet_jax.devices import sharding
-from jet_jax.devices.compile import key_shape, on_mesh
+from jet_jax.devices.compile import compile_to_fit, key_shape, on_mesh
 
 CHUNK = 256  # images in one pass through the flow, at most
 
@@ -65,9 +65,19 @@ class Sampler:
     self.chunk = sharding.round_up(min(num, at_once, CHUNK), mesh)
     self._program = self._step = sample_program(model, image_shape, levels, mesh)
 
-  def compile(self, variables, compiler) -> None:
-    """Compiles beforehand what a call will run, for `variables` or their ShapeDtypeStructs, by `compiler`."""
-    self._step = compiler(self._program.lower(*sample_arguments(variables, self.chunk, self.mesh)))
+  def compile(self, variables, limit: int | None, beside: int) -> None:
+    """Compiles the program of a call before its time.
+
+    Args:
+      variables: or their ShapeDtypeStructs.
+      limit: bytes of memory of a device, None if unknown.
+      beside: bytes of it that are in use.
+
+    Raises:
+      ValueError: it does not fit.
+    """
+    arguments = sample_arguments(variables, self.chunk, self.mesh)
+    self._step = compile_to_fit("sampling", self._program.lower(*arguments), limit, beside)
 
   def __call__(self, variables, seed: int = 0, temperature: float = 1.0) -> np.ndarray:
     """All images at once: uint8 (num, H, W, C) in {0 .. levels - 1}; arguments as for `chunks`."""

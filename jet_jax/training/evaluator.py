@@ -1,13 +1,29 @@
 """Measures bits per dimension of a data set."""
 
+import functools
+
 import jax
 import numpy as np
 
 from jet_jax import data
 from jet_jax.devices import sharding
-from jet_jax.training import programs
+from jet_jax.devices.compile import compile_to_fit, key_shape, on_mesh
+from jet_jax.training.step import eval_step
 
 NOISE_SEED = 0  # the same noise for every run and step, so that differences are the models'
+
+
+def eval_program(model, levels: int, mesh):
+  """(variables, images uint8 (B, H, W, C), index int32 (B,), key) -> bits per dimension (B,), on every device."""
+  step = functools.partial(eval_step, model=model, levels=levels)
+  return jax.jit(on_mesh(mesh, step), out_shardings=sharding.replicated(mesh))
+
+
+def eval_arguments(variables, image_shape, batch_size: int, mesh):
+  """Shapes of what `eval_program` takes, for `variables` or their ShapeDtypeStructs."""
+  images = jax.ShapeDtypeStruct((batch_size, *image_shape), "uint8", sharding=sharding.batched(mesh))
+  index = jax.ShapeDtypeStruct((batch_size,), "int32", sharding=sharding.batched(mesh))
+  return variables, images, index, key_shape()
 
 
 class Evaluator:
@@ -24,18 +40,22 @@ class Evaluator:
   def __init__(self, model, levels: int, source, batch_size: int, mesh):
     self.source, self.mesh = source, mesh
     self.batch_size = sharding.round_up(min(batch_size, len(source)), mesh)
-    self._program = self._step = programs.eval_program(model, levels, mesh)
+    self._program = self._step = eval_program(model, levels, mesh)
 
-  def compile(self, variables, image_shape, compiler) -> None:
-    """Compiles beforehand what a call will run.
+  def compile(self, variables, image_shape, limit: int | None, beside: int) -> None:
+    """Compiles the program of a call before its time.
 
     Args:
       variables: or their ShapeDtypeStructs.
       image_shape: (H, W, C).
-      compiler: from the traced program to the compiled one.
+      limit: bytes of memory of a device, None if unknown.
+      beside: bytes of it that are in use.
+
+    Raises:
+      ValueError: it does not fit.
     """
-    arguments = programs.eval_arguments(variables, image_shape, self.batch_size, self.mesh)
-    self._step = compiler(self._program.lower(*arguments))
+    arguments = eval_arguments(variables, image_shape, self.batch_size, self.mesh)
+    self._step = compile_to_fit("evaluation", self._program.lower(*arguments), limit, beside)
 
   @np.errstate(invalid="ignore")  # what is not finite is counted
   def __call__(self, variables, noise_samples: int = 1) -> dict[str, float]:

@@ -49,9 +49,17 @@ class TrainState(struct.PyTreeNode):
     return cls(**items["model"], **items["training"])
 
 
-def init_state(key, model: Jet, optimizer: optax.GradientTransformation, image_shape, with_ema: bool) -> TrainState:
-  """The state at step 0 of a flow that is drawn from the key; `image_shape` is (H, W, C)."""
-  return fresh_state(model.init(key, jnp.zeros((1, *image_shape))), optimizer, with_ema)
+def init_state(key, images, *, model: Jet, optimizer, levels: int, with_ema: bool) -> TrainState:
+  """The state at step 0 of a new flow.
+
+  Args:
+    key: PRNG key of its parameters and permutations.
+    images: uint8 (B, H, W, C), data for layers that start from data; all others start the same whatever they are.
+    model, optimizer, levels: constants of the run.
+    with_ema: whether the state has an average of the parameters.
+  """
+  x = likelihood.dequantize(images, likelihood.example_keys(key, jnp.arange(images.shape[0])), levels)
+  return fresh_state(model.init(key, x), optimizer, with_ema)
 
 
 def fresh_state(variables, optimizer: optax.GradientTransformation, with_ema: bool) -> TrainState:

@@ -20,7 +20,7 @@ from jet_jax import config as config_lib
 from jet_jax.devices import processes
 from jet_jax.flow.splits import move_table
 from jet_jax.jet import Jet
-from jet_jax.training import programs
+from jet_jax.training.run import Run
 from jet_jax.training.step import TrainState
 from jet_jax.workdir import fingerprint
 from jet_jax.workdir.checkpoint import Checkpoints, choose_step, saved_steps
@@ -29,6 +29,7 @@ from jet_jax.workdir.run import load_run
 # These decide what the parameters compute.
 FUNCTION = (
   "couplings", "block_depth", "width", "heads", "patch_size", "kinds", "spatial", "scale_bound", "scale_floor",
+  "layers",
 )  # fmt: skip
 RECORD = "init_from.json"  # in the work directory: what the run started from
 
@@ -45,7 +46,7 @@ def settle(config: config_lib.Config, workdir: str | pathlib.Path) -> str:
   Raises:
     ValueError: no such work directory or step, another flow, or a run that has started from something else.
   """
-  path, step = parts(config.init_from) if config.init_from else ("", "")
+  path, step = path_and_step(config.init_from) if config.init_from else ("", "")
   if saved_steps(workdir):
     before = _read(pathlib.Path(workdir) / RECORD)
     is_same = (path, config.init_ema) == (before["source"], before["weights"] == "ema")
@@ -77,15 +78,16 @@ def _check(config: config_lib.Config, source: config_lib.Config) -> None:
     )
 
 
-def start(config, model, optimizer, mesh, workdir: pathlib.Path) -> TrainState:
+def start(run: Run, workdir: pathlib.Path) -> TrainState:
   """The state at step 0 of a run with `config.init_from`, which is settled; says and writes what it took.
 
   Raises:
     ValueError: the checkpoint is damaged, or is there no more.
   """
-  path, step = parts(processes.exchange(config.init_from)[0])  # a source in training may have looked newer to others
+  config = run.config
+  path, step = path_and_step(processes.exchange(config.init_from)[0])  # others may have seen a newer checkpoint
   weights = "ema" if config.init_ema else "params"
-  source = load_run(path, int(step), mesh, weights=weights)
+  source = load_run(path, int(step), run.mesh, weights=weights)
   variables, changed = move(source.variables, source.model, source.config.image_shape, config.image_shape)
   with Checkpoints(path) as checkpoints:
     record = {"source": path, "step": source.step, "weights": weights, "sha256": checkpoints.identity(source.step)}
@@ -94,7 +96,7 @@ def start(config, model, optimizer, mesh, workdir: pathlib.Path) -> TrainState:
     temporary = (workdir / RECORD).with_suffix(".tmp")
     temporary.write_text(json.dumps(record | {"changed": changed}, indent=2) + "\n")
     temporary.replace(workdir / RECORD)
-  return programs.start_program(config, model, optimizer, mesh)(variables)
+  return run.state_from(variables)
 
 
 def move(variables, model: Jet, image_shape, new_shape) -> tuple[dict[str, Any], list[str]]:
@@ -111,9 +113,9 @@ def move(variables, model: Jet, image_shape, new_shape) -> tuple[dict[str, Any],
     return variables, []
   token_dim = model.patch_size**2 * image_shape[2]
   table = move_table(np.asarray(variables["permutations"]["table"]), token_dim, grid, new_grid)
-  vit = variables["params"]["couplings"]["vit"]
-  position = _resample(vit["position_embedding"], grid, new_grid)
-  params = {"couplings": {"vit": vit | {"position_embedding": position}}}
+  couplings = variables["params"]["couplings"]
+  position = _resample(couplings["vit"]["position_embedding"], grid, new_grid)
+  params = {"couplings": couplings | {"vit": couplings["vit"] | {"position_embedding": position}}}
   sizes = f"from {grid[0]}x{grid[1]} patches to {new_grid[0]}x{new_grid[1]}"
   changed = [f"params/couplings/vit/position_embedding resampled {sizes}", f"permutations/table moved {sizes}"]
   return {"params": params, "permutations": {"table": table}}, changed
@@ -127,7 +129,7 @@ def _resample(position, grid, new_grid):
   return rearrange(position, "couplings row column e -> couplings (row column) e")
 
 
-def parts(init_from: str) -> tuple[str, str]:
+def path_and_step(init_from: str) -> tuple[str, str]:
   """The absolute path and the step of "WORKDIR[@STEP]"; no step is empty."""
   path, _, step = init_from.rpartition("@")
   is_step = step == "best" or (step.isascii() and step.isdecimal())

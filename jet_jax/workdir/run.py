@@ -84,7 +84,9 @@ def load_run(
   model = Jet(**config.model)
   model = model.clone(dtype=dtype or model.dtype)
   mesh = sharding.nearest_mesh(config.mesh) if mesh is None else mesh
-  if model.why_not_on(mesh.devices.flat[0], config.image_shape):
+  try:
+    model.check_device(mesh.devices.flat[0], config.image_shape)
+  except ValueError:
     model = model.clone(attention="xla")  # which runs everywhere
   wanted, step = step, choose_step(workdir, step)
   with Checkpoints(workdir) as checkpoints:

@@ -22,8 +22,9 @@ from jet_jax import cluster, config, sharding, train
 from jet_jax.checkpoint import Checkpoints
 
 cluster.join()
-run = train.prepare(config.from_file(sys.argv[1]), sys.argv[2])
-run = dataclasses.replace(run, total_steps=int(sys.argv[3]))  # stops early; the schedule stays
+job = train.prepare(config.from_file(sys.argv[1]), sys.argv[2])
+run = dataclasses.replace(job.run, total_steps=int(sys.argv[3]))  # stops early; the schedule stays
+job = dataclasses.replace(job, run=run)
 
 
 def digest(state):
@@ -32,9 +33,9 @@ def digest(state):
   return hashlib.sha256(b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(whole))).hexdigest()
 
 
-with Checkpoints(run.workdir, 2) as checkpoints:
-  start = digest(train.start_state(run, jax.random.split(jax.random.key(0))[0], checkpoints))
-state = train.train(run)
+with Checkpoints(job.workdir, 2) as checkpoints:
+  start = digest(train.start_state(job, jax.random.split(jax.random.key(0))[0], checkpoints))
+state = train.train(job)
 largest = max(jax.tree.leaves(state.opt_state), key=lambda leaf: leaf.size)
 share = largest.addressable_shards[0].data.size / largest.size
 print(json.dumps({"start": start, "end": digest(state), "share": share}))
@@ -84,6 +85,14 @@ def test_eight_devices_compute_what_one_does_on_any_mesh(tmp_path, straight, set
   result = run(tmp_path, devices=8, **settings)
   assert result["share"] == 1 / settings.get("mesh__fsdp", 1)
   check_same(tmp_path, straight)
+
+
+@pytest.mark.slow
+def test_layers_that_start_from_data_start_alike_on_eight_devices(tmp_path):
+  for name, place in {"one": {}, "eight": {"devices": 8, "mesh__fsdp": 8}}.items():
+    (tmp_path / name).mkdir()
+    run(tmp_path / name, layers="('actnorm',)", **place)
+  check_same(tmp_path / "eight", tmp_path / "one")
 
 
 @pytest.mark.slow

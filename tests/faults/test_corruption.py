@@ -12,10 +12,11 @@ import orbax.checkpoint as ocp
 import pytest
 
 import small_runs
+from flows import new_state
 from jet_jax import evaluate, train
 from jet_jax.devices import sharding
 from jet_jax.jet import Jet
-from jet_jax.training.step import TrainState, init_state
+from jet_jax.training.step import TrainState
 from jet_jax.workdir import fingerprint
 from jet_jax.workdir.checkpoint import Checkpoints
 
@@ -24,7 +25,7 @@ MESH = sharding.make_mesh()
 
 def make_state(step, width=8, couplings=2, block_depth=1):
   model = Jet(couplings=couplings, block_depth=block_depth, width=width, heads=2, patch_size=2)
-  state = init_state(jax.random.key(step), model, optax.adam(1e-3, mu_dtype="bfloat16"), (4, 4, 2), True)
+  state = new_state(jax.random.key(step), model, optax.adam(1e-3, mu_dtype="bfloat16"), (4, 4, 2), True)
   return state.replace(step=jnp.int32(step))
 
 

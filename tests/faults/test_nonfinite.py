@@ -10,10 +10,11 @@ import optax
 import pytest
 
 import small_runs
+from flows import new_state
 from jet_jax import likelihood
 from jet_jax.jet import Jet
 from jet_jax.training.optimizer import make_optimizer
-from jet_jax.training.step import init_state, train_step
+from jet_jax.training.step import train_step
 from jet_jax.workdir.checkpoint import Checkpoints
 
 SETTINGS = {"total_steps": 40, "eval_steps": 0, "sample_steps": 0, "checkpoint_steps": 5}
@@ -32,7 +33,7 @@ def take_steps(monkeypatch, tiny_config):
   monkeypatch.setattr(likelihood, "dequantize", breaking)
 
   def take(kinds, max_nonfinite):
-    state = init_state(jax.random.key(0), model, optimizer, (4, 4, 1), with_ema=True)
+    state = new_state(jax.random.key(0), model, optimizer, (4, 4, 1), with_ema=True)
     step = jax.jit(
       lambda state, images: train_step(
         state, images, jax.random.key(1), model=model, optimizer=optimizer, levels=17, ema_decay=0.9,
@@ -109,7 +110,7 @@ def test_a_run_that_may_skip_goes_on_and_resumes_with_the_same_counts(tmp_path, 
 
 def test_a_state_that_is_not_finite_is_not_saved(tmp_path):
   model = Jet(couplings=2, block_depth=1, width=8, heads=2, patch_size=2)
-  state = init_state(jax.random.key(0), model, optax.adam(1e-3), (4, 4, 1), with_ema=False)
+  state = new_state(jax.random.key(0), model, optax.adam(1e-3), (4, 4, 1), with_ema=False)
   state.params["couplings"]["vit"]["head"]["bias"] = (
     state.params["couplings"]["vit"]["head"]["bias"].at[1, 2].set(jnp.inf)
   )

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jet_jax.flow import splits
-from jet_jax.flow.splits import coupling_table, routes, spatial_row
+from jet_jax.flow.reorder import composed_orders
+from jet_jax.flow.splits import coupling_table, spatial_row
 
 PATTERNS = ("checkerboard", "checkerboard-inv", "vstripes", "vstripes-inv", "hstripes", "hstripes-inv")
 
@@ -64,9 +65,9 @@ def test_kinds_and_patterns_cycle_over_the_couplings_each_on_its_own():
     assert np.array_equal(table[coupling], spatial_row(pattern, (2, 2), 2))
 
 
-def test_routes_lead_into_every_coupling_and_back_out():
+def test_composed_orders_lead_into_every_coupling_and_back_out():
   table = coupling_table(jax.random.key(0), 5, ("channels", "spatial"), PATTERNS, (2, 4), 6)
-  there, back = routes(table)
+  there, back = composed_orders(table)
   x = position = jnp.arange(48)
   for i in range(5):
     position = position[there[i]]

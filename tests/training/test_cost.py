@@ -9,10 +9,9 @@ import pytest
 from jet_jax import train
 from jet_jax.config import resolve
 from jet_jax.devices import compile as compile_lib
-from jet_jax.devices import sharding
 from jet_jax.jet import Jet
-from jet_jax.training import cost, programs
-from jet_jax.training.optimizer import make_optimizer
+from jet_jax.training import cost
+from jet_jax.training.run import Run
 
 
 @pytest.mark.parametrize(("block_depth", "kinds"), [(1, ("channels",)), (3, ("spatial",))])
@@ -34,11 +33,9 @@ def test_flops_grow_with_couplings_and_a_step_takes_three_times_the_forward_pass
 def test_the_bytes_of_the_state_are_those_of_the_compiled_step(tiny_config):
   config = resolve(tiny_config())
   config.image_shape = (8, 8, 1)
-  model, mesh = Jet(**config.model), sharding.make_mesh()
-  optimizer = make_optimizer(config, 10, 1)
-  arguments = programs.train_arguments(config, model, optimizer, mesh)
-  compiled = programs.train_program(config, model, optimizer, mesh).lower(*arguments).compile()
-  state = cost.bytes_a_device(arguments[0])
+  run = Run.from_config(config, num_examples=100)
+  compiled = run.train_program("blocks").lower(*run.train_arguments).compile()
+  state = compile_lib.bytes_a_device(run.state_shapes)
   images, key = 16 * 64, 8
   assert state + images + key == compiled.memory_analysis().argument_size_in_bytes
   assert compile_lib.bytes_of_program(compiled) > state + images
@@ -46,7 +43,7 @@ def test_the_bytes_of_the_state_are_those_of_the_compiled_step(tiny_config):
 
 @pytest.mark.parametrize("limit", [2**10, 2**20])
 def test_a_run_that_does_not_fit_is_refused_before_its_state_is_made(tiny_config, tmp_path, monkeypatch, limit):
-  monkeypatch.setattr(cost, "memory_limit", lambda devices: limit)
+  monkeypatch.setattr(compile_lib, "memory_limit", lambda devices: limit)
   monkeypatch.setattr(train, "start_state", lambda *_: pytest.fail("the state was made"))
   run = train.prepare(tiny_config(batch_size=256), tmp_path)
   with pytest.raises(ValueError, match=r"needs .* GiB on each device, which has .*mesh\.fsdp .*microbatches"):
@@ -61,7 +58,7 @@ def test_an_evaluation_that_does_not_fit_is_refused_before_the_first_step(
     if name == what:
       raise ValueError(f"{name} needs too much")
 
-  monkeypatch.setattr(cost, "check_fits", check)
+  monkeypatch.setattr(compile_lib, "check_fits", check)
   monkeypatch.setattr(train, "start_state", lambda *_: pytest.fail("the state was made"))
   with pytest.raises(ValueError, match=f"{what} needs too much"):
     train.train(train.prepare(tiny_config(), tmp_path))
@@ -74,7 +71,7 @@ def test_evaluation_and_sampling_are_checked_too_and_take_a_part_of_a_batch_at_a
 ):
   def needs(microbatches):
     needed = {}
-    monkeypatch.setattr(cost, "check_fits", lambda what, count, _: needed.update({what: count}))
+    monkeypatch.setattr(compile_lib, "check_fits", lambda what, count, _: needed.update({what: count}))
     config = tiny_config(batch_size=128, sample_num=128, microbatches=microbatches, total_steps=1)
     train.train(train.prepare(config, tmp_path / str(microbatches)))
     return needed
@@ -98,10 +95,10 @@ def test_auto_takes_the_first_rematerialization_that_fits(tiny_config, tmp_path,
   assert [remat for remat, _ in there] == ["dots"]
   for following in ("blocks", "full"):
     limit = int((float(there[-1][1]) - 0.1) * 2**20)
-    monkeypatch.setattr(cost, "memory_limit", lambda devices, limit=limit: limit)
+    monkeypatch.setattr(compile_lib, "memory_limit", lambda devices, limit=limit: limit)
     before, there = there, chosen(following)
     assert [remat for remat, _ in there] == [*(remat for remat, _ in before), following]
-  monkeypatch.setattr(cost, "memory_limit", lambda devices: 2**20)
+  monkeypatch.setattr(compile_lib, "memory_limit", lambda devices: 2**20)
   with pytest.raises(ValueError, match=r"the training step \(remat=full\) needs"):
     chosen("too tight")
 

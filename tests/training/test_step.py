@@ -9,10 +9,11 @@ import numpy as np
 import optax
 import pytest
 
+from flows import new_state
 from jet_jax import likelihood
 from jet_jax.jet import Jet
 from jet_jax.sampling.sampler import sample_step
-from jet_jax.training.step import init_state, train_step
+from jet_jax.training.step import train_step
 
 SHAPE, LEVELS = (4, 4, 2), 17
 MODEL = Jet(couplings=2, block_depth=1, width=8, heads=2, patch_size=2)
@@ -22,7 +23,7 @@ IMAGES = jax.random.randint(jax.random.key(5), (8, *SHAPE), 0, 4).astype(jnp.uin
 
 @pytest.fixture
 def state():
-  return init_state(jax.random.key(0), MODEL, OPTIMIZER, SHAPE, with_ema=True)
+  return new_state(jax.random.key(0), MODEL, OPTIMIZER, SHAPE, with_ema=True)
 
 
 train_step = jax.jit(functools.partial(train_step, model=MODEL, optimizer=OPTIMIZER, levels=LEVELS, ema_decay=0.9))

@@ -61,8 +61,8 @@ def make_source(tmp_path_factory, small):
 
 def begin(config, workdir):
   """The state that a run begins with."""
-  run = prepare(config, workdir)
-  return run, transfer.start(run.config, run.model, run.optimizer, run.mesh, run.workdir)
+  job = prepare(config, workdir)
+  return job.run, transfer.start(job.run, job.workdir)
 
 
 def assert_equal(one, other):

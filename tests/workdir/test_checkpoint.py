@@ -6,10 +6,11 @@ import numpy as np
 import optax
 import pytest
 
+from flows import new_state
 from jet_jax.devices import sharding
 from jet_jax.devices.sharding import place_like
 from jet_jax.jet import Jet
-from jet_jax.training.step import TrainState, init_state
+from jet_jax.training.step import TrainState
 from jet_jax.workdir.best import Best
 from jet_jax.workdir.checkpoint import COMMIT_FILE, Checkpoints, Damaged, choose_step, saved_steps
 
@@ -17,7 +18,7 @@ from jet_jax.workdir.checkpoint import COMMIT_FILE, Checkpoints, Damaged, choose
 def make_state(step, with_ema=True):
   model = Jet(couplings=2, block_depth=1, width=8, heads=2, patch_size=2)
   optimizer = optax.adam(1e-3, mu_dtype="bfloat16")
-  state = init_state(jax.random.key(step), model, optimizer, (4, 4, 2), with_ema)
+  state = new_state(jax.random.key(step), model, optimizer, (4, 4, 2), with_ema)
   return state.replace(step=jnp.int32(step))
 
 

@@ -14,7 +14,7 @@ from jet_jax import evaluate, likelihood, sample, train
 from jet_jax.data import sources
 from jet_jax.data.npz import NpzWriter
 from jet_jax.sampling import sampler
-from jet_jax.training import programs
+from jet_jax.training import evaluator
 from jet_jax.workdir.metrics import MetricLog
 from jet_jax.workdir.run import load_run
 
@@ -71,7 +71,7 @@ def test_images_that_are_not_finite_are_counted_told_and_never_averaged_away(
   def refuse(token):
     raise AssertionError(f"{token} is no JSON")
 
-  monkeypatch.setattr(programs, "eval_program", program)
+  monkeypatch.setattr(evaluator, "eval_program", program)
   evaluate.main([f"--workdir={workdir}", "--noise_samples=2"])
   result = json.loads(capsys.readouterr().out.splitlines()[-1], parse_constant=refuse)
   assert (result["bits_per_dim"], result["bits_per_dim_stderr"], result["num_nonfinite"]) == (None, None, 2)

@@ -15,10 +15,9 @@ import numpy as np
 
 from jet_jax.devices import compile as compile_lib
 from jet_jax.devices import sharding
-from jet_jax.jet import Jet
 from jet_jax.sampling import sampler
-from jet_jax.training import cost, programs
-from jet_jax.training.optimizer import make_optimizer
+from jet_jax.training import cost, evaluator
+from jet_jax.training.run import Run
 
 PROGRAMS = ("train", "eval", "sample")
 # Operations a second of dense 16-bit matrix products on one JAX device, by the makers' data sheets: NVIDIA's (SXM)
@@ -87,11 +86,11 @@ class States:
   def __init__(self):
     self._by_shapes: dict[str, Any] = {}
 
-  def place_of(self, *parts) -> str:
-    """Where the state of a run is kept, for the arguments of `programs.state_shapes`; makes it if need be."""
-    place = str(programs.state_shapes(*parts))
+  def place_of(self, run: Run, images) -> str:
+    """Where the state of a run is kept; makes it if need be, from images on the devices."""
+    place = str(run.state_shapes)
     if place not in self._by_shapes:
-      self._by_shapes[place] = programs.init_program(*parts)(jax.random.key(0))
+      self._by_shapes[place] = run.initial_state(jax.random.key(0), images)
     return place
 
   def __getitem__(self, place: str):
@@ -114,20 +113,15 @@ def prepare(what: str, setting: str, config, mesh, states: States) -> Program:
   Raises:
     ValueError: what cannot run here, or does not fit.
   """
-  model = Jet(**config.model)
-  model.check(config.image_shape)
-  if reason := model.why_not_on(mesh.devices.flat[0], config.image_shape):
-    raise ValueError(reason)
-  sharding.check_batch_size(config.batch_size, mesh, config.microbatches)
-  optimizer = make_optimizer(config, total_steps=1000, warmup_steps=100)
-  parts = config, model, optimizer, mesh
-  place, key, batch = states.place_of(*parts), jax.random.key(1), config.batch_size
+  run = Run.from_config(config, config.data.num_examples or config.batch_size, mesh)
+  model, key, batch = run.model, jax.random.key(1), config.batch_size
   if what != "train":
     batch = sharding.round_up(batch // config.microbatches, mesh)
   if what == "sample":
     batch = sharding.round_up(min(batch, sampler.CHUNK), mesh)
   random_images = np.random.default_rng(0).integers(0, config.levels, (batch, *config.image_shape), np.uint8)
   images, index = (sharding.place_batch(x, mesh) for x in (random_images, np.arange(batch, dtype=np.int32)))
+  place = states.place_of(run, images)
   flops = (cost.train_flops if what == "train" else cost.forward_flops)(model, config.image_shape) * batch
   rest = (key, index, np.float32(1)) if what == "sample" else (images, key) if what == "train" else (images, index, key)
 
@@ -144,10 +138,10 @@ def prepare(what: str, setting: str, config, mesh, states: States) -> Program:
   limit, name = compile_lib.memory_limit(list(mesh.local_devices)), f"{what} {setting}"
   began = time.perf_counter()
   if what == "train":
-    compiled = programs.compile_train_step(*parts, arguments(), limit, name)
+    compiled = run.compile_train_step(limit, name)
   else:
     program = {
-      "eval": lambda: programs.eval_program(model, config.levels, mesh),
+      "eval": lambda: evaluator.eval_program(model, config.levels, mesh),
       "sample": lambda: sampler.sample_program(model, config.image_shape, config.levels, mesh),
     }[what]()
     compiled = compile_lib.compile_to_fit(name, program.lower(*arguments()), limit)

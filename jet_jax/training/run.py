@@ -1,0 +1,158 @@
+"""A run, assembled once from its config: model, optimizer, devices, and the programs that train on them."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import optax
+from jax.sharding import Mesh
+
+from jet_jax.config import Config
+from jet_jax.config import steps as duration_in_steps
+from jet_jax.devices import processes, sharding
+from jet_jax.devices.compile import compile_to_fit, key_shape, on_mesh
+from jet_jax.jet import AUTO_REMAT, Jet
+from jet_jax.training.optimizer import make_optimizer
+from jet_jax.training.step import TrainState, fresh_state, init_state, train_step
+from jet_jax.workdir.best import Best
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """What trains: everything is checked, nothing is compiled.
+
+  Attributes:
+    config: resolved, with `image_shape`.
+    model: the flow.
+    optimizer: its recipe over `total_steps`.
+    mesh: devices.
+    num_examples: images to train on.
+    total_steps: updates from start to end.
+  """
+
+  config: Config
+  model: Jet
+  optimizer: optax.GradientTransformation
+  mesh: Mesh
+  num_examples: int
+  total_steps: int
+
+  @classmethod
+  def from_config(cls, config: Config, num_examples: int, mesh: Mesh | None = None) -> "Run":
+    """Assembles a run.
+
+    Args:
+      config: resolved, with `image_shape`.
+      num_examples: images to train on.
+      mesh: devices; `config.mesh` over all of them by default.
+
+    Raises:
+      ValueError: a flow that these images or devices cannot run, or a batch that the devices cannot share.
+    """
+    mesh = sharding.make_mesh(config.mesh) if mesh is None else mesh
+    sharding.check_batch_size(config.batch_size, mesh, config.microbatches)
+    model = Jet(**config.model)
+    model.check(config.image_shape)
+    model.check_device(mesh.devices.flat[0], config.image_shape)
+    total_steps, warmup_steps = (duration_in_steps(config, name, num_examples) for name in ("total", "warmup"))
+    optimizer = make_optimizer(config, total_steps, warmup_steps)
+    return cls(config, model, optimizer, mesh, num_examples, total_steps)
+
+  def is_over(self, step: int, best: Best) -> bool:
+    """True if nothing is left to do after `step` updates, or evaluations no longer improve."""
+    return step >= self.total_steps or best.is_past(self.config.patience)
+
+  def interval(self, duration: str) -> int:
+    """Updates between two events of a kind, such as "eval"; 0 if there are none."""
+    return duration_in_steps(self.config, duration, self.num_examples)
+
+  def is_due(self, duration: str, step: int) -> bool:
+    """True if an event that comes at intervals, and at the end, is due after `step` updates."""
+    interval = self.interval(duration)
+    return interval > 0 and (step % interval == 0 or step == self.total_steps)
+
+  @functools.cached_property
+  def state_shapes(self) -> TrainState:
+    """The state as ShapeDtypeStructs with their shardings, to restore or compile by."""
+    init = functools.partial(self._init_state, jax.random.key(0))
+    images = jax.ShapeDtypeStruct((1, *self.config.image_shape), "uint8")
+    return sharding.place_like(jax.eval_shape(init, images), self.mesh)
+
+  @property
+  def train_arguments(self) -> tuple[TrainState, Any, Any]:
+    """Shapes of the arguments of `train_program`: state, images and key."""
+    shape = self.config.batch_size, *self.config.image_shape
+    images = jax.ShapeDtypeStruct(shape, "uint8", sharding=sharding.batched(self.mesh))
+    return self.state_shapes, images, key_shape()
+
+  def initial_state(self, key, images) -> TrainState:
+    """The state at step 0, each part made where it lives.
+
+    Args:
+      key: PRNG key of the parameters and permutations.
+      images: uint8 (B, H, W, C), on the devices: data for layers that start from data.
+    """
+    return jax.jit(on_mesh(self.mesh, self._init_state), out_shardings=self._placement)(key, images)
+
+  def state_from(self, variables) -> TrainState:
+    """The state at step 0 of a run that starts from these `params` and `permutations`, each part where it lives."""
+    start = functools.partial(fresh_state, optimizer=self.optimizer, with_ema=self._with_ema)
+    return jax.jit(start, out_shardings=self._placement)(variables)
+
+  def train_program(self, remat: str):
+    """(state, images uint8 (B, H, W, C), key) -> (state, metrics); the new state takes the memory of the old one."""
+    config, everywhere = self.config, sharding.replicated(self.mesh)
+    step = functools.partial(
+      train_step,
+      model=self.model.clone(remat=remat),
+      optimizer=self.optimizer,
+      levels=config.levels,
+      ema_decay=config.ema_decay,
+      microbatches=config.microbatches,
+      max_nonfinite=config.max_nonfinite_steps,
+    )
+    return jax.jit(
+      on_mesh(self.mesh, step),
+      in_shardings=(self._placement, sharding.batched(self.mesh), everywhere),
+      out_shardings=(self._placement, everywhere),
+      donate_argnums=0,
+    )
+
+  def compile_train_step(self, limit: int | None, name: str = "the training step") -> Any:
+    """Compiles `train_program`; remat="auto" takes the first of `AUTO_REMAT` that fits.
+
+    Args:
+      limit: bytes of memory of a device, None if unknown.
+      name: of the program in messages.
+
+    Raises:
+      ValueError: it does not fit.
+    """
+
+    def compile_with(remat):
+      return compile_to_fit(f"{name} (remat={remat})", self.train_program(remat).lower(*self.train_arguments), limit)
+
+    *faster, last = AUTO_REMAT if self.model.remat == "auto" else [self.model.remat]
+    for remat in faster:
+      compiled, problem = None, ""
+      try:
+        compiled = compile_with(remat)
+      except ValueError as error:
+        problem = str(error)
+      if not any(processes.exchange(problem)):  # all processes must run the same program
+        return compiled
+    return compile_with(last)
+
+  @property
+  def _with_ema(self) -> bool:
+    return self.config.ema_decay > 0
+
+  @property
+  def _placement(self):
+    return jax.tree.map(lambda x: x.sharding, self.state_shapes)
+
+  def _init_state(self, key, images) -> TrainState:
+    return init_state(
+      key, images, model=self.model, optimizer=self.optimizer, levels=self.config.levels, with_ema=self._with_ema
+    )
