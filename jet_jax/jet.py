@@ -68,7 +68,7 @@ class Jet(nn.Module):
   attention: str = "xla"
   layers: Sequence[str] = ()
 
-  def __call__(self, images: Images) -> tuple[Images, Logdet]:
+  def __call__(self, images) -> tuple[Images, Logdet]:
     """Data to latents.
 
     Args:
@@ -83,7 +83,7 @@ class Jet(nn.Module):
     """
     return self.transform(images, inverse=False)
 
-  def inverse(self, latents: Images) -> tuple[Images, Logdet]:
+  def inverse(self, latents) -> tuple[Images, Logdet]:
     """Latents to data: the exact inverse of `__call__`, same shapes and errors; logdet is of this direction."""
     return self.transform(latents, inverse=True)
 
@@ -109,7 +109,7 @@ class Jet(nn.Module):
   @nn.nowrap
   def one_coupling(self, tokens: int, to_the_next: Layer) -> list[Layer]:
     """The layers of one coupling, in forward order; the state comes in the order in which it is split in halves."""
-    predictor = ViT(self.block_depth, self.width, self.heads, jnp.dtype(self.dtype), self.attention, name="vit")
+    predictor = ViT(self.block_depth, self.width, self.heads, self.dtype, self.attention, name="vit")
     before = [LAYERS[name](tokens, name=name) for name in self.layers]
     coupling = Coupling(predictor, tokens, self.scale_bound, self.scale_floor, name="coupling")
     return [*before, coupling, to_the_next]

@@ -9,6 +9,12 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Integer, Key, UInt8
+
+Images = Float[Array | np.ndarray, "batch height width channels"]
+PerImage = Float[Array | np.ndarray, "batch"]  # nats or bits
+Keys = Key[Array, "batch"]
 
 LEVELS = 256  # of 8-bit images
 # Noise keeps this far from the edges of its bin, in bins, and quantize shifts by half of it: more than four float32
@@ -22,7 +28,7 @@ def bin_width(levels: int = LEVELS) -> float:
   return 2.0 / (levels - 1)
 
 
-def example_keys(key, index) -> jax.Array:
+def example_keys(key: Key[Array, ""], index: Integer[Array | np.ndarray, "batch"]) -> Keys:
   """One PRNG key an example, so that its draws do not depend on the batch it comes in.
 
   Args:
@@ -35,7 +41,9 @@ def example_keys(key, index) -> jax.Array:
   return jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
 
 
-def dequantize(images, noise_keys, levels: int = LEVELS) -> jax.Array:
+def dequantize(
+  images: Integer[Array | np.ndarray, "batch height width channels"], noise_keys: Keys, levels: int = LEVELS
+) -> Float[Array, "batch height width channels"]:
   """Pixels to the real line: `u * bin_width - 1 + noise`, with noise uniform in [0, bin_width).
 
   Args:
@@ -48,10 +56,10 @@ def dequantize(images, noise_keys, levels: int = LEVELS) -> jax.Array:
   """
   noise = jax.vmap(lambda key: jax.random.uniform(key, images.shape[1:]))(noise_keys)
   noise = jnp.clip(noise, EDGE, 1 - EDGE)
-  return images.astype(jnp.float32) * bin_width(levels) - 1 + noise * bin_width(levels)
+  return jnp.asarray(images, jnp.float32) * bin_width(levels) - 1 + noise * bin_width(levels)
 
 
-def quantize(x, levels: int = LEVELS) -> jax.Array:
+def quantize(x: Images, levels: int = LEVELS) -> UInt8[Array, "batch height width channels"]:
   """The real line to pixels: the inverse of `dequantize`; what lies outside the range takes the nearest value.
 
   Args:
@@ -64,17 +72,17 @@ def quantize(x, levels: int = LEVELS) -> jax.Array:
   return jnp.clip(jnp.floor((x + 1) / bin_width(levels) + EDGE / 2), 0, levels - 1).astype(jnp.uint8)
 
 
-def log_prior(z) -> jax.Array:
+def log_prior(z: Images) -> Float[Array, "batch"]:
   """log N(z; 0, I) in nats, one number an image: (B, H, W, C) -> (B,)."""
   return jnp.sum(-0.5 * (z**2 + math.log(2 * math.pi)), axis=(1, 2, 3))
 
 
-def sample_prior(keys, image_shape) -> jax.Array:
+def sample_prior(keys: Keys, image_shape) -> Float[Array, "batch height width channels"]:
   """z ~ N(0, I): PRNG keys (B,), one an image, and (H, W, C) -> float32 (B, H, W, C)."""
   return jax.vmap(lambda key: jax.random.normal(key, image_shape))(keys)
 
 
-def bits_per_dim(z, logdet, levels: int = LEVELS) -> jax.Array:
+def bits_per_dim(z: Images, logdet: PerImage, levels: int = LEVELS) -> Float[Array, "batch"]:
   """Negative log2 of the density in units of one bin, per dimension; its mean is the loss.
 
   Averaged over the noise, it is an upper bound on -log2 of the probability of the quantized image.

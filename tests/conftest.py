@@ -8,6 +8,10 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import jax
 import jax.numpy as jnp
 import pytest
+from jaxtyping import install_import_hook
+
+# Shapes and dtypes that annotations promise are checked wherever a test traces these modules.
+install_import_hook(["jet_jax.flow", "jet_jax.jet", "jet_jax.likelihood", "jet_jax.training.step"], "beartype.beartype")
 
 import faults
 import small_runs

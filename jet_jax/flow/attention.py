@@ -15,8 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 from jax.sharding import PartitionSpec
+from jaxtyping import Array, Float
 
 from jet_jax.devices.sharding import AXES, knows_mesh
+
+Rows = Float[Array, "rows width"]  # tokens of all images, one after another
 
 IMPLEMENTATIONS = ("xla", "cudnn", "splash")
 SPLASH_BLOCKS = (128, 256, 512)  # tokens that the Pallas kernel may work on at a time
@@ -63,7 +66,7 @@ def _compute_capability(device) -> float:
     return 0.0
 
 
-def attend(query, key, value, *, tokens: int, heads: int, implementation: str = "xla") -> jax.Array:
+def attend(query: Rows, key: Rows, value: Rows, *, tokens: int, heads: int, implementation: str = "xla") -> Rows:
   """softmax(query key^T / sqrt(head_dim)) value, in each image and head; the softmax is in float32 at least.
 
   Args:

@@ -2,9 +2,13 @@
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Int
 
 from jet_jax.flow.layer import Layer
 from jet_jax.flow.types import Order, State
+
+Table = Int[Array, "couplings dims"]
+Orders = Int[Array, "couplings_and_one dims"]
 
 
 class Reorder(Layer):
@@ -40,7 +44,7 @@ def inverse_permutation(order: Order) -> Order:
   return jnp.zeros_like(order).at[order].set(jnp.arange(order.size, dtype=order.dtype), unique_indices=True)
 
 
-def composed_orders(table: jax.Array) -> tuple[jax.Array, jax.Array]:
+def composed_orders(table: Table) -> tuple[Orders, Orders]:
   """Orders that lead from the patchified image through every coupling's order and back.
 
   Leaving one coupling's order and entering the next is one permutation; composing the two here halves the gathers.

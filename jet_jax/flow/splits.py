@@ -10,10 +10,12 @@ Channel splits and spatial splits (Jet, section 2) are both such rows, so that n
 import contextlib
 import itertools
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Int, Key
 
 KINDS = ("channels", "spatial")
 # Which tokens condition, from the row and column of a token in the grid of patches.
@@ -70,7 +72,7 @@ def patterns_of(row: np.ndarray, grid: tuple[int, int], token_dim: int) -> list[
   return found
 
 
-def channel_rows(orders: jax.Array, tokens: int) -> jax.Array:
+def channel_rows(orders: Int[Array, "couplings channels"], tokens: int) -> Int[Array, "couplings dims"]:
   """Table rows of channel splits: in every token the first half of the channels in its order conditions.
 
   Args:
@@ -86,7 +88,14 @@ def channel_rows(orders: jax.Array, tokens: int) -> jax.Array:
   return (starts + halves).reshape(couplings, tokens * token_dim)
 
 
-def coupling_table(key, couplings, kinds, spatial, grid, token_dim) -> jax.Array:
+def coupling_table(
+  key: Key[Array, ""],
+  couplings: int,
+  kinds: Sequence[str],
+  spatial: Sequence[str],
+  grid: tuple[int, int],
+  token_dim: int,
+) -> Int[Array, "couplings dims"]:
   """Draws the table of a whole flow: `kinds` repeats over the couplings, `spatial` over the spatial ones.
 
   Args:
@@ -149,7 +158,7 @@ def move_table(table: np.ndarray, token_dim: int, grid: tuple[int, int], new_gri
   return np.stack([moved(number, row) for number, row in enumerate(np.asarray(table))])
 
 
-def check_splits(kinds, spatial, grid, token_dim) -> None:
+def check_splits(kinds: Sequence[str], spatial: Sequence[str], grid: tuple[int, int], token_dim: int) -> None:
   """Raises ValueError if some coupling could not cut the image in two equal halves; arguments as `coupling_table`."""
   unknown = [kind for kind in kinds if kind not in KINDS]
   if unknown or not kinds:

@@ -10,11 +10,14 @@ import flax.linen as nn
 import jax.numpy as jnp
 from einops import rearrange
 from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, Float
 
 from jet_jax.devices.sharding import keep_split
 from jet_jax.flow.attention import attend
+from jet_jax.flow.types import Tokens
 
 LAYER_NORM_EPSILON = 1e-6
+Rows = Float[Array, "rows width"]  # tokens of all images, one after another
 
 
 class Attention(nn.Module):
@@ -22,11 +25,11 @@ class Attention(nn.Module):
 
   heads: int
   tokens: int
-  dtype: jnp.dtype
+  dtype: str
   attention: str
 
   @nn.compact
-  def __call__(self, x):
+  def __call__(self, x: Rows) -> Rows:
     """x: (B * tokens, width) -> the same shape."""
     width = x.shape[-1]
     dense = functools.partial(nn.Dense, width, dtype=self.dtype, kernel_init=nn.initializers.xavier_uniform())
@@ -39,11 +42,11 @@ class Attention(nn.Module):
 class Mlp(nn.Module):
   """Two dense layers, four times as wide between them, with the tanh approximation of GELU."""
 
-  dtype: jnp.dtype
+  dtype: str
 
   @nn.compact
-  def __call__(self, x):
-    """x: (rows, width) -> the same shape."""
+  def __call__(self, x: Rows) -> Rows:
+    """x: (B * tokens, width) -> the same shape."""
     width = x.shape[-1]
     dense = functools.partial(
       nn.Dense,
@@ -72,11 +75,11 @@ class ViT(nn.Module):
   block_depth: int
   width: int
   heads: int
-  dtype: jnp.dtype
+  dtype: str
   attention: str = "xla"
 
   @nn.compact
-  def __call__(self, x):
+  def __call__(self, x: Tokens) -> tuple[Tokens, Tokens]:
     """x: (B, tokens, dim) -> bias and raw scale, each (B, tokens, dim)."""
     _, tokens, dim = x.shape
     norm = functools.partial(nn.LayerNorm, epsilon=LAYER_NORM_EPSILON, dtype=self.dtype)

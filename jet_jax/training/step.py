@@ -1,15 +1,19 @@
 """What happens on the device in one step: pure functions of the state, a batch and a key."""
 
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import struct
+from jaxtyping import Array, Float, Integer, Key, UInt8
 
 from jet_jax import likelihood
 from jet_jax.jet import Jet
 from jet_jax.training import nonfinite
+
+Images = UInt8[Array | np.ndarray, "batch height width channels"]
 
 
 class TrainState(struct.PyTreeNode):
@@ -49,7 +53,9 @@ class TrainState(struct.PyTreeNode):
     return cls(**items["model"], **items["training"])
 
 
-def init_state(key, images, *, model: Jet, optimizer, levels: int, with_ema: bool) -> TrainState:
+def init_state(
+  key: Key[Array, ""], images: Images, *, model: Jet, optimizer, levels: int, with_ema: bool
+) -> TrainState:
   """The state at step 0 of a new flow.
 
   Args:
@@ -74,7 +80,9 @@ def fresh_state(variables, optimizer: optax.GradientTransformation, with_ema: bo
   )
 
 
-def bits_per_dim(model: Jet, variables, images, noise_keys, levels: int) -> jax.Array:
+def bits_per_dim(
+  model: Jet, variables, images: Images, noise_keys: Key[Array, "batch"], levels: int
+) -> Float[Array, "batch"]:
   """Bits per dimension of each image under one draw of the dequantization noise.
 
   Args:
@@ -88,12 +96,21 @@ def bits_per_dim(model: Jet, variables, images, noise_keys, levels: int) -> jax.
     float32 (B,).
   """
   x = likelihood.dequantize(images, noise_keys, levels)
-  z, logdet = model.apply(variables, x)
+  z, logdet = cast(tuple, model.apply(variables, x))
   return likelihood.bits_per_dim(z, logdet, levels)
 
 
 def train_step(
-  state: TrainState, images, key, *, model, optimizer, levels, ema_decay, microbatches=1, max_nonfinite=0
+  state: TrainState,
+  images: Images,
+  key: Key[Array, ""],
+  *,
+  model: Jet,
+  optimizer: optax.GradientTransformation,
+  levels: int,
+  ema_decay: float,
+  microbatches: int = 1,
+  max_nonfinite: int = 0,
 ) -> tuple[TrainState, dict]:
   """One update by maximum likelihood.
 
@@ -143,7 +160,15 @@ def train_step(
   return state, {"bits_per_dim": value, "grad_norm": grad_norm, **counts}
 
 
-def eval_step(variables, images, index, key, *, model, levels) -> jax.Array:
+def eval_step(
+  variables,
+  images: Images,
+  index: Integer[Array | np.ndarray, "batch"],
+  key: Key[Array, ""],
+  *,
+  model: Jet,
+  levels: int,
+) -> Float[Array, "batch"]:
   """Bits per dimension of each image; the noise of an image depends on `key` and its `index` in the data set alone.
 
   Args:

@@ -23,7 +23,7 @@ ORDER, UNDO = composed_orders(TABLE)
 
 
 def vit(dtype, **name):
-  return ViT(block_depth=1, width=8, heads=2, dtype=jnp.dtype(dtype), **name)
+  return ViT(block_depth=1, width=8, heads=2, dtype=dtype, **name)
 
 
 def one_period(dtype, orders):
