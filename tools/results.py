@@ -263,7 +263,7 @@ def pages() -> list[pathlib.Path]:
 
 
 def with_tables(text: str, rows: list[Row]) -> str:
-  """A page with its tables as the figures say."""
+  """The text of a page, with its tables written anew from the figures."""
   return BLOCK.sub(lambda block: block[1] + render(block[2], rows) + block[3], text)
 
 
@@ -273,7 +273,7 @@ def drifted(rows: list[Row]) -> list[pathlib.Path]:
 
 
 def result_of(workdir: pathlib.Path, evaluation: pathlib.Path | None = None) -> Row:
-  """What a work directory says of its run: bits/dim with its error, step and seed.
+  """Bits/dim of the run in a work directory, with error, step and seed.
 
   Raises:
     ValueError: no evaluation in `metrics.jsonl`, and none given.

@@ -1,0 +1,82 @@
+"""README and docs agree with the figures in docs/results, and with the files that they name."""
+
+import pathlib
+import re
+
+import pytest
+
+from tools import results
+
+PAGES = sorted({*results.pages(), pathlib.Path("CONTRIBUTING.md"), pathlib.Path("CHANGELOG.md")})
+ROWS = results.evidence()
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
+NAMED = re.compile(r"(?<![\w/.])((?:jet_jax|tests|configs|tools|docs)/[\w/.-]+\.(?:py|sh|md|json|png))")
+BETWEEN_MARKERS = re.compile(r"(<!-- results:\w+ -->).*?(?=<!-- /results -->)", re.DOTALL)
+WITH_ERROR = re.compile(r"\d+\.\d+ ± \d+\.\d+")
+
+
+def anchors(page):
+  """Anchors of the headings of a page, as GitHub makes them."""
+  headings = re.findall(r"^#+ (.+)$", FENCE.sub("", page.read_text()), re.MULTILINE)
+  return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def figures_with_errors():
+  """All figures with an error that docs/results has, at any number of decimals down to 3."""
+  for row in ROWS:
+    if row.get("bits_per_dim") is not None and "decimals" in row:
+      yield from (results.figure(row, most) for most in range(3, row["decimals"] + 1))
+
+
+def test_readme_is_short():
+  assert len(pathlib.Path("README.md").read_text().splitlines()) <= 140
+
+
+def test_tables_are_those_of_the_figures():
+  assert results.drifted(ROWS) == [], "run `python -m tools.results`"
+
+
+def test_every_table_is_shown_and_every_row_has_its_own_id():
+  shown = {name for page in PAGES for _, name, _ in results.BLOCK.findall(page.read_text())}
+  assert shown == set(results.TABLES)
+  ids = [row["id"] for row in ROWS]
+  assert len(ids) == len(set(ids))
+  assert all(name in results.TABLES for row in ROWS for name in row.get("tables", ()))
+
+
+@pytest.mark.parametrize("row", [row for row in ROWS if row.get("cited_in")], ids=lambda row: row["id"])
+def test_files_that_cite_a_figure_have_it(row):
+  for path in row["cited_in"]:
+    text = pathlib.Path(path).read_text()
+    missing = [number for number in results.figure(row).split(" ± ") if number not in text]
+    assert missing == [], f"{path} must cite {results.figure(row)}, see {results.RUNS}"
+
+
+@pytest.mark.parametrize("path", [*PAGES, *sorted(pathlib.Path("configs").rglob("*.py"))], ids=str)
+def test_figures_with_an_error_are_in_the_results(path):
+  text = BETWEEN_MARKERS.sub("", path.read_text())
+  if path.name == "CHANGELOG.md":
+    pytest.skip("a changelog names figures of the past")
+  assert set(WITH_ERROR.findall(text)) <= set(figures_with_errors())
+
+
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_links_resolve(page):
+  for link in LINK.findall(FENCE.sub("", page.read_text())):
+    if not re.match(r"https?:", link):
+      target, _, anchor = link.partition("#")
+      path = (page.parent / target) if target else page
+      assert path.exists(), f"{page} links to {link}"
+      assert not anchor or anchor in anchors(path), f"{page} links to {link}"
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "CHANGELOG.md"], ids=str)
+def test_named_files_exist(page):
+  assert [name for name in sorted(set(NAMED.findall(page.read_text()))) if not pathlib.Path(name).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_table_cells_are_short(page):
+  lines = [line for line in FENCE.sub("", page.read_text()).splitlines() if line.startswith("|")]
+  assert [cell for line in lines for cell in line.split("|") if len(cell.split()) > 40] == []
