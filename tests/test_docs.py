@@ -1,5 +1,6 @@
 """README and docs agree with the figures in docs/results, and with the files that they name."""
 
+import ast
 import pathlib
 import re
 
@@ -80,3 +81,12 @@ def test_named_files_exist(page):
 def test_table_cells_are_short(page):
   lines = [line for line in FENCE.sub("", page.read_text()).splitlines() if line.startswith("|")]
   assert [cell for line in lines for cell in line.split("|") if len(cell.split()) > 40] == []
+
+
+def test_readme_shows_the_allowed_imports():
+  """README's map and the table of tests/test_house.py, which the test of imports enforces, are the same."""
+  house = ast.parse(pathlib.Path("tests/test_house.py").read_text())
+  (allowed,) = (node.value for node in house.body if isinstance(node, ast.Assign) and node.targets[0].id == "ALLOWED")
+  allowed = {wing: set(imports) for wing, imports in ast.literal_eval(allowed).items() if wing != "__init__"}
+  rows = re.findall(r"^\| `(\w+)(?:\.py|/)` \| [^|]+ \|([^|]*)\|$", pathlib.Path("README.md").read_text(), re.MULTILINE)
+  assert {wing: set(re.findall(r"\w+", imports)) for wing, imports in rows} == allowed
