@@ -14,6 +14,7 @@ LINK = re.compile(r"\]\(([^)\s]+)\)")
 FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 NAMED = re.compile(r"(?<![\w/.])((?:jet_jax|tests|configs|tools|docs)/[\w/.-]+\.(?:py|sh|md|json|png))")
 BETWEEN_MARKERS = re.compile(r"(<!-- results:\w+ -->).*?(?=<!-- /results -->)", re.DOTALL)
+NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?(?:e-?\d+)?")
 WITH_ERROR = re.compile(r"\d+\.\d+ ± \d+\.\d+")
 
 
@@ -52,6 +53,23 @@ def test_files_that_cite_a_figure_have_it(row):
     text = pathlib.Path(path).read_text()
     missing = [number for number in results.figure(row).split(" ± ") if number not in text]
     assert missing == [], f"{path} must cite {results.figure(row)}, see {results.RUNS}"
+
+
+def numbers(value):
+  """All numbers in a row of docs/results."""
+  if isinstance(value, dict | list):
+    return {number for part in (value.values() if isinstance(value, dict) else value) for number in numbers(part)}
+  return {float(value)} if isinstance(value, int | float) else set()
+
+
+@pytest.mark.parametrize("row", [row for row in ROWS if row.get("quoted")], ids=lambda row: row["id"])
+def test_a_measurement_in_the_text_of_a_page_is_that_of_the_results(row):
+  for page, text in row["quoted"].items():
+    assert text in " ".join(pathlib.Path(page).read_text().split()), (
+      f"{page} must say {text!r}, see {results.PERFORMANCE}"
+    )
+    quoted = {float(number.replace(",", "")) for number in NUMBER.findall(text)}
+    assert quoted <= numbers(row), f"{text!r} in {page} is not in the row {row['id']}"
 
 
 @pytest.mark.parametrize("path", [*PAGES, *sorted(pathlib.Path("configs").rglob("*.py"))], ids=str)
