@@ -7,6 +7,7 @@ import re
 import pytest
 
 from tools import results
+from tools.measuring import tables
 
 PAGES = sorted({*results.pages(), pathlib.Path("CONTRIBUTING.md"), pathlib.Path("CHANGELOG.md")})
 ROWS = results.evidence()
@@ -28,7 +29,7 @@ def figures_with_errors():
   """All figures with an error that docs/results has, at any number of decimals down to 3."""
   for row in ROWS:
     if row.get("bits_per_dim") is not None and "decimals" in row:
-      yield from (results.figure(row, most) for most in range(3, row["decimals"] + 1))
+      yield from (tables.figure(row, most) for most in range(3, row["decimals"] + 1))
 
 
 def test_readme_is_short():
@@ -41,18 +42,18 @@ def test_tables_are_those_of_the_figures():
 
 def test_every_table_is_shown_and_every_row_has_its_own_id():
   shown = {name for page in PAGES for _, name, _ in results.BLOCK.findall(page.read_text())}
-  assert shown == set(results.TABLES)
+  assert shown == set(tables.TABLES)
   ids = [row["id"] for row in ROWS]
   assert len(ids) == len(set(ids))
-  assert all(name in results.TABLES for row in ROWS for name in row.get("tables", ()))
+  assert all(name in tables.TABLES for row in ROWS for name in row.get("tables", ()))
 
 
 @pytest.mark.parametrize("row", [row for row in ROWS if row.get("cited_in")], ids=lambda row: row["id"])
 def test_files_that_cite_a_figure_have_it(row):
   for path in row["cited_in"]:
     text = pathlib.Path(path).read_text()
-    missing = [number for number in results.figure(row).split(" ± ") if number not in text]
-    assert missing == [], f"{path} must cite {results.figure(row)}, see {results.RUNS}"
+    missing = [number for number in tables.figure(row).split(" ± ") if number not in text]
+    assert missing == [], f"{path} must cite {tables.figure(row)}, see {results.RUNS}"
 
 
 def numbers(value):

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from tools import results
+from tools.measuring import tables
 
 
 def write_run(folder):
@@ -23,7 +24,7 @@ def test_a_run_is_recorded_by_its_last_evaluation(tmp_path):
   row = results.add(rows, "mine", results.result_of(tmp_path), "python -m jet_jax.train --config=c.py --workdir=DIR")
   assert rows == [row]
   assert (row["bits_per_dim"], row["stderr"], row["steps"], row["seeds"]) == (4.0, 0.02, 10, [3])
-  assert results.figure(row) == "4.000 ± 0.020"
+  assert tables.figure(row) == "4.000 ± 0.020"
 
 
 def test_an_evaluation_takes_the_place_of_the_metrics_and_a_row_keeps_its_label(tmp_path):
@@ -33,7 +34,7 @@ def test_an_evaluation_takes_the_place_of_the_metrics_and_a_row_keeps_its_label(
   rows = [{"id": "mine", "label": "`mine`", "command": "train", "spread": None, "decimals": 2, "tables": ["runs"]}]
   row = results.add(rows, "mine", results.result_of(tmp_path, evaluation), None)
   assert (row["label"], row["tables"], row["command"], row["steps"]) == ("`mine`", ["runs"], "train", 20)
-  assert results.figure(row) == "3.50 ± 0.01"
+  assert tables.figure(row) == "3.50 ± 0.01"
 
 
 def test_a_new_row_needs_its_command_and_a_run_needs_an_evaluation(tmp_path):
