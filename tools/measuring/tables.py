@@ -1,0 +1,233 @@
+"""Tables of README and docs: how each is written from the rows of docs/results."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+README_DECIMALS = 3  # of tables for a first look; the others show all that was measured
+
+Row = dict[str, Any]
+
+
+def table(head: str, rows: Iterable[Iterable[object]]) -> str:
+  """A Markdown table; `head` has its columns, separated by " | "."""
+  columns = head.split(" | ")
+  lines = [columns, ["---"] * len(columns), *rows]
+  return "".join("| " + " | ".join(str(cell) for cell in line) + " |\n" for line in lines)
+
+
+def plus_minus(pair: Iterable[float], decimals: int) -> str:
+  """A value and its error, "2.145 ± 0.019"."""
+  return " ± ".join(f"{number:.{decimals}f}" for number in pair)
+
+
+def figure(row: Row, most: int = 9) -> str:
+  """Bits/dim of a run with its error, at its own number of decimals or `most`; "none" if there is no figure."""
+  if row["bits_per_dim"] is None:
+    return "none"
+  error = row["stderr"] if row["spread"] is None else row["spread"]
+  return plus_minus([row["bits_per_dim"], *([] if error is None else [error])], min(row["decimals"], most))
+
+
+def training_cost(row: Row) -> str:
+  """Steps and minutes of a run, or its epochs."""
+  if "epochs" in row:
+    return f"{row['epochs']} epochs"
+  before = f"{row['pretraining_steps']:,} + " if "pretraining_steps" in row else ""
+  minutes = f", {row['minutes']:g} minutes" if row["minutes"] else ""
+  return f"{before}{row['steps']:,} steps{minutes}"
+
+
+def origin(row: Row) -> str:
+  """Source column of a run."""
+  return f"measured, {row['date']}" if row["source"] == "measured" else "published; not run here"
+
+
+def seeds(row: Row) -> str:
+  """Note on the number of seeds, if there are several."""
+  return f" ({len(row['seeds'])} seeds)" if len(row["seeds"]) > 1 else ""
+
+
+def bold_lowest(rows: list[Row]) -> list[str]:
+  """Figures of the rows, the lowest in bold."""
+  lowest = min(row["bits_per_dim"] for row in rows)
+  return [f"**{figure(row)}**" if row["bits_per_dim"] == lowest else figure(row) for row in rows]
+
+
+def runs_table(rows: list[Row]) -> str:
+  """Runs of README: measured and published."""
+  return table(
+    "run | data | bits/dim | training cost | source",
+    ([r["label"], r["data"], figure(r, README_DECIMALS) + seeds(r), training_cost(r), origin(r)] for r in rows),
+  )
+
+
+def configs_table(rows: list[Row]) -> str:
+  """Runs of configs/README.md, with notes."""
+  names = [row["config"].removeprefix("configs/") for row in rows]
+  return table(
+    "config | data | bits/dim | source | note",
+    ([f"`{name}`", row["data"], figure(row), origin(row), row["note"]] for name, row in zip(names, rows, strict=True)),
+  )
+
+
+def transfer_table(rows: list[Row]) -> str:
+  """Transfer against training from scratch."""
+  figures = zip(rows, bold_lowest(rows), strict=True)
+  return table(
+    "run | seeds | steps | bits/dim on 1,017 test images",
+    ([row["short"], len(row["seeds"]), row["steps"], text] for row, text in figures),
+  )
+
+
+def overfitting_table(rows: list[Row]) -> str:
+  """Bits/dim at the best evaluation and at the end, on test and on training images."""
+  return table(
+    "flow | runs | test images, best | test images, end | the 64 training images, end",
+    (
+      [
+        r["short"],
+        r["runs"],
+        figure(r),
+        *(plus_minus(r[name], r["decimals"]) for name in ("at_end", "training_at_end")),
+      ]
+      for r in rows
+    ),
+  )
+
+
+def architecture_table(rows: list[Row]) -> str:
+  """Kinds of split, and depth at equal cost."""
+  figures = zip(rows, bold_lowest(rows), strict=True)
+  return table(
+    "couplings × blocks | splits | seeds | bits/dim on 1,229 held-out images",
+    ([row["short"], row["splits"], len(row["seeds"]), text] for row, text in figures),
+  )
+
+
+def depth_table(rows: list[Row]) -> str:
+  """More couplings against deeper ones."""
+  figures = zip(rows, bold_lowest(rows), strict=True)
+  return table(
+    "couplings × blocks | seeds | bits/dim on 1,229 held-out images",
+    ([row["short"], len(row["seeds"]), text] for row, text in figures),
+  )
+
+
+def scale_floor_table(rows: list[Row]) -> str:
+  """Digits with and without a floor for the scales."""
+  return table(
+    "run of 2026-11-22 | bits/dim, 200 validation images | smallest scale, any input",
+    ([row["short"], figure(row), row["smallest_scale"]] for row in rows),
+  )
+
+
+def gradient_table(rows: list[Row]) -> str:
+  """Time and memory of a gradient, official code and ours."""
+  return table(
+    "model | code | ms | speedup | temporaries, MB",
+    (
+      [
+        row["model"] if code == "official" else "",
+        name,
+        f"{row[code + '_ms']:,}",
+        speedup(row, code),
+        row[code + "_mb"],
+      ]
+      for row in rows
+      for code, name in (("official", "official"), ("blocks", "ours, `remat=blocks`"), ("dots", "ours, `remat=dots`"))
+    ),
+  )
+
+
+def speedup(row: Row, code: str) -> str:
+  """Ratio of the official time to ours; empty for the official code."""
+  return f"{row[code + '_speedup']:.2f}×" if code != "official" else ""
+
+
+def spread_table(rows: list[Row]) -> str:
+  """Speedup over repeated runs."""
+  return table(
+    "model | runs | median speedup of `remat=blocks` | lowest and highest",
+    (
+      [r["model"], r["runs"], f"**{r['median_speedup']:.2f}×**", " and ".join(f"{x:.2f}×" for x in r["speedup_range"])]
+      for r in rows
+    ),
+  )
+
+
+def step_table(rows: list[Row]) -> str:
+  """Milliseconds of the other programs."""
+  (row,) = rows
+  names = {
+    "step_blocks_ms": "training step, `blocks`",
+    "step_dots_ms": "training step, `dots`",
+    "eval_ms": "evaluation",
+    "sample_ms": "sampling",
+  }
+  return table("milliseconds a batch | " + " | ".join(row["models"]), ([t, *row[name]] for name, t in names.items()))
+
+
+def reading_table(rows: list[Row]) -> str:
+  """Images read a second."""
+  (row,) = rows
+  return table(
+    "images/s | threads | 1 worker | 2 workers",
+    ([name, *(f"{rate:,}" for rate in rates)] for name, rates in row["images_per_second"].items()),
+  )
+
+
+def official_table(rows: list[Row]) -> str:
+  """Comparison of README: the official code beside ours."""
+  by_id = {row["id"]: row for row in rows}
+  small, wide, pod = by_id["gradient_small"], by_id["gradient_wide"], by_id["pod_64x5"]
+  bits = by_id["cifar10_parity"], by_id["cifar10_parity_official"]
+  difference = f"{by_id['parity']['bits_per_dim_difference']:.0e}".replace("e-0", "e-")
+  return table(
+    "quantity | official | jet_jax",
+    [
+      ["bits/dim on the same weights", "reference", f"the same to {difference}"],
+      ["CIFAR-10 subset, 800 steps", figure(bits[1]), figure(bits[0])],
+      *(
+        [f"gradient on 2 CPU cores, {r['model'].split(', batch')[0]}", "1×", f"{r['median_speedup']:.2f}× faster"]
+        for r in (small, wide)
+      ),
+      [
+        "memory of each of 256 v5e chips (16 GB), 64 × 5, batch 1,024",
+        f"{pod['official_hbm_gb']} GB",
+        f"{pod['hbm_gb']['blocks']:.2f} GB, state split over 16",
+      ],
+    ],
+  )
+
+
+# Name of a table -> how it is written, and its rows: ids of docs/results, or None for those that name the table.
+TABLES: dict[str, tuple[Callable[[list[Row]], str], tuple[str, ...] | None]] = {
+  "runs": (runs_table, None),
+  "configs": (configs_table, None),
+  "transfer": (transfer_table, None),
+  "overfitting": (overfitting_table, None),
+  "architecture": (architecture_table, None),
+  "depth": (depth_table, None),
+  "scale_floor": (scale_floor_table, None),
+  "gradient": (gradient_table, ("gradient_small", "gradient_wide")),
+  "gradient_spread": (spread_table, ("gradient_small", "gradient_wide")),
+  "step": (step_table, ("step",)),
+  "reading": (reading_table, ("reading",)),
+  "official": (
+    official_table,
+    ("gradient_small", "gradient_wide", "parity", "pod_64x5", "cifar10_parity", "cifar10_parity_official"),
+  ),
+}
+
+
+def render(name: str, rows: list[Row]) -> str:
+  """Markdown of one table.
+
+  Raises:
+    ValueError: a name that `TABLES` does not have.
+  """
+  if name not in TABLES:
+    raise ValueError(f"there is no table results:{name}; use one of {', '.join(TABLES)}")
+  write, ids = TABLES[name]
+  chosen = [row for row in rows if (name in row.get("tables", ()) if ids is None else row["id"] in ids)]
+  return write(chosen)

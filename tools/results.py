@@ -1,0 +1,129 @@
+"""Writes the tables of README, configs/README.md and docs from the figures in docs/results.
+
+  python -m tools.results            rewrites the tables between their markers
+  python -m tools.results --check    changes nothing; fails if a table differs from the figures
+  python -m tools.results --add=WORKDIR --id=digits [--evaluation=FILE] [--command=...]    records a run, then rewrites
+
+A table stands between `<!-- results:NAME -->` and `<!-- /results -->`. NAME is a key of `measuring.tables.TABLES`.
+`--add` reads `config.json` and the last evaluation in `metrics.jsonl` of a work directory. FILE, if given, holds the
+output of `jet_jax.evaluate` and replaces that evaluation. An existing row keeps its label, tables and notes.
+"""
+
+import argparse
+import datetime
+import json
+import pathlib
+import re
+import subprocess
+import sys
+
+from tools.measuring.tables import Row, render
+
+RUNS = pathlib.Path("docs/results/runs.json")
+PERFORMANCE = pathlib.Path("docs/results/performance.json")
+BLOCK = re.compile(r"(<!-- results:(\w+) -->\n).*?(<!-- /results -->)", re.DOTALL)
+
+
+def evidence() -> list[Row]:
+  """All rows of docs/results."""
+  return [row for path in (RUNS, PERFORMANCE) for row in json.loads(path.read_text())]
+
+
+def pages() -> list[pathlib.Path]:
+  """Markdown files that may hold tables."""
+  return [pathlib.Path("README.md"), pathlib.Path("configs/README.md"), *sorted(pathlib.Path("docs").rglob("*.md"))]
+
+
+def with_tables(text: str, rows: list[Row]) -> str:
+  """The text of a page, with its tables written anew from the figures."""
+  return BLOCK.sub(lambda block: block[1] + render(block[2], rows) + block[3], text)
+
+
+def drifted(rows: list[Row]) -> list[pathlib.Path]:
+  """Pages whose tables differ from the figures."""
+  return [page for page in pages() if with_tables(page.read_text(), rows) != page.read_text()]
+
+
+def result_of(workdir: pathlib.Path, evaluation: pathlib.Path | None = None) -> Row:
+  """Bits/dim of the run in a work directory, with error, step and seed.
+
+  Raises:
+    ValueError: no evaluation in `metrics.jsonl`, and none given.
+  """
+  config = json.loads((workdir / "config.json").read_text())
+  if evaluation is not None:
+    last = json.loads(evaluation.read_text().splitlines()[-1])
+    prefix = ""
+  else:
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    lines = [line for line in lines if line.get("val/bits_per_dim") is not None]
+    if not lines:
+      raise ValueError(f"{workdir}/metrics.jsonl has no val/bits_per_dim; give the output of jet_jax.evaluate")
+    last, prefix = lines[-1], "val/"
+  return {
+    "bits_per_dim": round(last[prefix + "bits_per_dim"], 4),
+    "stderr": round(last[prefix + "bits_per_dim_stderr"], 4),
+    "steps": last["step"],
+    "seeds": [config["seed"]],
+  }
+
+
+def add(rows: list[Row], id: str, result: Row, command: str | None) -> Row:
+  """Updates or appends the row of a run in `rows`, in place, and returns it.
+
+  Raises:
+    ValueError: a new row without the command that made it.
+  """
+  row = next((row for row in rows if row["id"] == id), None)
+  if row is None:
+    if not command:
+      raise ValueError(f"{id} is a new row; give the --command that trained it")
+    empty = dict.fromkeys(("config", "data", "minutes", "hardware", "spread"))
+    row = {"id": id, "label": id, **empty, "decimals": 3, "note": "", "tables": [], "cited_in": []}
+    rows.append(row)
+  row |= result | {"date": datetime.date.today().isoformat(), "commit": commit(), "source": "measured"}
+  row["command"] = command or row["command"]
+  return row
+
+
+def commit() -> str | None:
+  """Short name of the commit that is checked out, if there is one."""
+  result = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+  return result.stdout.strip() or None
+
+
+def save(path: pathlib.Path, rows: list[Row]) -> None:
+  """Writes rows as JSON, one a line, so that a change of one figure is a change of one line."""
+  path.write_text("[\n" + ",\n".join("  " + json.dumps(row, ensure_ascii=False) for row in rows) + "\n]\n")
+
+
+def main(argv=None) -> None:
+  """Rewrites or checks the tables and prints one JSON object: the pages that changed, or differ."""
+  parser = argparse.ArgumentParser(prog="python -m tools.results", description="Tables of README and docs.")
+  parser.add_argument("--check", action="store_true", help="change nothing; status 1 if a table is out of date")
+  parser.add_argument("--add", type=pathlib.Path, help="work directory of a run to record")
+  parser.add_argument("--id", help="row of docs/results/runs.json that --add writes")
+  parser.add_argument("--evaluation", type=pathlib.Path, help="output of jet_jax.evaluate, in place of metrics.jsonl")
+  parser.add_argument("--command", help="command that trained the run, for a new row")
+  args = parser.parse_args(argv)
+  if bool(args.add) != bool(args.id) or (args.add and args.check):
+    parser.error("--add and --id go together, without --check")
+  if args.add:
+    rows = json.loads(RUNS.read_text())
+    try:
+      add(rows, args.id, result_of(args.add, args.evaluation), args.command)
+    except (ValueError, OSError) as error:
+      sys.exit(f"error: {error}")
+    save(RUNS, rows)
+  rows = evidence()
+  changed = drifted(rows)
+  if not args.check:
+    for page in changed:
+      page.write_text(with_tables(page.read_text(), rows))
+  print(json.dumps({"differing" if args.check else "rewritten": [str(page) for page in changed]}))
+  if args.check and changed:
+    sys.exit("error: tables differ from docs/results; run python -m tools.results")
+
+
+if __name__ == "__main__":
+  main()
