@@ -45,9 +45,10 @@ class Jet(nn.Module):
     spatial: patterns of the spatial couplings, repeated over those; see `splits.spatial_row`.
     scale_bound: the largest factor by which a coupling can stretch a dimension.
     scale_floor: the smallest factor; the inverse stretches a dimension by at most 1 / scale_floor in a coupling.
-    dtype: in which the transformers compute, "float32" or "bfloat16"; all else is float32.
-    remat: what the backward pass recomputes: "none" (most memory), "dots" (all but the dense layers), "blocks" (each
-      block from what entered it), "full" (each coupling likewise), or "auto" (in training the first that fits).
+    dtype: of the transformers' computation, "float32" or "bfloat16"; all else is float32.
+    remat: results that the backward pass recomputes: "none" (needs the most memory), "dots" (all but the dense layers),
+      "blocks" (each transformer block from its input), "full" (each coupling from its input), or "auto" (training takes
+      the first of dots, blocks and full that fits).
     layers: invertible layers in front of each coupling, by their names in `flow.LAYERS`; the paper has none.
     attention: implementation, "xla" (everywhere), "cudnn" (GPUs) or "splash" (TPUs); see `attention.check_supported`.
   """
@@ -157,7 +158,7 @@ class Jet(nn.Module):
   def check(self, image_shape: Sequence[int], draws_splits: bool = True) -> None:
     """Raises ValueError, naming value, rule and fix, if this flow cannot run on images of shape (H, W, C).
 
-    A flow whose permutations are given, from elsewhere perhaps, has no splits to draw by `kinds` and `spatial`.
+    With `draws_splits=False` the permutations are given, and `kinds` and `spatial` are not checked.
     """
     height, width, channels = image_shape
     for name in ("couplings", "block_depth", "width", "heads", "patch_size", "scale_bound"):
@@ -183,7 +184,7 @@ class Jet(nn.Module):
     if not 0 <= self.scale_floor < self.scale_bound / 2:
       raise ValueError(
         f"scale_floor={self.scale_floor} must be at least 0 and less than half of scale_bound={self.scale_bound}, "
-        "which is where a scale starts"
+        "where a scale starts"
       )
     if draws_splits:
       grid = (height // self.patch_size, width // self.patch_size)

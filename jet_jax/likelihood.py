@@ -1,8 +1,8 @@
-"""From uint8 pixels to bits per dimension and back. Scale, bin width and the constant of bits/dim are fixed here, once.
+"""Uint8 pixels to bits per dimension and back. Scale, bin width and the constant of bits/dim are fixed here, once.
 
-A pixel value u in {0 .. levels - 1} stands for the bin [u, u + 1) * bin_width - 1 of the real line, so that an image
-lies in [-1, 1 + bin_width). Uniform noise inside the bin makes it continuous; the density of the flow integrated over a
-bin is the probability of its pixel value, and E[-log density] - log(bin volume) bounds -log probability from above.
+A pixel value u in {0 .. levels - 1} is the bin [u, u + 1) * bin_width - 1 of the real line, so an image lies in
+[-1, 1 + bin_width). Uniform noise inside the bin makes it continuous. The density of the flow, integrated over a bin,
+is the probability of its pixel value. E[-log density] - log(bin volume) bounds -log probability from above.
 """
 
 import math
@@ -17,9 +17,9 @@ PerImage = Float[Array | np.ndarray, "batch"]  # nats or bits
 Keys = Key[Array, "batch"]
 
 LEVELS = 256  # of 8-bit images
-# Noise keeps this far from the edges of its bin, in bins, and quantize shifts by half of it: more than four float32
-# roundings of a number below 2 at 256 levels (4 * 2**-24 * 255 / 2), so that quantize undoes dequantize for every draw
-# and without noise too. It moves one draw in 4096, by less than itself.
+# Distance of the noise from the edges of its bin, in bins; quantize shifts by half of it. It is more than four float32
+# roundings of a number below 2 at 256 levels (4 * 2**-24 * 255 / 2), so quantize undoes dequantize for every draw, and
+# without noise too. It changes one draw in 4096, by less than 2**-13 of a bin.
 EDGE = 2.0**-13
 
 
@@ -29,11 +29,11 @@ def bin_width(levels: int = LEVELS) -> float:
 
 
 def example_keys(key: Key[Array, ""], index: Integer[Array | np.ndarray, "batch"]) -> Keys:
-  """One PRNG key an example, so that its draws do not depend on the batch it comes in.
+  """One PRNG key for each example, so that its draws do not depend on its batch.
 
   Args:
     key: a PRNG key.
-    index: int (B,), which example it is.
+    index: int (B,), number of each example.
 
   Returns:
     PRNG keys (B,).
@@ -60,7 +60,7 @@ def dequantize(
 
 
 def quantize(x: Images, levels: int = LEVELS) -> UInt8[Array, "batch height width channels"]:
-  """The real line to pixels: the inverse of `dequantize`; what lies outside the range takes the nearest value.
+  """The real line to pixels: the inverse of `dequantize`; values outside the range become the nearest pixel value.
 
   Args:
     x: float (B, H, W, C).

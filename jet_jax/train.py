@@ -41,7 +41,7 @@ class Job:
   """A run with its data and its work directory, ready to start.
 
   Attributes:
-    run: what trains.
+    run: flow, optimizer and devices.
     workdir: claimed for this process.
     batches: of training images; batch k is that of step k.
     validation: examples of the validation split.
@@ -106,7 +106,7 @@ def start_state(job: Job, init_key, checkpoints: Checkpoints) -> TrainState:
 
 @dataclasses.dataclass(frozen=True)
 class Programs:
-  """What a run compiles: the training step, (state, images, key) -> (state, metrics), and what comes between steps."""
+  """Compiled programs of a run: the training step, (state, images, key) -> (state, metrics), evaluation and sampling."""
 
   train_step: Callable
   evaluator: Evaluator

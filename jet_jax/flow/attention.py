@@ -30,7 +30,7 @@ def check_supported(implementation: str, device, dtype: str, head_dim: int, toke
 
   Args:
     implementation: one of `IMPLEMENTATIONS`.
-    device: one of JAX's, there or to compile for.
+    device: a JAX device, or one of a topology to compile for.
     dtype: of the predictor.
     head_dim: width of a head.
     tokens: of an image.
@@ -67,7 +67,7 @@ def _compute_capability(device) -> float:
 
 
 def attend(query: Rows, key: Rows, value: Rows, *, tokens: int, heads: int, implementation: str = "xla") -> Rows:
-  """softmax(query key^T / sqrt(head_dim)) value, in each image and head; the softmax is in float32 at least.
+  """Returns softmax(query key^T / sqrt(head_dim)) value, in each image and head; the softmax is at least in float32.
 
   Args:
     query, key, value: (B * tokens, heads * head_dim), of one dtype.
@@ -92,14 +92,14 @@ def _xla(query, key, value):
   query = query / jnp.sqrt(query.shape[-1]).astype(query.dtype)
   dtype = jnp.promote_types(query.dtype, jnp.float32)
   scores = jnp.matmul(query, key.mT, preferred_element_type=dtype)
-  # Divided after the product: tokens x head_dim numbers instead of tokens x tokens, and one such matrix less to keep.
+  # Dividing after the product touches tokens x head_dim numbers instead of tokens x tokens, and keeps one matrix less.
   weights = jnp.exp(scores - jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True)))
   mixed = weights.astype(value.dtype) @ value
   return (mixed / jnp.sum(weights, axis=-1, keepdims=True)).astype(value.dtype)
 
 
 def _splash(query, key, value, interpret: bool = False):
-  # Imported here, because it takes a second and few runs need it.
+  # The import takes a second, and few runs need it.
   from jax.experimental.pallas.ops.tpu import splash_attention  # noqa: PLC0415
 
   _, heads, tokens, head_dim = query.shape
@@ -117,6 +117,6 @@ def _splash(query, key, value, interpret: bool = False):
 
   if not knows_mesh():
     return attend_some(query, key, value)
-  # XLA cannot split a kernel that it does not know: each device computes its images.
+  # XLA cannot partition a custom kernel: each device computes its own images.
   images = PartitionSpec(AXES)
   return jax.shard_map(attend_some, in_specs=images, out_specs=images, check_vma=False)(query, key, value)

@@ -1,10 +1,10 @@
-"""How each coupling splits an image in two halves: one index table for every kind of split.
+"""Splits of the image in two halves, one for each coupling: one index table holds every kind of split.
 
-The patchified image is `tokens` tokens of `token_dim` numbers, `dims = tokens * token_dim` in all. A coupling reads
-these numbers in the order of its row of an int32 table `(couplings, dims)`: the first half of the row is the half that
-conditions, the second half the one that is transformed, and either is again `tokens` tokens, now `token_dim / 2` wide.
+The patchified image is `tokens` tokens of `token_dim` numbers, `dims = tokens * token_dim` in all. The table is int32
+`(couplings, dims)`, and each row is an order of these numbers. The first half of a row conditions its coupling, the
+second half is transformed. Each half is again `tokens` tokens, now `token_dim / 2` wide.
 
-Channel splits and spatial splits (Jet, section 2) are both such rows, so that nothing else asks which is which.
+Channel splits and spatial splits (Jet, section 2) are both rows of this table, so no other code distinguishes them.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Array, Int, Key
 
 KINDS = ("channels", "spatial")
-# Which tokens condition, from the row and column of a token in the grid of patches.
+# True for a token that conditions, by its row and column in the grid of patches.
 SPATIAL_PATTERNS = {
   "checkerboard": lambda row, column: (row + column) % 2 == 0,
   "vstripes": lambda row, column: column % 2 == 0,
@@ -29,9 +29,9 @@ PATTERNS = tuple(name + suffix for name in SPATIAL_PATTERNS for suffix in ("", I
 
 
 def spatial_row(pattern: str, grid: tuple[int, int], token_dim: int) -> np.ndarray:
-  """The table row of a spatial split: half of the tokens condition, the other half is transformed.
+  """Returns the table row of a spatial split: half of the tokens condition, the other half is transformed.
 
-  A half keeps its tokens in row-major order, and each of them is cut into two adjacent tokens of half the width.
+  A half keeps its tokens in row-major order. Each token is cut into two adjacent tokens of half the width.
 
   Args:
     pattern: a key of `SPATIAL_PATTERNS`, with or without the suffix "-inv".
@@ -42,7 +42,7 @@ def spatial_row(pattern: str, grid: tuple[int, int], token_dim: int) -> np.ndarr
     int32 (rows * columns * token_dim,).
 
   Raises:
-    ValueError: unknown pattern, or a grid that the pattern does not cut in equal halves.
+    ValueError: an unknown pattern, or one that does not cut the grid in equal halves.
   """
   name = pattern.removesuffix(INVERTED)
   if name not in SPATIAL_PATTERNS:
@@ -63,20 +63,20 @@ def spatial_row(pattern: str, grid: tuple[int, int], token_dim: int) -> np.ndarr
 
 
 def patterns_of(row: np.ndarray, grid: tuple[int, int], token_dim: int) -> list[str]:
-  """The patterns whose `spatial_row` this is: one, or none, or on a grid that is one patch high or wide more."""
+  """Returns the patterns whose `spatial_row` is `row`: at most one, or several on a grid one patch high or wide."""
   found = []
   for pattern in PATTERNS:
-    with contextlib.suppress(ValueError):  # this grid cannot be cut so
+    with contextlib.suppress(ValueError):  # the pattern does not halve this grid
       if np.array_equal(row, spatial_row(pattern, grid, token_dim)):
         found.append(pattern)
   return found
 
 
 def channel_rows(orders: Int[Array, "couplings channels"], tokens: int) -> Int[Array, "couplings dims"]:
-  """Table rows of channel splits: in every token the first half of the channels in its order conditions.
+  """Returns the table rows of channel splits.
 
   Args:
-    orders: int32 (couplings, token_dim), each row a permutation of the channels of a token.
+    orders: int32 (couplings, token_dim), each row an order of the channels of a token; the first half conditions.
     tokens: number of tokens.
 
   Returns:
@@ -96,10 +96,10 @@ def coupling_table(
   grid: tuple[int, int],
   token_dim: int,
 ) -> Int[Array, "couplings dims"]:
-  """Draws the table of a whole flow: `kinds` repeats over the couplings, `spatial` over the spatial ones.
+  """Draws the table of a flow: `kinds` repeats over the couplings, `spatial` over the spatial couplings.
 
   Args:
-    key: PRNG key; every channel split permutes its channels anew (Jet, section 2).
+    key: PRNG key; each channel split has a random order of its own (Jet, section 2).
     couplings: number of couplings.
     kinds: sequence of "channels" and "spatial".
     spatial: sequence of patterns, see `spatial_row`.
@@ -122,36 +122,37 @@ def coupling_table(
 
 
 def move_table(table: np.ndarray, token_dim: int, grid: tuple[int, int], new_grid: tuple[int, int]) -> np.ndarray:
-  """The table of the same flow on another grid of patches.
+  """Moves the table of a flow to another grid of patches.
 
-  A channel split orders the channels of every token as before; a spatial split has its pattern on the new grid.
+  A channel split keeps its order of the channels of a token. A spatial split keeps its pattern.
 
   Args:
     table: int32 (couplings, dims), for `grid`.
     token_dim: numbers in a token, on either grid.
     grid: rows and columns of patches.
-    new_grid: those that the result is for.
+    new_grid: rows and columns of the result.
 
   Returns:
     int32 (couplings, new dims).
 
   Raises:
-    ValueError: a row that is neither split, or one that is two patterns alike on the old grid but not on the new, or a
-      pattern that does not cut the new grid in equal halves.
+    ValueError: a row that is no known split, a row that fits two patterns which differ on the new grid, or a pattern
+      that does not cut the new grid in equal halves.
   """
   tokens, new_tokens = math.prod(grid), math.prod(new_grid)
 
   def moved(number, row):
-    order = row.reshape(2, tokens, token_dim // 2)[:, 0].reshape(1, token_dim)  # of the first token, if of channels
+    # The order of the first token's channels, if this is a channel split.
+    order = row.reshape(2, tokens, token_dim // 2)[:, 0].reshape(1, token_dim)
     if np.array_equal(row, channel_rows(order, tokens)[0]):
       return np.asarray(channel_rows(order, new_tokens)[0])
     patterns = patterns_of(row, grid, token_dim)
     rows = np.unique([spatial_row(pattern, new_grid, token_dim) for pattern in patterns], axis=0) if patterns else ()
     if len(rows) != 1:
-      named = f"is {' and '.join(patterns)} alike" if patterns else "has no name"
+      named = f"fits {' and '.join(patterns)}" if patterns else "has no known pattern"
       raise ValueError(
-        f"the split of {grid[0]}x{grid[1]} patches by coupling {number} {named}, so that it is not known how it would "
-        f"split {new_grid[0]}x{new_grid[1]}; use images of the size that the flow was trained on"
+        f"the split of {grid[0]}x{grid[1]} patches by coupling {number} {named}, so it cannot be moved to "
+        f"{new_grid[0]}x{new_grid[1]} patches; use images of the size that the flow was trained on"
       )
     return rows[0]
 
@@ -159,7 +160,7 @@ def move_table(table: np.ndarray, token_dim: int, grid: tuple[int, int], new_gri
 
 
 def check_splits(kinds: Sequence[str], spatial: Sequence[str], grid: tuple[int, int], token_dim: int) -> None:
-  """Raises ValueError if some coupling could not cut the image in two equal halves; arguments as `coupling_table`."""
+  """Raises ValueError if a coupling could not cut the image in two equal halves; arguments as in `coupling_table`."""
   unknown = [kind for kind in kinds if kind not in KINDS]
   if unknown or not kinds:
     raise ValueError(f"kinds={tuple(kinds)!r} must be a sequence of 'channels' and 'spatial', at least one long")

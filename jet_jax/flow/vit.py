@@ -1,7 +1,7 @@
 """The predictor inside a coupling: a pre-LayerNorm Vision Transformer with a zero-initialized head.
 
-Between attentions all tokens of the batch are rows of one matrix, `(b n) width`: a dense layer is then a plain matrix
-product, which XLA runs up to 2.8x faster on a CPU than the same product on `(b, n, width)`.
+Between attentions, all tokens of the batch are rows of one matrix, `(b n) width`. A dense layer is then a plain matrix
+product. XLA runs it up to 2.8x faster on a CPU than the same product on `(b, n, width)`.
 """
 
 import functools
@@ -62,7 +62,7 @@ class Mlp(nn.Module):
 class ViT(nn.Module):
   """Predicts the bias and the raw scale of a coupling from the half that conditions (Jet, section 2).
 
-  The head starts at zero, so that a new coupling predicts zero for both whatever it reads.
+  The head starts at zero: a new predictor returns zero for both, whatever its input.
 
   Attributes:
     block_depth: transformer blocks.

@@ -16,17 +16,17 @@ CHUNK = 256  # images in one pass through the flow, at most
 
 
 def sample_step(variables, key, index, temperature, *, model, image_shape, levels) -> tuple[jax.Array, jax.Array]:
-  """Images from the flow: latents from the prior, one inverse pass, rounded to pixels.
+  """Draws images from the flow: latents from the prior, one inverse pass, rounded to pixels.
 
   Args:
     variables: `params` and `permutations`.
     key: of the latents.
-    index: int32 (B,), number of each image; an image depends on `key` and its number alone, not on its batch.
+    index: int32 (B,), number of each image; an image depends on `key` and its number alone.
     temperature: factor on the latents; below 1 samples are smoother and less varied.
     model, image_shape, levels: constants of the run; (H, W, C).
 
   Returns:
-    uint8 (B, H, W, C), and bool (B,), whether all numbers of the image were finite: a pixel of NaN is any.
+    uint8 (B, H, W, C), and bool (B,), True if all numbers of the image were finite; else its pixels mean nothing.
   """
   z = temperature * likelihood.sample_prior(likelihood.example_keys(key, index), image_shape)
   x, _ = model.apply(variables, z, method="inverse")
@@ -34,7 +34,7 @@ def sample_step(variables, key, index, temperature, *, model, image_shape, level
 
 
 def sample_program(model, image_shape, levels: int, mesh):
-  """(variables, key, index int32 (B,), temperature) -> what `sample_step` returns, on every device."""
+  """(variables, key, index int32 (B,), temperature) -> the results of `sample_step`, on every device."""
   step = functools.partial(sample_step, model=model, image_shape=tuple(image_shape), levels=levels)
   return jax.jit(on_mesh(mesh, step), out_shardings=sharding.replicated(mesh))
 
@@ -46,18 +46,18 @@ def sample_arguments(variables, num: int, mesh):
 
 
 class Sampler:
-  """Draws images, so many at a time that memory does not grow with their number.
+  """Draws images in chunks, so that memory does not grow with their number.
 
   Args:
     model: the flow.
     image_shape: (H, W, C).
     levels: number of pixel values.
-    num: images a call.
-    mesh: devices that share the work.
+    num: images of a call.
+    mesh: devices.
     at_once: images in one pass through the flow, at most CHUNK.
 
   Attributes:
-    num_nonfinite: images of the last call with a number that is NaN or infinite. Their pixels mean nothing.
+    num_nonfinite: images of the last call with a NaN or infinite number; their pixels mean nothing.
   """
 
   def __init__(self, model, image_shape, levels: int, num: int, mesh, at_once: int = CHUNK):
@@ -80,11 +80,11 @@ class Sampler:
     self._step = compile_to_fit("sampling", self._program.lower(*arguments), limit, beside)
 
   def __call__(self, variables, seed: int = 0, temperature: float = 1.0) -> np.ndarray:
-    """All images at once: uint8 (num, H, W, C) in {0 .. levels - 1}; arguments as for `chunks`."""
+    """Draws all images: uint8 (num, H, W, C) in {0 .. levels - 1}; arguments as for `chunks`."""
     return np.concatenate(list(self.chunks(variables, seed, temperature)))
 
   def chunks(self, variables, seed: int = 0, temperature: float = 1.0) -> Iterator[np.ndarray]:
-    """The images, some at a time, while the devices draw the next. Image i depends on `seed` and i alone.
+    """Yields images in chunks, while the devices draw the next chunk. Image i depends on `seed` and i alone.
 
     Args:
       variables: `params` and `permutations`.

@@ -8,9 +8,9 @@ from jet_jax.devices.compile import bytes_a_device
 def forward_flops(model, image_shape) -> int:
   """Floating-point operations of the predictors for one image in one direction: 2 for each multiply-add of a matrix.
 
-  A coupling reads N tokens of K/2 numbers, whichever way it splits:
+  A coupling reads N tokens of K/2 numbers, for either kind of split:
   embed N·K/2·w, in each block 4·N·w² (query, key, value, out), 2·N²·w (attention) and 8·N·w² (MLP), head N·w·K.
-  Norms, softmax, GELU and the affine maths are left out, as is customary.
+  Norms, softmax, GELU and the affine maths are not counted, as is customary.
 
   Args:
     model: a `Jet`.
@@ -24,12 +24,12 @@ def forward_flops(model, image_shape) -> int:
 
 
 def train_flops(model, image_shape) -> int:
-  """Operations of a training step for one image: forward, and twice that backward; recomputation is not counted."""
+  """Operations of a training step for one image: three times `forward_flops`; recomputation is not counted."""
   return 3 * forward_flops(model, image_shape)
 
 
 def describe(config, model, state_shapes, mesh, num_examples: int, total_steps: int) -> str:
-  """Two lines on a run: what it is, and what it will take."""
+  """Two lines on the size and the cost of a run."""
   parameters = sum(leaf.size for leaf in jax.tree.leaves(state_shapes.params))
   plural = "s" * (mesh.size > 1)
   seen = total_steps * config.batch_size

@@ -10,7 +10,7 @@ from jet_jax.devices import sharding
 from jet_jax.devices.compile import compile_to_fit, key_shape, on_mesh
 from jet_jax.training.step import eval_step
 
-NOISE_SEED = 0  # the same noise for every run and step, so that differences are the models'
+NOISE_SEED = 0  # fixed, so that differences between runs and steps come from the models
 
 
 def eval_program(model, levels: int, mesh):
@@ -32,9 +32,10 @@ class Evaluator:
   Args:
     model: the flow.
     levels: number of pixel values.
-    source: examples, from `sources.open_source`.
-    batch_size: images at a time. The figure does not depend on it: noise is keyed by example.
-    mesh: devices; the batch size is rounded up to a multiple of their number.
+    source: examples of the data set.
+    batch_size: images at a time, rounded up to a multiple of the devices. Results do not depend on it, because noise is
+      keyed by example.
+    mesh: devices.
   """
 
   def __init__(self, model, levels: int, source, batch_size: int, mesh):
@@ -57,18 +58,18 @@ class Evaluator:
     arguments = eval_arguments(variables, image_shape, self.batch_size, self.mesh)
     self._step = compile_to_fit("evaluation", self._program.lower(*arguments), limit, beside)
 
-  @np.errstate(invalid="ignore")  # what is not finite is counted
+  @np.errstate(invalid="ignore")  # non-finite values are counted
   def __call__(self, variables, noise_samples: int = 1) -> dict[str, float]:
-    """Bits per dimension, averaged over images and over draws of the noise.
+    """Measures bits per dimension, averaged over images and over draws of the noise.
 
     Args:
       variables: `params` and `permutations`.
-      noise_samples: draws of the dequantization noise an image.
+      noise_samples: draws of the dequantization noise for each image.
 
     Returns:
-      "bits_per_dim", its standard error over images "bits_per_dim_stderr", "num_images", "noise_samples", and
-      "num_nonfinite", images whose figure is NaN or infinite; any such image makes the mean so too. "num_bad_images"
-      were skipped, as the config allows.
+      "bits_per_dim"; its standard error over images, "bits_per_dim_stderr"; "num_images"; "noise_samples";
+      "num_nonfinite", the images with a NaN or infinite result, any of which makes the mean non-finite;
+      "num_bad_images", the unreadable images that were skipped as the config allows.
     """
     keys = [jax.random.fold_in(jax.random.key(NOISE_SEED), draw) for draw in range(noise_samples)]
     bits = []

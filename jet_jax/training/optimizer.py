@@ -2,7 +2,7 @@
 
 import optax
 
-from jet_jax.training.param_groups import scale_parts
+from jet_jax.training.param_groups import scale_groups
 
 
 def schedule(total_steps: int, warmup_steps: int) -> optax.Schedule:
@@ -11,14 +11,18 @@ def schedule(total_steps: int, warmup_steps: int) -> optax.Schedule:
 
 
 def make_optimizer(config, total_steps: int, warmup_steps: int) -> optax.GradientTransformation:
-  """`update = -schedule(step) * (lr * adam(clipped gradient) + wd * parameter)`, times the factor of a part.
+  """`update = -schedule(step) * (lr * adam(clipped gradient) + wd * parameter)`, times its group's factor.
 
   Weight decay reaches all parameters and follows the schedule's shape, not the learning rate (the released
   configs/proj/jet/imagenet64.py of big_vision; optax.adamw would multiply it by lr).
 
   Args:
-    config: resolved config; `lr`, `wd`, `adam_*`, `clip_norm` and `part_rates` are read; ValueError: see `scale_parts`.
-    total_steps, warmup_steps: length of the run, and how many of these warm up.
+    config: resolved config; `lr`, `wd`, `adam_*`, `clip_norm` and `part_rates` are read.
+    total_steps: length of the run.
+    warmup_steps: steps of linear warm-up among them.
+
+  Raises:
+    ValueError: a rule of `part_rates`, see `scale_groups`.
   """
   return optax.chain(
     optax.clip_by_global_norm(config.clip_norm),
@@ -26,5 +30,5 @@ def make_optimizer(config, total_steps: int, warmup_steps: int) -> optax.Gradien
     optax.scale(config.lr),
     optax.add_decayed_weights(config.wd),
     optax.scale_by_learning_rate(schedule(total_steps, warmup_steps)),
-    scale_parts(config.part_rates),
+    scale_groups(config.part_rates),
   )

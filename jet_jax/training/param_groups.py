@@ -1,4 +1,4 @@
-"""Rates by part: the updates of some parameters made smaller or larger, or nothing at all, which freezes them."""
+"""Learning-rate factors for groups of parameters, chosen by their paths; a factor of 0 freezes a group."""
 
 import math
 import re
@@ -8,17 +8,17 @@ import jax
 import optax
 
 
-def scale_parts(rules: Sequence[str]) -> optax.GradientTransformation:
-  """Multiplies the updates of some parameters; those of factor 0 stay as they are in every bit.
+def scale_groups(rules: Sequence[str]) -> optax.GradientTransformation:
+  """Multiplies the updates of groups of parameters; a group of factor 0 keeps its bits.
 
-  All gradients count in the norm that is clipped, and frozen parameters have moments too: nothing is spared.
+  The clipped norm includes the gradients of frozen parameters, and these have moments too: freezing saves no memory.
 
   Args:
-    rules: "PATTERN=FACTOR" each, as "block0=0.1": a regular expression that is looked for in the path of a parameter
-      (couplings/vit/block0_mlp/up/kernel), and a number from 0 on. A parameter goes by the first that is found.
+    rules: "PATTERN=FACTOR" each, as "block0=0.1": a regular expression, searched in the path of a parameter
+      (couplings/vit/block0_mlp/up/kernel), and a factor of at least 0. The first rule that matches applies.
 
   Raises:
-    ValueError: a rule that cannot be read; at `init`, one that no parameter goes by.
+    ValueError: a rule that cannot be read; at `init`, one that matches no parameter.
   """
   factors = [_parse(rule) for rule in rules]
 
@@ -30,7 +30,7 @@ def scale_parts(rules: Sequence[str]) -> optax.GradientTransformation:
     used = {rule_of(name) for name in names}
     for i, rule in enumerate(rules):
       if i not in used:
-        raise ValueError(f"part_rates: no parameter goes by {rule!r}; drop it, or match one of {', '.join(names)}")
+        raise ValueError(f"part_rates: {rule!r} matches no parameter; drop it, or match one of {', '.join(names)}")
     return optax.EmptyState()
 
   def update(updates, state, params=None):
@@ -56,5 +56,5 @@ def _parse(rule: str) -> tuple[re.Pattern, float]:
   except (AttributeError, ValueError, re.error) as error:
     raise ValueError(f"part_rates={rule!r}: {error}; write 'PATTERN=FACTOR', as 'block0=0.1'") from error
   if not pattern or not 0 <= value < math.inf:
-    raise ValueError(f"part_rates={rule!r} must be 'PATTERN=FACTOR' with a factor from 0 on, as 'block0=0.1'")
+    raise ValueError(f"part_rates={rule!r} must be 'PATTERN=FACTOR' with a factor of at least 0, as 'block0=0.1'")
   return compiled, value

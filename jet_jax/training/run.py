@@ -20,7 +20,7 @@ from jet_jax.workdir.best import Best
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """What trains: everything is checked, nothing is compiled.
+  """A flow, its optimizer and its devices: everything is checked, nothing is compiled.
 
   Attributes:
     config: resolved, with `image_shape`.

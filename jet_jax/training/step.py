@@ -1,4 +1,4 @@
-"""What happens on the device in one step: pure functions of the state, a batch and a key."""
+"""One step on the devices: pure functions of the state, a batch and a key."""
 
 from typing import Any, cast
 
@@ -17,12 +17,12 @@ Images = UInt8[Array | np.ndarray, "batch height width channels"]
 
 
 class TrainState(struct.PyTreeNode):
-  """All that changes during training, and the permutations that never do.
+  """Everything that changes during training, and the permutations, which never do.
 
   Attributes:
     step: int32 (), steps taken so far.
-    skipped: int32 (), how many of them changed nothing, since their loss or gradient was not finite.
-    skipped_in_a_row: int32 (), how many of the last ones; -1 once there was one too many, and nothing changes any more.
+    skipped: int32 (), steps that changed nothing, because their loss or gradient was not finite.
+    skipped_in_a_row: int32 (), consecutive skipped steps; -1 means the limit was exceeded and training is frozen.
     params: float32 parameters of the flow.
     permutations: the flow's index tables.
     opt_state: of the optimizer.
@@ -38,7 +38,7 @@ class TrainState(struct.PyTreeNode):
   ema: Any
 
   def variables(self) -> dict[str, Any]:
-    """What `Jet.apply` takes to evaluate or sample: the averaged weights if there are any."""
+    """Variables for `Jet.apply` in evaluation and sampling: with the averaged weights if there are any."""
     return {"params": self.params if self.ema is None else self.ema, "permutations": self.permutations}
 
   def items(self) -> dict[str, dict[str, Any]]:
@@ -49,27 +49,27 @@ class TrainState(struct.PyTreeNode):
 
   @classmethod
   def from_items(cls, items: dict[str, dict[str, Any]]) -> "TrainState":
-    """The state whose `items` these are."""
+    """Builds a state from its `items`."""
     return cls(**items["model"], **items["training"])
 
 
 def init_state(
   key: Key[Array, ""], images: Images, *, model: Jet, optimizer, levels: int, with_ema: bool
 ) -> TrainState:
-  """The state at step 0 of a new flow.
+  """Returns the state at step 0 of a new flow.
 
   Args:
-    key: PRNG key of its parameters and permutations.
-    images: uint8 (B, H, W, C), data for layers that start from data; all others start the same whatever they are.
+    key: PRNG key of parameters and permutations.
+    images: uint8 (B, H, W, C), data for layers that start from data, such as ActNorm; no other layer depends on them.
     model, optimizer, levels: constants of the run.
-    with_ema: whether the state has an average of the parameters.
+    with_ema: True if the state has an average of the parameters.
   """
   x = likelihood.dequantize(images, likelihood.example_keys(key, jnp.arange(images.shape[0])), levels)
   return fresh_state(model.init(key, x), optimizer, with_ema)
 
 
 def fresh_state(variables, optimizer: optax.GradientTransformation, with_ema: bool) -> TrainState:
-  """The state at step 0 that starts from these `params` and `permutations`."""
+  """Returns the state at step 0 of a run that starts from these `params` and `permutations`."""
   params = variables["params"]
   return TrainState(
     **{name: jnp.zeros((), jnp.int32) for name in ("step", "skipped", "skipped_in_a_row")},
@@ -117,11 +117,11 @@ def train_step(
   Args:
     state: before the step.
     images: uint8 (B, H, W, C).
-    key: the run's noise key; this step's noise depends on it, on `state.step` and on the place in the batch alone.
+    key: the run's noise key; the noise depends on the key, on `state.step` and on the row in the batch alone.
     model, optimizer, levels, ema_decay: constants of the run.
-    microbatches: parts of the batch that are computed one after the other; they change rounding only.
-    max_nonfinite: steps in a row that are skipped because their loss or gradient is not finite. One more, and neither
-      that step nor any after it changes anything.
+    microbatches: the batch is computed in so many, one after the other; only rounding changes.
+    max_nonfinite: consecutive steps that may be skipped because their loss or gradient is not finite. After one more
+      such step, training is frozen.
 
   Returns:
     The state after the step, and scalars: "bits_per_dim" (mean over the batch, before the update), "grad_norm" (global,
@@ -133,22 +133,22 @@ def train_step(
     variables = {"params": params, "permutations": state.permutations}
     return jnp.mean(bits_per_dim(model, variables, images, noise_keys, levels))
 
-  def add_part(total, part):
-    return jax.tree.map(jnp.add, total, jax.value_and_grad(loss)(state.params, *part)), None
+  def add_microbatch(total, rows):
+    return jax.tree.map(jnp.add, total, jax.value_and_grad(loss)(state.params, *rows)), None
 
   if microbatches == 1:
     value, grads = jax.value_and_grad(loss)(state.params, images, noise_keys)
   else:
-    # Part i has the rows i, i + m, ...: some of every device's, so that no image moves.
-    parts = [x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1) for x in (images, noise_keys)]
+    # Microbatch i has the rows i, i + m, ...: some of each device's rows, so no image moves.
+    rows = [x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1) for x in (images, noise_keys)]
     zeros = jax.tree.map(jnp.zeros_like, (jnp.float32(0), state.params))
-    total, _ = jax.lax.scan(add_part, zeros, parts)
+    total, _ = jax.lax.scan(add_microbatch, zeros, rows)
     value, grads = jax.tree.map(lambda x: x / microbatches, total)
   updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
   ema = state.ema
   if ema is not None:
-    # A young average forgets faster, or the initial weights would stay in it for 1 / (1 - decay) steps.
+    # Early on the decay is lower, or the initial weights would stay in the average for 1 / (1 - decay) steps.
     decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
     ema = optax.incremental_update(params, ema, 1 - decay)
   updated = state.replace(

@@ -1,9 +1,8 @@
-"""Starting from what another run has learned: `config.init_from = "WORKDIR"`, `"WORKDIR@STEP"` or `"WORKDIR@best"`.
+"""Transfer: a run starts from another one by `config.init_from`, "WORKDIR", "WORKDIR@STEP" or "WORKDIR@best".
 
-The new run takes the parameters and the permutations, which belong together, and has a fresh optimizer and step 0. Its
-images may have another size: then each coupling's splits are moved to the new grid of patches
-(`permutations.move_table`), and its position embeddings are resampled from the old grid to the new one (linearly, and
-averaged where the grid becomes coarser). Nothing else of the flow may differ.
+The new run takes parameters and permutations from its source, and has a fresh optimizer and step 0. Its images may have
+another size. Then the splits move to the new grid of patches (`splits.move_table`), and the position embeddings are
+resampled to it: linearly, and averaged where the grid becomes coarser. Nothing else of the flow may differ.
 """
 
 import functools
@@ -26,25 +25,25 @@ from jet_jax.workdir import fingerprint
 from jet_jax.workdir.checkpoint import Checkpoints, choose_step, saved_steps
 from jet_jax.workdir.run import load_run
 
-# These decide what the parameters compute.
+# The fields of `config.model` that decide which function the parameters compute.
 FUNCTION = (
   "couplings", "block_depth", "width", "heads", "patch_size", "kinds", "spatial", "scale_bound", "scale_floor",
   "layers",
 )  # fmt: skip
-RECORD = "init_from.json"  # in the work directory: what the run started from
+RECORD = "init_from.json"  # in the work directory: source, step, weights and digest that the run started from
 
 
 def settle(config: config_lib.Config, workdir: str | pathlib.Path) -> str:
-  """`config.init_from` with an absolute path and the number of a step, after a check that this run can start from it.
+  """Checks that a run can start from its source, and returns `config.init_from` with absolute path and step number.
 
-  A run that has saved something keeps what it has started from, and needs that no more.
+  A run with a checkpoint of its own does not need its source any more; only the name of the source is compared.
 
   Args:
-    config: of the run that starts, complete; `init_from` is "", "WORKDIR", "WORKDIR@STEP" or "WORKDIR@best".
-    workdir: of the run that starts.
+    config: of the new run, complete; `init_from` is "", "WORKDIR", "WORKDIR@STEP" or "WORKDIR@best".
+    workdir: of the new run.
 
   Raises:
-    ValueError: no such work directory or step, another flow, or a run that has started from something else.
+    ValueError: no such work directory or step, another flow, or a run that started from another source.
   """
   path, step = path_and_step(config.init_from) if config.init_from else ("", "")
   if saved_steps(workdir):
@@ -65,24 +64,24 @@ def settle(config: config_lib.Config, workdir: str | pathlib.Path) -> str:
 
 
 def _check(config: config_lib.Config, source: config_lib.Config) -> None:
-  """Raises ValueError, naming all that differs, if `source` is of another flow than `config`."""
+  """Raises ValueError, naming every field that differs, if `source` is of another flow than `config`."""
   if config.init_ema and not source.ema_decay:
     raise ValueError(f"init_ema=True, but {config.init_from} has no averaged weights (ema_decay=0); set init_ema=False")
-  there, here = (_function(one) for one in (source, config))
+  there, here = _function(source), _function(config)
   wrong = [f"{name}={there[name]!r} there and {here[name]!r} here" for name in there if there[name] != here[name]]
   if wrong:
     leaves = _leaves_that_differ(source, config)
     raise ValueError(
-      f"init_from={config.init_from} is another flow: {', '.join(wrong)}; set what it has"
+      f"init_from={config.init_from} is another flow: {', '.join(wrong)}; set the values of the source"
       + (f". Arrays that differ: {', '.join(leaves)}" if leaves else "")
     )
 
 
 def start(run: Run, workdir: pathlib.Path) -> TrainState:
-  """The state at step 0 of a run with `config.init_from`, which is settled; says and writes what it took.
+  """Returns the state at step 0 of a run whose `config.init_from` is settled; prints and records its source.
 
   Raises:
-    ValueError: the checkpoint is damaged, or is there no more.
+    ValueError: the checkpoint is damaged, or was deleted.
   """
   config = run.config
   path, step = path_and_step(processes.exchange(config.init_from)[0])  # others may have seen a newer checkpoint
@@ -100,13 +99,13 @@ def start(run: Run, workdir: pathlib.Path) -> TrainState:
 
 
 def move(variables, model: Jet, image_shape, new_shape) -> tuple[dict[str, Any], list[str]]:
-  """The variables of the same flow for images of another size, and what had to be changed, in words.
+  """Returns the variables of the same flow for images of another size, and a list of the changes in words.
 
   Args:
     variables: `params` and `permutations` of `model`.
     model: a flow.
-    image_shape: (H, W, C) that it was trained on.
-    new_shape: (H, W, C) that the result is for; C is the same.
+    image_shape: (H, W, C) of the images that it was trained on.
+    new_shape: (H, W, C) of the new images, with the same C.
   """
   grid, new_grid = ((shape[0] // model.patch_size, shape[1] // model.patch_size) for shape in (image_shape, new_shape))
   if grid == new_grid:
@@ -130,23 +129,23 @@ def _resample(position, grid, new_grid):
 
 
 def path_and_step(init_from: str) -> tuple[str, str]:
-  """The absolute path and the step of "WORKDIR[@STEP]"; no step is empty."""
+  """Returns the absolute path and the step of "WORKDIR[@STEP]"; the step is "" if there is none."""
   path, _, step = init_from.rpartition("@")
   is_step = step == "best" or (step.isascii() and step.isdecimal())
-  if not path or not is_step or pathlib.Path(init_from).expanduser().is_dir():  # an @ of the path itself
+  if not path or not is_step or pathlib.Path(init_from).expanduser().is_dir():  # the @ belongs to the path
     path, step = init_from, ""
   return str(pathlib.Path(path).expanduser().resolve()), step
 
 
 def _read(path: pathlib.Path) -> dict[str, Any]:
-  """What a run has started from."""
+  """Reads the record of a run's source."""
   if not path.exists():
     return {"source": "", "step": 0, "weights": "params"}
   try:
     record = json.loads(path.read_text())
     return {name: record[name] for name in ("source", "step", "weights")}
   except (ValueError, KeyError, TypeError) as error:
-    raise ValueError(f"{path} is not what it was written as ({error!r}); give another --workdir") from error
+    raise ValueError(f"{path} is damaged ({error!r}); give another --workdir") from error
 
 
 def _name(record: dict[str, Any]) -> str:
@@ -154,7 +153,7 @@ def _name(record: dict[str, Any]) -> str:
 
 
 def _function(config) -> dict[str, Any]:
-  """What decides which function the parameters compute, by field; sequences as long as they are used."""
+  """Returns the fields that decide which function the parameters compute; sequences are as long as they are used."""
   values = {f"model.{name}": config.model[name] for name in FUNCTION}
   kinds = tuple(itertools.islice(itertools.cycle(config.model.kinds), config.model.couplings))
   spatial = tuple(itertools.islice(itertools.cycle(config.model.spatial), kinds.count("spatial")))

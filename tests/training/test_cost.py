@@ -1,4 +1,4 @@
-"""What a run is said to cost is what the compiler counts."""
+"""The stated cost of a run agrees with the compiler's counts."""
 
 import re
 

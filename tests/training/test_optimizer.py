@@ -76,7 +76,7 @@ def test_a_rule_that_no_parameter_goes_by_is_refused():
   with pytest.raises(ValueError, match="'blok=0'.*vit/block0/kernel"):
     steps_of(("head=1", "blok=0"))
   with pytest.raises(ValueError, match="'block0=0'"):
-    steps_of(("block=1", "block0=0"))  # all that it finds goes by the other
+    steps_of(("block=1", "block0=0"))  # the other rule takes all parameters that it matches
 
 
 def test_first_moment_is_kept_in_bfloat16_and_second_in_float32():

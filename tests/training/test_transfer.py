@@ -267,7 +267,7 @@ def test_another_grid_moves_the_splits_and_resamples_positions(size, make_source
 
 
 def test_positions_are_interpolated_along_rows_and_columns():
-  """What grows evenly grows evenly on a finer grid, its mean stays; a coarser grid has averages."""
+  """A linear function stays linear on a finer grid and keeps its mean; a coarser grid has averages."""
   row, column = np.indices((4, 6))
   position = np.stack([row, column, np.full_like(row, 5)], -1).reshape(1, 24, 3).astype(np.float32)
   fine = np.asarray(transfer._resample(position, (4, 6), (8, 12))).reshape(8, 12, 3)
@@ -284,14 +284,14 @@ def test_positions_are_interpolated_along_rows_and_columns():
 def test_a_split_without_a_name_cannot_be_moved():
   table = splits.spatial_row("checkerboard", (4, 4), 4)[None]
   swapped = np.concatenate([table[:, 4:8], table[:, :4], table[:, 8:]], axis=1)
-  with pytest.raises(ValueError, match="the split of 4x4 patches by coupling 0 has no name"):
+  with pytest.raises(ValueError, match="the split of 4x4 patches by coupling 0 has no known pattern"):
     splits.move_table(swapped, 4, (4, 4), (8, 8))
 
 
 def test_a_split_with_two_names_is_moved_only_where_they_mean_the_same():
   """On a grid one patch high vertical stripes are a checkerboard."""
   table = splits.spatial_row("vstripes", (1, 4), 4)[None]
-  with pytest.raises(ValueError, match="coupling 0 is checkerboard and vstripes alike"):
+  with pytest.raises(ValueError, match="coupling 0 fits checkerboard and vstripes"):
     splits.move_table(table, 4, (1, 4), (2, 4))
   moved = splits.move_table(table, 4, (1, 4), (1, 8))
   np.testing.assert_array_equal(moved[0], splits.spatial_row("vstripes", (1, 8), 4))
