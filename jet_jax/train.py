@@ -106,7 +106,7 @@ def start_state(job: Job, init_key, checkpoints: Checkpoints) -> TrainState:
 
 @dataclasses.dataclass(frozen=True)
 class Programs:
-  """Compiled programs of a run: the training step, (state, images, key) -> (state, metrics), evaluation and sampling."""
+  """Compiled programs of a run; `train_step` is (state, images, key) -> (state, metrics)."""
 
   train_step: Callable
   evaluator: Evaluator

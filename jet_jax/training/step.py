@@ -17,7 +17,7 @@ Images = UInt8[Array | np.ndarray, "batch height width channels"]
 
 
 class TrainState(struct.PyTreeNode):
-  """Everything that changes during training, and the permutations, which never do.
+  """Everything that changes during training, and the permutations, which never do: arrays, or their shapes or shardings.
 
   Attributes:
     step: int32 (), steps taken so far.
@@ -29,9 +29,9 @@ class TrainState(struct.PyTreeNode):
     ema: exponential moving average of `params`, or None if it is off.
   """
 
-  step: jax.Array
-  skipped: jax.Array
-  skipped_in_a_row: jax.Array
+  step: Any
+  skipped: Any
+  skipped_in_a_row: Any
   params: Any
   permutations: Any
   opt_state: Any

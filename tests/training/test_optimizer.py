@@ -72,7 +72,7 @@ def test_a_rule_for_parts_that_cannot_be_read_is_refused(rule):
     steps_of((rule,))
 
 
-def test_a_rule_that_no_parameter_goes_by_is_refused():
+def test_a_rule_that_matches_no_parameter_is_rejected():
   with pytest.raises(ValueError, match="'blok=0'.*vit/block0/kernel"):
     steps_of(("head=1", "blok=0"))
   with pytest.raises(ValueError, match="'block0=0'"):
