@@ -17,7 +17,7 @@ Images = UInt8[Array | np.ndarray, "batch height width channels"]
 
 
 class TrainState(struct.PyTreeNode):
-  """Everything that changes during training, and the permutations, which never do: arrays, or their shapes or shardings.
+  """All that changes during training, and the permutations, which never do: arrays, their shapes or their shardings.
 
   Attributes:
     step: int32 (), steps taken so far.
