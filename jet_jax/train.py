@@ -60,7 +60,7 @@ class Run:
 
   def happens(self, duration: str) -> int:
     """Updates between two times that this happens; 0 if it never does."""
-    return config_lib.steps(self.config, duration, self.num_examples)
+    return config_lib.duration_in_steps(self.config, duration, self.num_examples)
 
   def due(self, duration: str, step: int) -> bool:
     """Whether something that happens every so often, and at the end, is due after `step` updates."""
@@ -95,7 +95,8 @@ def prepare(config: Config, workdir: str | pathlib.Path, flag_overrides=()) -> R
   config.init_from = transfer.settle(config, workdir)
   rows = sharding.local_rows(mesh, config.batch_size)
   batches = data.train_batches(train_source, config.batch_size, config.seed, config.data.flip, rows)
-  total_steps, warmup_steps = (config_lib.steps(config, name, len(train_source)) for name in ("total", "warmup"))
+  total_steps = config_lib.duration_in_steps(config, "total", len(train_source))
+  warmup_steps = config_lib.duration_in_steps(config, "warmup", len(train_source))
   optimizer = make_optimizer(config, total_steps, warmup_steps)
   workdir = claim_workdir(workdir, config)
   return Run(config, workdir, mesh, len(train_source), batches, validation_source, model, optimizer, total_steps)
