@@ -26,7 +26,7 @@ from jet_jax import data
 from jet_jax.data import records, sources
 from jet_jax.data.decode import BadImage
 from tools import prepare_data
-from tools.preparing import cifar, imagenet_npz, job, releases, shards, staging, tfrecord
+from tools.preparing import atomic, cifar, imagenet_npz, job, releases, shards, staging, tfrecord
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (60, 8, 8, 3), np.uint8)
 
@@ -180,6 +180,18 @@ def test_a_full_disk_is_told_with_what_is_left(tmp_path, monkeypatch):
   monkeypatch.setattr(shards, "ArrayRecordWriter", Full)
   with pytest.raises(OSError, match=r"x cannot be written \(.*No space left.*has [\d,]+ bytes left: make room"):
     shards.write_shard(tmp_path / "x", [b"record"])
+
+
+def test_a_file_is_replaced_only_once_it_is_complete(tmp_path):
+  path = tmp_path / "a.json"
+  atomic.write_json(path, {"old": 1})
+  with pytest.raises(BadImage), atomic.replacing(path) as temporary:
+    temporary.write_text('{"half')
+    raise BadImage("broken")
+  assert json.loads(path.read_text()) == {"old": 1}
+  atomic.write_json(path, {"new": 2})
+  assert json.loads(path.read_text()) == {"new": 2}
+  assert [file.name for file in tmp_path.iterdir()] == ["a.json"]
 
 
 def test_what_is_half_written_lies_apart(tmp_path):
