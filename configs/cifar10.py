@@ -1,17 +1,17 @@
-"""Jet on CIFAR-10 from scratch, which overfits: the run to compare configs/transfer_cifar10.py with.
+"""Jet on CIFAR-10 from scratch, which overfits: the baseline for configs/transfer_cifar10.py.
 
   python -m tools.prepare_data --dataset=cifar10 --source=FOLDER --data_dir=DATA
   python -m jet_jax.train --config=configs/cifar10.py:data_dir=DATA --workdir=runs/cifar10
 
-At half of the devices' peak it takes, by `python -m tools.cost --config=configs/cifar10.py[:large]`:
+FOLDER has cifar-10-python.tar.gz. Variants and their cost at half of the devices' peak, from
+`python -m tools.cost --config=configs/cifar10.py[:large]`:
 
   (none)  206.3 M parameters, 6.71e+18 operations: 3.8 h on H200, 0.074 h on v5e-256
   large   1,017.8 M parameters, 3.35e+19 operations: 19 h on H200, 0.37 h on v5e-256
 
-No bits/dim of this run is published where we could read it; the paper says that training from scratch overfits here
-(second hand). Figures are on CIFAR-10's test images. The best checkpoint stays, and 20 evaluations without a better one
-end the run: note that the choice is made by the same test images. `flip=True` mirrors images. FOLDER has
-cifar-10-python.tar.gz.
+We found no published bits/dim of this run. The paper says that training from scratch overfits here (second hand).
+Validation uses CIFAR-10's test images. The run keeps its best checkpoint and stops after 20 evaluations without
+improvement; note that the same test images choose that checkpoint. `flip=True` mirrors training images.
 """
 
 from jet_jax.config import default_config, with_argument

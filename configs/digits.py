@@ -1,4 +1,4 @@
-"""Jet on scikit-learn's 8x8 digits: a whole run in two or three minutes on a laptop, nothing to download.
+"""Jet on scikit-learn's 8x8 digits: a complete run in two or three minutes on a laptop, without a download.
 
   python -m jet_jax.train --config=configs/digits.py --workdir=runs/digits
 

@@ -3,14 +3,15 @@
   python -m tools.prepare_data --dataset=imagenet21k --size=32 --source=FOLDER --data_dir=DATA
   python -m jet_jax.train --config=configs/imagenet21k_32.py:data_dir=DATA --workdir=runs/imagenet21k_32
 
-At half of the devices' peak it takes, by `python -m tools.cost --config=configs/imagenet21k_32.py[:small]`:
+FOLDER has winter21_whole.tar. Variants and their cost at half of the devices' peak, from
+`python -m tools.cost --config=configs/imagenet21k_32.py[:small]`:
 
   (none)  1,017.8 M parameters, 1.10e+21 operations: 617 h on H200, 12 h on v5e-256
   small   206.3 M parameters, 2.20e+20 operations: 123 h on H200, 2.4 h on v5e-256
 
-Published: 3.857 bits/dim on ImageNet-21k at 32x32, as one summary of the paper has it; another source reads it as
-ImageNet-1k at 32x32 after pretraining (doubtful). The patch size is known second hand only, and 50 epochs are ours, as
-in configs/imagenet21k_64.py; `small` is 32 x 2. FOLDER has winter21_whole.tar.
+Published: 3.857 bits/dim on ImageNet-21k at 32x32, according to one summary of the paper. Another source gives this
+number for ImageNet-1k at 32x32 after pretraining (doubtful). The patch size is known second hand only. 50 epochs are
+our choice, as in configs/imagenet21k_64.py. `small` has 32 couplings of 2 blocks.
 """
 
 from jet_jax.config import default_config, with_argument

@@ -3,15 +3,16 @@
   python -m tools.prepare_data --dataset=imagenet21k --size=64 --source=FOLDER --data_dir=DATA
   python -m jet_jax.train --config=configs/imagenet21k_64.py:data_dir=DATA --workdir=runs/imagenet21k_64
 
-At half of the devices' peak it takes, by `python -m tools.cost --config=configs/imagenet21k_64.py[:small]`:
+FOLDER has winter21_whole.tar. Variants and their cost at half of the devices' peak, from
+`python -m tools.cost --config=configs/imagenet21k_64.py[:small]`:
 
   (none)  1,019.6 M parameters, 1.10e+21 operations: 618 h on H200, 12 h on v5e-256
   small   207.2 M parameters, 2.21e+20 operations: 124 h on H200, 2.4 h on v5e-256
 
-Published: 3.15 bits/dim on ImageNet-21k at 64x64, as one summary of the paper has it (doubtful: not read in the paper,
-and which images were held out is not known; here 0.4% by a hash of the name). The length of the paper's pretraining is
-not published where we could read it: 50 epochs are ours. The model is the large one of configs/imagenet64.py; `small`
-is its 32 x 2. FOLDER has winter21_whole.tar.
+Published: 3.15 bits/dim on ImageNet-21k at 64x64, according to one summary of the paper (doubtful: we could not read it
+in the paper itself). Its held-out images are not known; here 0.4%, by a hash of the name, are held out. We found no
+published length of the pretraining; 50 epochs are our choice. The model is the large one of configs/imagenet64.py, and
+`small` is its 32 couplings of 2 blocks.
 """
 
 from jet_jax.config import default_config, with_argument

@@ -1,16 +1,17 @@
-"""Jet on ImageNet-1k at 32x32: the recipe of ImageNet-64 with patches of 2, and so as many tokens.
+"""Jet on ImageNet-1k at 32x32: the recipe of ImageNet-64 with a patch size of 2, and so the same number of tokens.
 
   python -m tools.prepare_data --dataset=downsampled_imagenet --size=32 --source=FOLDER --data_dir=DATA
   python -m jet_jax.train --config=configs/imagenet32.py:data_dir=DATA --workdir=runs/imagenet32
 
-At half of the devices' peak it takes, by `python -m tools.cost --config=configs/imagenet32.py[:large]`:
+FOLDER has train_32x32.tar and valid_32x32.tar of van den Oord et al. Variants and their cost at half of the devices'
+peak, from `python -m tools.cost --config=configs/imagenet32.py[:large]`:
 
   (none)  206.3 M parameters, 8.60e+19 operations: 48 h on H200, 0.95 h on v5e-256
   large   1,017.8 M parameters, 4.29e+20 operations: 241 h on H200, 4.7 h on v5e-256
 
-No bits/dim of this run is published where we could read it. 3.857 is said of ImageNet-1k at 32x32 after pretraining by
-one source and of ImageNet-21k by another (doubtful). The patch size is known second hand only; the rest of the recipe
-is that of configs/imagenet64.py. FOLDER has train_32x32.tar and valid_32x32.tar of van den Oord et al.
+We found no published bits/dim of this run. One source gives 3.857 for ImageNet-1k at 32x32 after pretraining, another
+gives it for ImageNet-21k (doubtful). The patch size is known second hand only; the rest of the recipe is that of
+configs/imagenet64.py.
 """
 
 from jet_jax.config import default_config, with_argument

@@ -3,17 +3,16 @@
   python -m tools.prepare_data --dataset=downsampled_imagenet --size=64 --source=FOLDER --data_dir=DATA
   python -m jet_jax.train --config=configs/imagenet64.py:data_dir=DATA --workdir=runs/imagenet64
 
-Variants, after a colon, before any key=value pairs, and what they take at half of the devices' peak, by
-`python -m tools.cost --config=configs/imagenet64.py[:large]`:
+FOLDER has train_64x64.tar and valid_64x64.tar of van den Oord et al. Variants follow a colon, before any key=value
+pairs. Their cost at half of the devices' peak, from `python -m tools.cost --config=configs/imagenet64.py[:large]`:
 
   (none)    207.2 M parameters, 8.63e+19 operations: 48 h on H200, 0.95 h on v5e-256
   large     1,019.6 M parameters, 4.30e+20 operations: 242 h on H200, 4.7 h on v5e-256
   runlocal  0.9 M parameters, 12 x 1, width 64, on crops of two photographs: 2 minutes on 2 CPU cores
 
-Published for 200 epochs (the released config; trustworthy): 3.72 bits/dim on validation for 32 x 2, 3.66 for 64 x 5.
-`runlocal` reaches 3.81 on its own images. The published figures are for the van den Oord release of downsampled
-ImageNet (train_64x64.tar and valid_64x64.tar in FOLDER); the newer npz release, which prepare_data calls
-imagenet_resized, differs by about 0.25 bits/dim. Other sizes of the model by arguments:
+Published for 200 epochs (the released config; trustworthy): 3.72 bits/dim on validation for 32 couplings of 2 blocks,
+3.66 for 64 of 5. `runlocal` reaches 3.81 on its own images. The newer npz release of downsampled ImageNet, which
+prepare_data calls imagenet_resized, differs by about 0.25 bits/dim. Arguments set other sizes of the model:
 `configs/imagenet64.py:couplings=16,block_depth=4,width=384`.
 """
 

@@ -1,9 +1,8 @@
-"""A small Jet for images of 32x32, for experiments that two CPU cores finish in minutes: docs/experiments.md.
+"""A small Jet for images of 32x32, for experiments that finish in minutes on two CPU cores.
 
   python -m jet_jax.train --config=configs/small32.py:data.source=npz:PATH --workdir=runs/small32
 
-1.2 M parameters. What it reaches on which images, and what changes when one thing about it does, is in
-docs/experiments.md.
+1.2 M parameters. docs/reference/experiments.md has the bits/dim of this run and of its variations.
 """
 
 from jet_jax.config import default_config, with_argument

@@ -1,18 +1,19 @@
-"""From ImageNet-21k to CIFAR-10: the flow of configs/imagenet21k_32.py, trained on.
+"""Transfer from ImageNet-21k to CIFAR-10: fine-tunes the flow of configs/imagenet21k_32.py.
 
   python -m tools.prepare_data --dataset=cifar10 --source=FOLDER --data_dir=DATA
   python -m jet_jax.train --config=configs/transfer_cifar10.py:data_dir=DATA --workdir=runs/transfer_cifar10
 
-It starts from the newest checkpoint in runs/imagenet21k_32; another is given by `init_from=WORKDIR[@STEP]`. At half
-of the devices' peak it takes, by `python -m tools.cost --config=configs/transfer_cifar10.py[:small]`:
+FOLDER has cifar-10-python.tar.gz. The run starts from the latest checkpoint in runs/imagenet21k_32; choose another with
+`init_from=WORKDIR[@STEP]`. Variants and their cost at half of the devices' peak, from
+`python -m tools.cost --config=configs/transfer_cifar10.py[:small]`:
 
   (none)  1,017.8 M parameters, 8.38e+18 operations: 4.7 h on H200, 0.092 h on v5e-256
   small   206.3 M parameters, 1.68e+18 operations: 0.94 h on H200, 0.018 h on v5e-256
 
-Published: 3.018 bits/dim on the test images (second hand). The recipe is not published where we could read it: 100
-epochs at a third of the rate are ours. The best checkpoint stays, and 20 evaluations without a better one end the run:
-note that the choice is made by the same test images. docs/experiments.md has what was measured at small scale. `small`
-is for a flow of 32 x 2: give its `init_from` too.
+Published: 3.018 bits/dim on the test images (second hand). We found no published recipe; 100 epochs at a third of the
+learning rate are our choice. The run keeps its best checkpoint and stops after 20 evaluations without improvement; note
+that the same test images choose that checkpoint. Measurements at small scale are in docs/reference/experiments.md.
+`small` needs its own `init_from`, a flow with 32 couplings of 2 blocks.
 """
 
 from jet_jax.config import default_config, with_argument

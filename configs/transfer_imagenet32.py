@@ -1,17 +1,18 @@
-"""From ImageNet-21k to ImageNet-1k at 32x32: the flow of configs/imagenet21k_32.py, trained on.
+"""Transfer from ImageNet-21k to ImageNet-1k at 32x32: fine-tunes the flow of configs/imagenet21k_32.py.
 
   python -m tools.prepare_data --dataset=downsampled_imagenet --size=32 --source=FOLDER --data_dir=DATA
   python -m jet_jax.train --config=configs/transfer_imagenet32.py:data_dir=DATA --workdir=runs/transfer_imagenet32
 
-It starts from the newest checkpoint in runs/imagenet21k_32; another is given by `init_from=WORKDIR[@STEP]`. At half
-of the devices' peak it takes, by `python -m tools.cost --config=configs/transfer_imagenet32.py[:small]`:
+FOLDER has train_32x32.tar and valid_32x32.tar of van den Oord et al. The run starts from the latest checkpoint in
+runs/imagenet21k_32; choose another with `init_from=WORKDIR[@STEP]`. Variants and their cost at half of the devices'
+peak, from `python -m tools.cost --config=configs/transfer_imagenet32.py[:small]`:
 
   (none)  1,017.8 M parameters, 1.07e+20 operations: 60 h on H200, 1.2 h on v5e-256
   small   206.3 M parameters, 2.15e+19 operations: 12 h on H200, 0.24 h on v5e-256
 
-Published: 3.857 bits/dim, as one source has it; another reads that as ImageNet-21k (doubtful). The recipe is not
-published where we could read it: 50 epochs at a third of the rate are ours. docs/experiments.md has what was measured
-at small scale. `small` is for a flow of 32 x 2: give its `init_from` too.
+Published: 3.857 bits/dim according to one source; another gives this number for ImageNet-21k (doubtful). We found no
+published recipe; 50 epochs at a third of the learning rate are our choice. Measurements at small scale are in
+docs/reference/experiments.md. `small` needs its own `init_from`, a flow with 32 couplings of 2 blocks.
 """
 
 from jet_jax.config import default_config, with_argument

@@ -1,17 +1,18 @@
-"""From ImageNet-21k to ImageNet-1k at 64x64: the flow of configs/imagenet21k_64.py, trained on.
+"""Transfer from ImageNet-21k to ImageNet-1k at 64x64: fine-tunes the flow of configs/imagenet21k_64.py.
 
   python -m tools.prepare_data --dataset=downsampled_imagenet --size=64 --source=FOLDER --data_dir=DATA
   python -m jet_jax.train --config=configs/transfer_imagenet64.py:data_dir=DATA --workdir=runs/transfer_imagenet64
 
-It starts from the newest checkpoint in runs/imagenet21k_64; another is given by `init_from=WORKDIR[@STEP]`. At half
-of the devices' peak it takes, by `python -m tools.cost --config=configs/transfer_imagenet64.py[:small]`:
+FOLDER has train_64x64.tar and valid_64x64.tar of van den Oord et al. The run starts from the latest checkpoint in
+runs/imagenet21k_64; choose another with `init_from=WORKDIR[@STEP]`. Variants and their cost at half of the devices'
+peak, from `python -m tools.cost --config=configs/transfer_imagenet64.py[:small]`:
 
   (none)  1,019.6 M parameters, 1.08e+20 operations: 60 h on H200, 1.2 h on v5e-256
   small   207.2 M parameters, 2.16e+19 operations: 12 h on H200, 0.24 h on v5e-256
 
-Published: 3.580 bits/dim on validation (second hand), against 3.66 from scratch (the released config). The recipe is
-not published where we could read it: 50 epochs at a third of the rate are ours. docs/experiments.md has what was
-measured at small scale. `small` is for a flow of 32 x 2: give its `init_from` too.
+Published: 3.580 bits/dim on validation (second hand), against 3.66 from scratch (the released config). We found no
+published recipe; 50 epochs at a third of the learning rate are our choice. Measurements at small scale are in
+docs/reference/experiments.md. `small` needs its own `init_from`, a flow with 32 couplings of 2 blocks.
 """
 
 from jet_jax.config import default_config, with_argument

@@ -14,7 +14,7 @@ import numpy as np
 from absl import logging
 from tqdm import tqdm
 
-from jet_jax.data.npz import NpzWriter
+from jet_jax.data import NpzWriter
 from jet_jax.devices import processes
 from jet_jax.devices.compile import keep_compiled
 from jet_jax.sampling.sampler import Sampler

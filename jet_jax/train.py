@@ -20,8 +20,7 @@ from ml_collections import config_flags
 from jet_jax import config as config_lib
 from jet_jax import data
 from jet_jax.config import Config
-from jet_jax.data import sources
-from jet_jax.data.decode import BadImage
+from jet_jax.data import BadImage, sources
 from jet_jax.devices import compile as compile_lib
 from jet_jax.devices import processes, sharding
 from jet_jax.devices.preemption import Stop

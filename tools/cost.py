@@ -40,7 +40,7 @@ def cost(config, utilisation: float = UTILISATION) -> dict:
   image_shape = image_shape_of(config)
   model.check(image_shape)
   params = model.abstract_variables(image_shape)["params"]
-  steps = config_lib.steps(config, "total", config.data.num_examples)
+  steps = config_lib.duration_in_steps(config, "total", config.data.num_examples)
   images = steps * config.batch_size
   flops = images * train_flops(model, image_shape)
   return {

@@ -72,7 +72,8 @@ def is_finished(workdir: pathlib.Path) -> bool:
   config = config_lib.load(workdir)
   with checkpoint.Checkpoints(workdir) as checkpoints:
     step, best = checkpoints.progress()
-  return step >= config_lib.steps(config, "total", config.data.num_examples) or best.is_past(config.patience)
+  total_steps = config_lib.duration_in_steps(config, "total", config.data.num_examples)
+  return step >= total_steps or best.is_past(config.patience)
 
 
 class Sweep:
@@ -207,7 +208,7 @@ def describe(workdir: pathlib.Path) -> dict:
   steps = max((line["step"] for line in lines), default=0)
   row = {
     "steps": steps,
-    "of": config_lib.steps(config, "total", config.data.num_examples),
+    "of": config_lib.duration_in_steps(config, "total", config.data.num_examples),
     "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
     "flops": cost.train_flops(model, config.image_shape) * config.batch_size * steps,
   }

@@ -1,10 +1,10 @@
-"""Which couplings, and how deep: 4:1 against channels or spatial splits only, more couplings against deeper ones.
+"""Compares couplings: 4:1 against channel or spatial splits only, and more couplings against deeper ones.
 
   python -m tools.sweep --sweep=configs/sweeps/architecture.py --out=runs/architecture --define images=archive:PATH
 
-`20x1` has 20 couplings of one block. Every group takes as many operations a step as that, to 6%. c couplings with
-scales up to m stretch a dimension by m^(c/2) on average at most: the groups with a bound of their own can stretch as
-far as `20x1`. Results: docs/experiments.md.
+`20x1` has 20 couplings of one block. Every group needs the same number of operations per step, within 6%. c couplings
+with scales up to m stretch a dimension by at most m^(c/2) on average. Groups with a bound of their own can stretch as
+far as `20x1`. Results: docs/reference/experiments.md.
 """
 
 GROUPS = {

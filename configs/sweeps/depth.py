@@ -1,9 +1,10 @@
-"""More couplings against deeper ones where the bound on their scales leaves room to both.
+"""Compares more couplings with deeper ones, where the bound on their scales limits neither.
 
   python -m tools.sweep --sweep=configs/sweeps/depth.py --out=runs/depth --define images=archive:PATH
 
-Twice the couplings of configs/sweeps/architecture.py at each depth: both groups take as many operations a step, to 6%,
-and stretch a dimension far more than images need. Results: docs/experiments.md.
+Each group has twice the couplings of configs/sweeps/architecture.py at its depth. Both need the same number of
+operations per step, within 6%, and can stretch a dimension far more than images need.
+Results: docs/reference/experiments.md.
 """
 
 GROUPS = {"40x1": "couplings=40,block_depth=1", "20x2": "couplings=20,block_depth=2"}

@@ -1,9 +1,9 @@
-"""Very few images: learned by heart from scratch, and what pretraining, patience and freezing do about it.
+"""Trains on very few images: overfitting from scratch, and the effect of pretraining, patience and freezing.
 
   python -m tools.sweep --sweep=configs/sweeps/overfitting.py --out=runs/overfitting \
       --define pretraining=runs/transfer/pretraining few=npz:PATH
 
-Results, and the line that makes the npz: docs/experiments.md.
+Results, and the command that makes the npz: docs/reference/experiments.md.
 """
 
 SEEDS = (0, 1)

@@ -1,9 +1,9 @@
-"""Pretraining on many images, then training on few, against training on the few alone, as long and twice as long.
+"""Compares pretraining on many images, then training on few, with training on the few alone, as long or twice as long.
 
   python -m tools.sweep --sweep=configs/sweeps/transfer.py --out=runs/transfer \
       --define many=archive:PATH --define few=npz:PATH
 
-Results: docs/experiments.md.
+Results: docs/reference/experiments.md.
 """
 
 SEEDS = (0, 1, 2)

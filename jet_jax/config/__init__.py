@@ -1,23 +1,12 @@
-"""A run's configuration."""
+"""A run's configuration: its fields, how they are set, and what is checked."""
 
-from jet_jax.config.fields import (
-  DURATIONS,
-  LARGEST,
-  UNITS,
-  Config,
-  default_config,
-  differences,
-  from_file,
-  load,
-  override,
-  parse_flags,
-  resolve,
-  save,
-  steps,
-  with_argument,
-)
+from jet_jax.config.checks import resolve
+from jet_jax.config.durations import duration_in_steps
+from jet_jax.config.fields import Config, default_config
+from jet_jax.config.files import differences, from_file, load, save
+from jet_jax.config.overrides import override, parse_flags, with_argument
 
 __all__ = [
-  "DURATIONS", "LARGEST", "UNITS", "Config", "default_config", "differences", "from_file", "load", "override",
-  "parse_flags", "resolve", "save", "steps", "with_argument",
+  "Config", "default_config", "differences", "duration_in_steps", "from_file", "load", "override", "parse_flags",
+  "resolve", "save", "with_argument",
 ]  # fmt: skip

@@ -1,5 +1,14 @@
-"""A data source, given as a string, becomes batches of uint8."""
+"""Turns a data source, given as a string, into batches of uint8 images.
+
+Names of splits and absolute forms of a source string are in `jet_jax.data.sources`.
+"""
 
 from jet_jax.data.batches import Reader, eval_batches, place_ahead, train_batches
+from jet_jax.data.decode import BadImage
+from jet_jax.data.npz import NpzWriter
+from jet_jax.data.sources import open_both, open_config, open_splits
 
-__all__ = ["Reader", "eval_batches", "place_ahead", "train_batches"]
+__all__ = [
+  "BadImage", "NpzWriter", "Reader", "eval_batches", "open_both", "open_config", "open_splits", "place_ahead",
+  "train_batches",
+]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Batches of a data set: batch k is a pure function of (seed, k), so that resuming is starting at k."""
+"""Batches of a data set. Batch k is a pure function of (seed, k), so a run resumes by starting at k."""
 
 import functools
 import json
@@ -12,25 +12,25 @@ import grain
 import numpy as np
 from absl import flags
 
+from jet_jax.data.adapters import Example
 from jet_jax.data.decode import BadImage
-from jet_jax.data.sources import Example
 from jet_jax.devices import processes
 
 READ_THREADS = min(16, os.cpu_count() or 1)
 
 
 def train_batches(source, batch_size: int, seed: int, flip: bool = False, rows=None) -> grain.MapDataset:
-  """Endless shuffled batches, to be indexed or read; every epoch visits each example once, in an order of its own.
+  """Returns endless shuffled batches; each epoch visits every example once, in a new order.
 
   Args:
-    source: from `open_source`.
-    batch_size: images a batch, over all processes.
-    seed: of the order, and of the flips.
-    flip: mirror every second image, at random, left to right.
-    rows: numbers of those images of each batch that this process reads; all by default.
+    source: from `sources.open_splits`.
+    batch_size: images per batch, over all processes.
+    seed: of the order and the flips.
+    flip: mirror each image left to right with probability 1/2.
+    rows: rows of each batch that this process reads; all by default.
 
   Returns:
-    Element k is batch k, or these rows of it: {"image": uint8 (B, H, W, C), "index": int32 (B,), ...}.
+    Element k is batch k, or its `rows`: {"image": uint8 (B, H, W, C), "index": int32 (B,), ...}.
 
   Raises:
     ValueError: more images in a batch than in the data set.
@@ -39,10 +39,10 @@ def train_batches(source, batch_size: int, seed: int, flip: bool = False, rows=N
     raise ValueError(f"batch_size={batch_size} is larger than the {len(source)} images to train on; set it lower")
   examples = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
   if flip:
-    examples = examples.random_map(_flip)  # its generator depends on the seed and on the place in the order alone
+    examples = examples.random_map(_flip)  # its generator depends only on the seed and the place in the order
   if rows is None or len(rows) == batch_size:
     return examples.batch(batch_size)
-  # Rows are chosen from the order of all, so that the batch is the same for any number of processes.
+  # Rows are chosen from the order of all examples, so a batch is the same for any number of processes.
   batch = functools.partial(_some_rows, examples, batch_size, rows)
   return grain.MapDataset.range(sys.maxsize // batch_size).map(batch)
 
@@ -57,16 +57,16 @@ def _flip(example: Example, rng: np.random.Generator) -> Example:
 
 
 class Reader(Iterator[Example]):
-  """Batches from number `start` on, in order, read ahead.
+  """Reads batches ahead, in order, from number `start`.
 
   Args:
     batches: from `train_batches`.
     start: number of the first batch.
-    workers: processes that read; 0 reads in threads of this one. Neither changes any batch.
-    max_bad_images: as in `open_source`.
+    workers: processes that read; 0 reads in threads of this process. Batches are the same for any number.
+    max_bad_images: as in `sources.open_splits`.
 
   Attributes:
-    bad: indices of the unreadable images that this process has met or heard of so far.
+    bad: indices of the unreadable images found so far, by this process or, after `counts`, by any.
 
   Raises:
     BadImage: an unreadable image, or more of them than `max_bad_images`.
@@ -74,33 +74,33 @@ class Reader(Iterator[Example]):
 
   def __init__(self, batches: grain.MapDataset, start: int = 0, workers: int = 0, max_bad_images: int = 0):
     self.bad: set[int] = set()
-    self._told: set[int] = set()  # those that all processes know
+    self._shared: set[int] = set()  # those already exchanged between processes
     self.max_bad_images = max_bad_images
     threads = READ_THREADS if not workers else 1
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
     dataset = batches[start:].to_iter_dataset(options)
     if workers:
       if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()  # grain reads its own flags, which are at their defaults in a library or notebook
+        flags.FLAGS.mark_as_parsed()  # grain reads absl flags; a library or notebook has parsed none
       options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
       dataset = dataset.mp_prefetch(options, worker_init_fn=functools.partial(processes.end_with, os.getpid()))
     self._batches = iter(dataset)
 
   def close(self) -> None:
-    """Ends threads and processes."""
+    """Stops threads and processes."""
     self._batches.close()
 
   def counts(self) -> dict[str, int]:
-    """Metrics: unreadable images that all processes have met so far, if they are skipped at all. All call it together.
+    """Counts unreadable images over all processes, which call it together. Returns metrics, {} if none may be skipped.
 
     Raises:
-      BadImage: in every process, if that is more than `max_bad_images`.
+      BadImage: in every process, if there are more than `max_bad_images`.
     """
     if not self.max_bad_images:
       return {}
-    for met in processes.exchange(json.dumps(sorted(self.bad - self._told))):
-      self.bad.update(json.loads(met))
-    self._told = set(self.bad)
+    for found in processes.exchange(json.dumps(sorted(self.bad - self._shared))):
+      self.bad.update(json.loads(found))
+    self._shared = set(self.bad)
     self._check()
     return {"bad_images": len(self.bad)}
 
@@ -117,7 +117,7 @@ class Reader(Iterator[Example]):
 
 
 def place_ahead(batches: Iterator, place: Callable, count: int = 2) -> Iterator:
-  """Results of `place` on each batch, called `count` batches ahead: transfers to devices run while they compute."""
+  """Yields `place(batch)` of each batch, called `count` batches ahead, so transfers overlap with computation."""
   placed = deque()
   for batch in batches:
     placed.append(place(batch))
@@ -127,10 +127,10 @@ def place_ahead(batches: Iterator, place: Callable, count: int = 2) -> Iterator:
 
 
 def eval_batches(source, batch_size: int) -> Iterator[Example]:
-  """Every readable example once, in order. Copies of its last image fill up the last batch.
+  """Yields every readable example once, in order. Copies of the last image fill the last batch.
 
   Yields:
-    {"image": uint8 (B, H, W, C), "index": int32 (B,), "mask": bool (B,)}; the mask is False for copies and stand-ins.
+    {"image": uint8 (B, H, W, C), "index": int32 (B,), "mask": bool (B,)}; mask is False for copies and replacements.
   """
   batches = grain.MapDataset.source(source).batch(batch_size)
   for batch in Reader(batches, max_bad_images=getattr(source, "max_bad_images", 0)):

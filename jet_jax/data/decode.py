@@ -1,4 +1,4 @@
-"""The bytes of an image file -> pixels, by one rule for each kind of file.
+"""Decodes image files to pixels, by one rule for each kind of file.
 
 gray                the gray value in each of the three channels
 alpha, transparency laid over white
@@ -8,10 +8,10 @@ CMYK                Pillow's conversion; colour profiles are not applied
 32 bits a channel   refused: their range is not known
 EXIF orientation    applied
 animated            the first frame
-any size            the shortest side is brought to `size` by averaging over area, and the middle is cut out
+any size            resized by averaging over area so that the shortest side is `size`, then centre-cropped
 truncated, broken   refused
-more than 89 million pixels, or 256 MiB   refused from the header, before anything is decoded
-formats             PNG, JPEG, WebP, BMP, GIF, TIFF, PPM, whatever the file is called; no other decoder is ever run
+too large           above 89 million pixels or 256 MiB: refused from the header, before decoding
+formats             PNG, JPEG, WebP, BMP, GIF, TIFF, PPM, whatever the file's name; no other decoder ever runs
 """
 
 import io
@@ -27,22 +27,22 @@ WHITE = (255, 255, 255, 255)
 
 
 class BadImage(ValueError):
-  """An image that cannot be read, or is not used by the rules above; the message says which and why."""
+  """An image that cannot be read, or that the rules above refuse; the message gives its name and the reason."""
 
 
 def decode(data: bytes, size: int, channels: int = 3) -> np.ndarray:
-  """Pixels of an image file.
+  """Returns the pixels of an image file.
 
   Args:
     data: the whole file.
-    size: side in pixels of the square that it is brought to; 0 keeps height and width.
+    size: side in pixels of the square to resize to; 0 keeps height and width.
     channels: 3 for RGB, 1 for gray.
 
   Returns:
     uint8 (H, W, channels).
 
   Raises:
-    BadImage: see above.
+    BadImage: a file that the rules above refuse.
   """
   if len(data) > MAX_BYTES:
     raise BadImage(f"it has {len(data):,} bytes, more than {MAX_BYTES:,}")
@@ -55,7 +55,7 @@ def decode(data: bytes, size: int, channels: int = 3) -> np.ndarray:
     raise
   except UnidentifiedImageError as error:
     raise BadImage(f"it is no {', '.join(FORMATS)} file") from error
-  except Exception as error:  # Pillow's decoders raise whatever they stumble over; to us each means a broken file
+  except Exception as error:  # Pillow's decoders raise many types; each means a broken file
     raise BadImage(str(error) or type(error).__name__) from error
   if size:
     image = ImageOps.fit(image, (size, size), Image.Resampling.BOX)  # BOX averages over area: no aliasing

@@ -1,35 +1,30 @@
-"""Image files in folders -> splits and classes.
+"""Image files in folders or archives -> splits and classes.
 
-Splits are folders called train, validation (or val, valid) and test, or places that are called so; without these, some
-files are held out by a hash of their names. Classes are the folders of the training split.
+Splits are folders called train, validation (or val, valid) and test, or paths with such a name in them. Without these,
+some files are held out by a hash of their names. Classes are the folders of the training split.
 """
 
+import collections
 import functools
 import hashlib
+import pathlib
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from jet_jax.data import builtin, decode
-from jet_jax.data.archives import (
-  SPLIT_FOLDERS,
-  SPLIT_NAMES,
-  Files,
-  open_as_named,
-  open_files,
-  pass_over_common_folders,
-  paths_of_splits,
-  split_called,
-)
+from jet_jax.data import decode
+from jet_jax.data.archives import Files, open_files
 from jet_jax.data.decode import BadImage
+from jet_jax.data.splits import ALL_NAMES, Splits, is_split_name, match_splits, paths_of_splits
 
-HELD_OUT = 0.05  # share of the files for validation where nobody chose them
+HELD_OUT = 0.05  # share of the files for validation if the data set has no splits
+LIKE_SPLIT = re.compile(rf"({'|'.join(ALL_NAMES)})([\W_]*\d.*)?")  # train2017 too
 
 
 class Images(Sequence):
-  """Image files, read when asked for. A file's class is the folder it lies in, if they all lie in one."""
+  """Image files, decoded on access. With `classes`, the label of a file is the folder that it lies in."""
 
   def __init__(self, files: Files, size: int, classes: list[str]):
     self.files, self.size, self.classes = files, size, classes
@@ -47,80 +42,76 @@ class Images(Sequence):
     return example | {"label": self._label[class_of(name)]} if self.classes else example
 
   def where(self, i: int) -> str:
-    """What an error says of example i."""
+    """Names example i, for error messages."""
     return f"{self.files.names[i]} (image {i}) in {self.files.path}"
 
-  def only(self, part: range) -> "Images":
-    """The same, with nothing in it but the examples of these numbers, for a process that reads no others."""
-    return Images(self.files.only(part), self.size, self.classes)
+  def window(self, numbers: range) -> "Images":
+    """Returns the images with these numbers only, under the same numbers, for a process that reads no others."""
+    return Images(self.files.window(numbers), self.size, self.classes)
 
 
-def files_by_split(path: str, size: int) -> builtin.Splits:
-  """The splits of a folder or archive, or of one a split if `path` has `{split}` in it."""
-  if "{split}" in path:
-    parts = {split: open_as_named(one) for split, one in paths_of_splits(path).items()}
-    if not parts:
-      raise ValueError(
-        f"{path.replace('{split}', 'train')} does not exist; give the path of a folder, a .zip or a .tar"
-      )
-  elif (parts := _split_by_name(files := open_files(path))) is None:
-    classes = _folders([files])
-    return {split: _labelled(part, size, classes) for split, part in split_by_hash(files, HELD_OUT).items()}
-  _pass_over_wrappings(parts)
-  classes = _folders([parts["train"]] if "train" in parts else parts.values())  # one numbering for all splits
-  return {split: _labelled(part, size, classes) for split, part in parts.items()}
-
-
-def _folders(parts: Iterable[Files]) -> set[str]:
-  return {class_of(name) for files in parts for name in files.names}
-
-
-def _labelled(files: Files, size: int, classes: set[str]) -> Callable[[], Images]:
-  known = "" not in classes and _folders([files]) <= classes
-  return functools.partial(Images, files, size, sorted(classes) if known else [])
-
-
-def _split_by_name(files: Files) -> dict[str, Files] | None:
-  """The splits of files that are together in one place, by the folders they are in; None if these are no splits.
+def open_image_files(path: str, size: int) -> Splits:
+  """Returns the splits of a folder or archive, or of one per split if `path` has `{split}` in it.
 
   Raises:
-    ValueError: no files, or folders of which only some are splits.
+    ValueError: as `open_files` and `split_by_folder`, and no files.
   """
+  if "{split}" in path:
+    return _open_named(_files_per_path(path), size)
+  files = find_files(path)
   if not len(files):
     raise ValueError(f"no image below {files.path}; files must end in one of {', '.join(decode.SUFFIXES)}")
-  tops = {name.partition("/")[0] for name in files.names if "/" in name}
-  like_splits = {top for top in tops if re.fullmatch(rf"({'|'.join(SPLIT_FOLDERS)})([\W_]*\d.*)?", top.lower())}
+  named = split_by_folder(files)
+  if named:
+    return _open_named(named, size)
+  return _open_splits(split_by_hash(files, HELD_OUT), size, _classes_of(files))
+
+
+def find_files(path: str | pathlib.Path) -> Files:
+  """Opens the image files in a folder or archive, without the leading folders that all share, except a split's.
+
+  Raises:
+    ValueError: as `open_files`.
+  """
+  return open_files(path).without_common_folders(keep=is_split_name)
+
+
+def _files_per_path(path: str) -> dict[str, Files]:
+  splits = {split: open_files(one) for split, one in paths_of_splits(path).items()}
+  if not splits:
+    missing = path.replace("{split}", "train")
+    raise ValueError(f"{missing} does not exist; give the path of a folder, a .zip or a .tar")
+  return splits
+
+
+def split_by_folder(files: Files) -> dict[str, Files]:
+  """Splits files by their top folders, which the names then lack; {} if none is called like a split.
+
+  Raises:
+    ValueError: folders of which only some are called as splits.
+  """
+  folders = {name.partition("/")[0] for name in files.names if "/" in name}
+  like_splits = sorted(folder for folder in folders if LIKE_SPLIT.fullmatch(folder.lower()))
   if not like_splits:
-    return None
-  others = sorted(top for top in tops if split_called(top) is None)
+    return {}
+  others = sorted(folder for folder in folders if not is_split_name(folder))
   if others:
     raise ValueError(
-      f"{files.path} has folders {', '.join(sorted(like_splits))}, as if of splits, beside {', '.join(others[:5])}"
-      f"{', ...' if len(others) > 5 else ''}; splits are called {', '.join(sorted(SPLIT_FOLDERS))}. Rename or move one "
-      "or the other, or give a path with {split} in place of the split's name"
+      f"{files.path} has folders {', '.join(like_splits)}, which look like splits, beside {', '.join(others[:5])}"
+      f"{', ...' if len(others) > 5 else ''}; splits are called {', '.join(sorted(ALL_NAMES))}. Rename or move one or "
+      "the other, or give a path with {split} in place of the split's name"
     )
-  numbers: dict[str | None, list[int]] = {}
+  numbers = collections.defaultdict(list)
   for i, name in enumerate(files.names):
-    numbers.setdefault(split_called(name.partition("/")[0]), []).append(i)
-  parts = {}
-  for split, names in SPLIT_NAMES.items():
-    called = next((name for name in names if name in numbers), None)
-    if called:
-      parts[split] = files.subset(numbers[called])
-      parts[split].names = [name.partition("/")[2] for name in parts[split].names]
-  return parts
-
-
-def _pass_over_wrappings(parts: dict[str, Files]) -> None:
-  """Takes off the names the folders that all files of a split lie in, unless that is a class of the training split."""
-  classes = set()
-  for split in sorted(parts, key=list(SPLIT_NAMES).index):  # training first
-    pass_over_common_folders(parts[split], stop=classes.__contains__)
-    classes = classes or _folders([parts[split]])
+    numbers[name.partition("/")[0].lower()].append(i)
+  return {split: files.subset(numbers[name]).without_folders(1) for split, name in match_splits(numbers).items()}
 
 
 def split_by_hash(files: Files, held_out: float) -> dict[str, Files]:
-  """Training and validation files: the share `held_out` with the lowest SHA-256 of the name, at least one of them."""
+  """Splits files into training and validation files.
+
+  Validation gets the share `held_out` with the lowest SHA-256 of the name, and at least one file.
+  """
   hashes = [hashlib.sha256(encoded(name)).digest() for name in files.names]
   limit = max(min(hashes), int(held_out * 2**64).to_bytes(8, "big"))
   return {
@@ -129,11 +120,42 @@ def split_by_hash(files: Files, held_out: float) -> dict[str, Files]:
   }
 
 
+def _open_named(splits: dict[str, Files], size: int) -> Splits:
+  """Returns splits that the data set itself names. One numbering of classes holds for all of them."""
+  splits = _without_common_folders(splits)
+  labelled = [splits["train"]] if "train" in splits else splits.values()
+  return _open_splits(splits, size, set().union(*map(_classes_of, labelled)))
+
+
+def _without_common_folders(splits: dict[str, Files]) -> dict[str, Files]:
+  """Removes the leading folders that all files of a split share, except those that are classes of the first split."""
+  classes: set[str] = set()
+  result = {}
+  for split, files in splits.items():  # training comes first
+    result[split] = files.without_common_folders(keep=classes.__contains__)
+    classes = classes or _classes_of(result[split])
+  return result
+
+
+def _open_splits(splits: dict[str, Files], size: int, classes: set[str]) -> Splits:
+  """Returns the splits; one with a file that lies in none of the classes has no labels."""
+  labels = {split: sorted(classes) if _has_labels(files, classes) else [] for split, files in splits.items()}
+  return {split: functools.partial(Images, files, size, labels[split]) for split, files in splits.items()}
+
+
+def _has_labels(files: Files, classes: set[str]) -> bool:
+  return "" not in classes and _classes_of(files) <= classes
+
+
+def _classes_of(files: Files) -> set[str]:
+  return {class_of(name) for name in files.names}
+
+
 def class_of(name: str) -> str:
-  """The folder next below the split; "" if the file lies in none."""
+  """Returns the top folder of a name within its split; "" if the file lies in no folder."""
   return name.rpartition("/")[0].partition("/")[0]
 
 
 def encoded(name: str) -> bytes:
-  """The bytes of a file name, which need not be valid UTF-8."""
+  """Returns the bytes of a file name, which need not be valid UTF-8."""
   return name.encode(errors="surrogateescape")

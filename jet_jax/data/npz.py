@@ -1,6 +1,7 @@
-"""Arrays by name from a file that `np.savez` wrote, or that only says so."""
+"""npz files: a safe reader of untrusted ones, a writer of large arrays, and npz files as a data source."""
 
 import contextlib
+import functools
 import lzma
 import math
 import pathlib
@@ -12,24 +13,27 @@ from collections.abc import Mapping
 
 import numpy as np
 
-# What zipfile, the decompressors and numpy's reader of headers raise for a file that is damaged, encrypted, compressed
-# by a method that Python lacks (both RuntimeError), or larger than the memory.
+from jet_jax.data.arrays import Arrays
+from jet_jax.data.splits import Splits, match_splits, paths_of_splits
+
+# Errors of zipfile, the decompressors and numpy's header reader for a file that is damaged, encrypted, compressed by a
+# method that Python lacks (both RuntimeError), or larger than memory.
 UNREADABLE = (
   OSError, EOFError, ValueError, TypeError, SyntaxError, RuntimeError, OverflowError, MemoryError, struct.error,
   tokenize.TokenError, zipfile.BadZipFile, zlib.error, lzma.LZMAError,
 )  # fmt: skip
-DEFLATE_LIMIT = 1100  # a byte of an npz holds at most 1,032 of its arrays
+DEFLATE_LIMIT = 1100  # a byte of an npz expands to at most 1,032 bytes
 
 
 class Npz(Mapping[str, np.ndarray]):
-  """The arrays of an npz file, each read when it is asked for; nothing is unpickled.
+  """The arrays of an npz file, each read on access; nothing is unpickled.
 
   Args:
     path: of the file, which stays open until the context is left.
 
   Raises:
-    ValueError: what cannot be read, at once or when it is asked for; names the file, the array and the reason.
-    KeyError: an array that is not there.
+    ValueError: an unreadable file, at once, or an unreadable array, on access; names the file, array and reason.
+    KeyError: no such array.
   """
 
   def __init__(self, path: str | pathlib.Path):
@@ -38,7 +42,7 @@ class Npz(Mapping[str, np.ndarray]):
       if not pathlib.Path(path).is_file():
         raise ValueError("there is no such file")
       self._archive = zipfile.ZipFile(path)
-      self._most = DEFLATE_LIMIT * pathlib.Path(path).stat().st_size
+      self._max_bytes = DEFLATE_LIMIT * pathlib.Path(path).stat().st_size
     self._members = {info.filename.removesuffix(".npy"): info for info in self._archive.infolist()}
 
   def __enter__(self):
@@ -62,7 +66,7 @@ class Npz(Mapping[str, np.ndarray]):
       return np.lib.format.read_array(member, allow_pickle=False)
 
   def header(self, name: str) -> tuple[tuple[int, ...], np.dtype]:
-    """Shape and dtype of an array, of which nothing is decompressed yet."""
+    """Returns the shape and dtype of an array without decompressing it."""
     info = self._members[name]
     with self._named(f"{name} in {self.path}"), self._archive.open(info) as member:
       version = np.lib.format.read_magic(member)
@@ -70,15 +74,16 @@ class Npz(Mapping[str, np.ndarray]):
         shape, _, dtype = np.lib.format.read_array_header_1_0(member)
       else:
         shape, _, dtype = np.lib.format.read_array_header_2_0(member)
-      claimed, there = math.prod(shape) * dtype.itemsize, info.file_size - member.tell()
-      if claimed != there and not dtype.hasobject:  # memory is taken by the claim
-        raise ValueError(f"its header claims {dtype} {shape}, {claimed:,} bytes, and it has {there:,}")
-      if claimed > self._most:
+      claimed, stored = math.prod(shape) * dtype.itemsize, info.file_size - member.tell()
+      if claimed != stored and not dtype.hasobject:  # numpy would allocate the claim
+        raise ValueError(f"its header claims {dtype} {shape}, {claimed:,} bytes, and it has {stored:,}")
+      if claimed > self._max_bytes:
         raise ValueError(f"it claims {dtype} {shape}, {claimed:,} bytes, more than a file of this size can hold")
       return shape, dtype
 
   @contextlib.contextmanager
   def _named(self, what: str):
+    """Turns any error of reading into a ValueError that names `what`."""
     try:
       yield
     except UNREADABLE as error:
@@ -87,12 +92,12 @@ class Npz(Mapping[str, np.ndarray]):
 
 
 class NpzWriter:
-  """An npz file of one array that comes in parts, each written at once; there under its name when it is whole.
+  """Writes an npz file of one uint8 array, some rows at a time. The file appears at its path once it is complete.
 
   Args:
-    path: of the file; its folder is made.
+    path: of the file; its folder is created.
     name: of the array.
-    shape: of the whole, uint8.
+    shape: of the whole array.
   """
 
   def __init__(self, path: str | pathlib.Path, name: str, shape: tuple[int, ...]):
@@ -106,19 +111,49 @@ class NpzWriter:
     np.lib.format.write_array_header_1_0(self._file, {"descr": "|u1", "fortran_order": False, "shape": self.shape})
     return self
 
-  def write(self, part: np.ndarray) -> None:
-    """Adds rows."""
-    self._file.write(np.ascontiguousarray(part, np.uint8).tobytes())
+  def write(self, rows: np.ndarray) -> None:
+    """Appends rows, uint8."""
+    self._file.write(np.ascontiguousarray(rows, np.uint8).tobytes())
 
   def __exit__(self, error_type, *_):
     try:
-      with contextlib.ExitStack() as stack:  # closes the second if the first fails, too
+      with contextlib.ExitStack() as stack:  # closes both even if the first fails
         stack.callback(self._archive.close)
         stack.callback(self._file.close)
       if error_type is None:
         self._unfinished.replace(self.path)
     except OSError:
-      if error_type is None:  # else it is the same trouble again
+      if error_type is None:  # otherwise it repeats the first error
         raise
     finally:
       self._unfinished.unlink(missing_ok=True)
+
+
+def open_npz(path: str, size: int) -> Splits:
+  """Returns the splits in an npz file, or in one npz file per split if `path` has `{split}` in it.
+
+  Raises:
+    ValueError: a missing or unreadable file.
+  """
+  paths = paths_of_splits(path) or {"train": path}  # Npz reports that it is missing
+  splits = {}
+  for split, one_path in paths.items():
+    with Npz(one_path) as arrays:
+      names = {key.removesuffix("_images") for key in arrays if key.endswith("_images")}
+    name = match_splits(names).get(split)
+    if name:
+      splits[split] = functools.partial(_open_split, one_path, name, size)
+  return splits
+
+
+def _open_split(path: str, name: str, size: int) -> Arrays:
+  with Npz(path) as arrays:
+    pixels, labels = arrays[f"{name}_images"], arrays.get(f"{name}_labels")
+  if pixels.dtype != np.uint8 or pixels.ndim != 4:
+    raise ValueError(f"{path}: {name}_images is {pixels.dtype} {pixels.shape}; it must be uint8 (N, H, W, C)")
+  if labels is not None and (labels.shape != pixels.shape[:1] or labels.dtype.kind not in "iu"):
+    raise ValueError(f"{path}: {name}_labels is {labels.dtype} {labels.shape}; it must be integers (N,)")
+  if size and pixels.shape[1:3] != (size, size):
+    height, width = pixels.shape[1:3]
+    raise ValueError(f"data.size={size}, but {path} holds images of {height}x{width}; set data.size=0")
+  return Arrays(pixels, labels)

@@ -1,30 +1,31 @@
-"""Images in data sets of TensorFlow Datasets that lie on disk as array_record. TensorFlow itself is not needed.
+"""Reads images from data sets of TensorFlow Datasets, prepared as array_record, without TensorFlow.
 
-`tools/prepare_data.py` writes such data sets. Of a record this reads the features "image" and "label": the image is
-either an `Image` (a PNG or JPEG file) or a `Tensor` of bytes (the pixels, for speed).
+`tools/prepare_data.py` writes such data sets. Records need a feature "image" and may have a "label". The image is an
+`Image` (a PNG or JPEG file) or a `Tensor` of bytes (pixels, which read faster).
 """
 
 import functools
 import os
 import pathlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from google.protobuf.message import DecodeError
 
 from jet_jax.data import decode
-from jet_jax.data.archives import SPLIT_NAMES
 from jet_jax.data.decode import BadImage
+from jet_jax.data.splits import Splits, match_splits
 
 REPAIR = "prepare or copy the data set again, or raise data.max_bad_images"
 VERSION = re.compile(r"\d+\.\d+\.\d+")
 
 
 class Records(Sequence):
-  """Examples of one split: {"image": uint8 (H, W, C), "index": int32 (), and, if it has classes, "label": int32 ()}.
-  The label of an example without one, in a data set with classes, is -1, as TFDS has it.
+  """Examples of one split: {"image": uint8 (H, W, C), "index": int32 (), and, with classes, "label": int32 ()}.
+
+  In a data set with classes, an example without a label has label -1, as in TFDS.
 
   Attributes:
     classes: names of the labels; empty without labels.
@@ -62,22 +63,22 @@ class Records(Sequence):
     return example | {"label": np.int32(features["label"].int64_list.value[0])} if self.classes else example
 
   def _features(self, i):
-    """The record as tf.train.Example's map of features. TFDS's own parser gives the same in three times the time."""
+    """Returns record i as a map of features, parsed three times as fast as TFDS does."""
     from tensorflow_datasets.proto import tf_example_pb2  # noqa: PLC0415
 
     example: Any = tf_example_pb2.Example  # type: ignore  its module is generated
 
     try:
       return example.FromString(_data_source(self.folder, self.split)[i]).features.feature
-    except (RuntimeError, DecodeError) as error:  # of array_record, of protobuf
+    except (RuntimeError, DecodeError) as error:  # RuntimeError: array_record
       raise BadImage(f"{self.where(i)}: {error}; {REPAIR}") from error
 
   def where(self, i: int) -> str:
-    """What an error says of example i."""
+    """Names example i, for error messages."""
     return f"record {i} in {self.shard(i)} of {self.folder}"
 
   def shard(self, i: int) -> str:
-    """Name of the file that holds record i."""
+    """Returns the name of the file that holds record i."""
     for file in info(self.folder).splits[self.split].file_instructions:
       if i < file.take:
         return pathlib.Path(file.filename).name
@@ -85,31 +86,27 @@ class Records(Sequence):
     raise IndexError(i)
 
 
-def open_records(name: str, data_dir: str, size: int) -> dict[str, Callable[[], Sequence]]:
-  """For each split of a prepared data set a function that opens it.
+def open_records(name: str, data_dir: str, size: int) -> Splits:
+  """Returns for each split of a prepared data set a function that opens it.
 
   Args:
-    name: "name", "name/config" or either with ":1.0.0"; without a version the newest counts.
+    name: "name", "name/config" or either with ":1.0.0"; without a version, the newest is used.
     data_dir: where data sets are prepared.
-    size: as for `decode.decode`; pixels that are no files have to have it already.
+    size: as for `decode.decode`; records of pixels must already have this size.
 
   Raises:
-    ValueError: no such data set, not array_record, a missing file, or images that this module cannot read.
+    ValueError: no such data set, not array_record, a missing file, or unsupported images.
   """
   folder = find(name, data_dir)
   about = info(folder)
   if "array_record" not in {file_format.value for file_format in about.available_file_formats()}:
     raise ValueError(
-      f"{folder} is prepared as {about.file_format.value}, which can only be read from start to end, so that its order "
-      "cannot be shuffled exactly; convert it by\n"
+      f"{folder} is prepared as {about.file_format.value}, which can only be read from start to end and so cannot be "
+      "shuffled exactly; convert it by\n"
       f"  python -m tools.prepare_data --dataset=tfds --source={folder} --data_dir=NEW_FOLDER"
     )
-  found = {}
-  for split, names in SPLIT_NAMES.items():
-    called = next((one for one in names if one in about.splits), None)
-    if called:
-      found[split] = functools.partial(_open_split, folder, called, size)
-  return found
+  names = match_splits(about.splits)
+  return {split: functools.partial(_open_split, folder, name, size) for split, name in names.items()}
 
 
 def _open_split(folder: pathlib.Path, split: str, size: int) -> Sequence:
@@ -122,7 +119,11 @@ def _open_split(folder: pathlib.Path, split: str, size: int) -> Sequence:
 
 
 def find(name: str, data_dir: str) -> pathlib.Path:
-  """The folder of the named or newest version of a data set. ValueError, saying what there is, if there is none."""
+  """Returns the folder of the named or newest version of a data set.
+
+  Raises:
+    ValueError: no such data set or version; the message lists those in `data_dir`.
+  """
   name, _, version = name.partition(":")
   root = pathlib.Path(data_dir) / name
   versions = [path.parent for path in root.glob("*/dataset_info.json") if VERSION.fullmatch(path.parent.name)]
@@ -130,18 +131,21 @@ def find(name: str, data_dir: str) -> pathlib.Path:
     versions = [path for path in versions if path.name == version]
   if versions:
     return max(versions, key=lambda path: [int(number) for number in path.name.split(".")])
-  below = pathlib.Path(data_dir).glob("**/dataset_info.json") if pathlib.Path(data_dir).is_dir() else []
-  whole = {path.parent for path in below if VERSION.fullmatch(path.parent.name)}
-  there = sorted(path.relative_to(data_dir).as_posix() for path in whole)
   wanted = f"{name}:{version}" if version else name
   raise ValueError(
     f"data.source='tfds:{wanted}' is not prepared in data.data_dir={data_dir!r}, which holds "
-    f"{', '.join(there) or 'no data set'}; see python -m tools.prepare_data --help"
+    f"{', '.join(_prepared_in(data_dir)) or 'no data set'}; see python -m tools.prepare_data --help"
   )
 
 
+def _prepared_in(data_dir: str) -> list[str]:
+  """Lists the prepared data sets in a folder, as "name/1.0.0" or "name/config/1.0.0"."""
+  folders = {path.parent for path in pathlib.Path(data_dir).glob("**/dataset_info.json")}
+  return sorted(folder.relative_to(data_dir).as_posix() for folder in folders if VERSION.fullmatch(folder.name))
+
+
 def info(folder: str | pathlib.Path) -> Any:
-  """TFDS's description of the data set in a folder: splits, features, file format."""
+  """Returns TFDS's description of the data set in a folder: splits, features, file format."""
   return _builder(str(folder)).info
 
 
@@ -151,7 +155,7 @@ def _builder(folder: str) -> Any:
 
   try:
     return tfds.builder_from_directory(folder)
-  except Exception as error:  # TFDS raises whatever it stumbles over; to us each means a broken file
+  except Exception as error:  # TFDS raises many types; each means a broken file
     reason = f"{type(error).__name__}: {error}"
     raise ValueError(
       f"the metadata in {folder} cannot be read ({reason}); prepare or copy the data set again"
@@ -160,7 +164,7 @@ def _builder(folder: str) -> Any:
 
 @functools.lru_cache(maxsize=16)
 def _data_source(folder: str, split: str) -> Any:
-  """The serialized records of a split; opened once a process, so that `Records` travels to workers as a name."""
+  """Opens the serialized records of a split, once per process, so that `Records` is pickled as a name only."""
   import tensorflow_datasets as tfds  # noqa: PLC0415
 
   raw = tfds.decode.DeserializeMethod.RAW_BYTES
@@ -168,14 +172,14 @@ def _data_source(folder: str, split: str) -> Any:
 
 
 def _class_names(feature: Any) -> list[str]:
-  """Names of the labels; a number that is no class, a text or a list of labels is no label to us."""
+  """Returns the names of the labels; empty for a label that is a plain number, a text or a list."""
   import tensorflow_datasets as tfds  # noqa: PLC0415
 
   return list(feature.names or []) if isinstance(feature, tfds.features.ClassLabel) else []
 
 
 def _image_format(feature: Any, folder) -> tuple[tuple[int, ...], bool]:
-  """Shape of the images, which counts for its channels alone if a record holds a file, and whether it does."""
+  """Returns (shape, True if a record holds a file). Of a file's shape only the channels are used."""
   import tensorflow_datasets as tfds  # noqa: PLC0415
 
   shape, dtype, encoding = tuple(feature.shape), feature.np_dtype, getattr(feature, "_encoding", None)

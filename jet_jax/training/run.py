@@ -8,8 +8,7 @@ import jax
 import optax
 from jax.sharding import Mesh
 
-from jet_jax.config import Config
-from jet_jax.config import steps as duration_in_steps
+from jet_jax.config import Config, duration_in_steps
 from jet_jax.devices import processes, sharding
 from jet_jax.devices.compile import compile_to_fit, key_shape, on_mesh
 from jet_jax.jet import AUTO_REMAT, Jet

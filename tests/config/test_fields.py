@@ -36,8 +36,8 @@ def test_a_duration_given_last_replaces_its_other_units():
 )
 def test_durations_are_the_same_in_every_unit(unit, value, expected):
   config = override(default_config(), {"batch_size": 10, "total_steps": 400, f"eval_{unit}": value})
-  assert config_lib.steps(config, "eval", num_examples=1000) == expected
-  assert config_lib.steps(config, "log", num_examples=1000) == 0
+  assert config_lib.duration_in_steps(config, "eval", num_examples=1000) == expected
+  assert config_lib.duration_in_steps(config, "log", num_examples=1000) == 0
 
 
 def test_a_config_survives_its_json_file(tmp_path):

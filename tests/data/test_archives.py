@@ -13,6 +13,7 @@ from PIL import Image
 from jet_jax.data import sources
 from jet_jax.data.archives import open_files
 from jet_jax.data.decode import BadImage
+from jet_jax.data.image_folder import find_files
 
 NAMES = ["b/2.png", "a/1.png", "a/deep/3.PNG", "b/0.jpeg"]
 
@@ -53,7 +54,7 @@ def tar(contents, mode="w"):
 def test_folders_and_archives_hold_the_same_files_in_the_same_order(tmp_path, kind, prefix):
   contents = {prefix + name: picture(k) for k, name in enumerate(NAMES)}
   rubbish = {"notes.txt": b"text", ".hidden.png": b"", "__MACOSX/a/._1.png": b"", "a/.cache/9.png": b""}
-  files = open_files(write(tmp_path / kind, contents | {prefix + name: data for name, data in rubbish.items()}))
+  files = find_files(write(tmp_path / kind, contents | {prefix + name: data for name, data in rubbish.items()}))
   assert files.names == sorted(NAMES)
   assert list(files) == [contents[prefix + name] for name in sorted(NAMES)]
   copy = pickle.loads(pickle.dumps(files.subset([2, 0])))  # as it goes to another process
@@ -61,9 +62,21 @@ def test_folders_and_archives_hold_the_same_files_in_the_same_order(tmp_path, ki
   assert list(copy) == [files[2], files[0]]
 
 
+def test_changed_names_belong_to_a_new_value(tmp_path):
+  files = open_files(write(tmp_path / "set", {f"one/{name}": picture(k) for k, name in enumerate(NAMES)}))
+  names = list(files.names)
+  shorter = files.without_common_folders(keep=lambda folder: False)
+  assert shorter.names == sorted(NAMES)
+  assert files.without_common_folders(keep=lambda folder: folder == "one").names == names
+  assert files.without_folders(2).names == ["1.png", "deep/3.PNG", "0.jpeg", "2.png"]
+  assert files.subset([1]).names == names[1:2]
+  assert files.names == names
+  assert list(shorter) == list(files)
+
+
 def test_a_tar_of_tars_is_read_where_it_lies(tmp_path):
   classes = {f"n{k}.tar": tar({f"n{k}_{j}.png": picture(10 * k + j) for j in range(3)}) for k in range(2)}
-  files = open_files(write(tmp_path / "whole.tar", classes))
+  files = find_files(write(tmp_path / "whole.tar", classes))
   assert files.names == [f"n{k}/n{k}_{j}.png" for k in range(2) for j in range(3)]
   assert list(files) == [picture(10 * k + j) for k in range(2) for j in range(3)]
 
@@ -130,12 +143,12 @@ def test_links_to_folders_are_followed_and_never_in_circles(tmp_path):
   (path / "train/dog").symlink_to(elsewhere / "dog")
   (path / "val").symlink_to(elsewhere)  # twice below the set is no circle
   (path / "train/cat/above").symlink_to(path)
-  assert open_files(path).names == ["train/cat/1.png", *(f"{a}/dog/{b}.png" for a in ("train", "val") for b in (2, 3))]
+  assert find_files(path).names == ["train/cat/1.png", *(f"{a}/dog/{b}.png" for a in ("train", "val") for b in (2, 3))]
 
 
 def test_a_tar_that_ends_in_a_zip_is_a_tar(tmp_path):
   inner = write(tmp_path / "inner.zip", {"wrong.png": picture(9)}).read_bytes()
-  files = open_files(write(tmp_path / "set.tar", {"a.png": picture(1), "z.zip": inner}))
+  files = find_files(write(tmp_path / "set.tar", {"a.png": picture(1), "z.zip": inner}))
   assert files.names == ["a.png"]
   assert files[0] == picture(1)
 
@@ -156,14 +169,14 @@ def test_names_that_climb_and_links_are_only_names(tmp_path):
   before = sorted(tmp_path.iterdir())
   climbing = {"../../up.png": picture(1), "/etc/root.png": picture(2), "plain.png": picture(3)}
   for path in (write(inside / "climb.zip", climbing), write(inside / "climb.tar", climbing)):
-    files = open_files(path)
+    files = find_files(path)
     assert list(files) == [picture(1), picture(2), picture(3)]
   with tarfile.open(inside / "links.tar", "w") as archive:
     for kind, name in ((tarfile.SYMTYPE, "soft.png"), (tarfile.LNKTYPE, "hard.png")):
       link = tarfile.TarInfo(name)
       link.type, link.linkname = kind, str(secret)
       archive.addfile(link)
-  assert len(open_files(inside / "links.tar")) == 0
+  assert len(find_files(inside / "links.tar")) == 0
   assert sorted(tmp_path.iterdir()) == before  # nothing was written
 
 
@@ -181,7 +194,7 @@ def test_archives_that_cannot_be_read_are_refused_by_name(tmp_path):
     "cut.zip": "no readable",
   }.items():
     with pytest.raises(ValueError, match=f"{name}.*{message}"):
-      open_files(tmp_path / name)
+      find_files(tmp_path / name)
 
 
 def test_broken_members_are_bad_images(tmp_path, monkeypatch):
@@ -189,7 +202,7 @@ def test_broken_members_are_bad_images(tmp_path, monkeypatch):
   data = bytearray(path.read_bytes())
   data[data.index(b"a.png") + 10] ^= 255
   path.write_bytes(data)
-  files = open_files(path)
+  files = find_files(path)
   with pytest.raises(BadImage):
     files[0]
   assert files[1] == picture(2)
@@ -199,11 +212,11 @@ def test_broken_members_are_bad_images(tmp_path, monkeypatch):
     data = data[:at] + bytes([data[at] | 1]) + data[at + 1 :]  # as of an encrypted member
   (tmp_path / "locked.zip").write_bytes(data)
   with pytest.raises(BadImage, match="encrypted"):
-    open_files(tmp_path / "locked.zip")[0]
+    find_files(tmp_path / "locked.zip")[0]
   monkeypatch.setattr("jet_jax.data.archives.MAX_BYTES", 10)
   for kind in ("folder", "x.zip", "x.tar"):
     with pytest.raises(BadImage, match="more than 10"):
-      open_files(write(tmp_path / kind, {"c.png": picture(3)}))[0]
+      find_files(write(tmp_path / kind, {"c.png": picture(3)}))[0]
 
 
 def test_a_bad_image_is_named_with_its_data_set_and_number(tmp_path):

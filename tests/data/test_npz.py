@@ -1,4 +1,4 @@
-"""Arrays from files that nobody vouches for: what cannot be read is a ValueError that names it."""
+"""Untrusted npz files: anything unreadable raises a ValueError that names the file, the array and the reason."""
 
 import io
 import pathlib
@@ -11,7 +11,7 @@ import pytest
 from jet_jax.data import sources
 from jet_jax.data.npz import Npz
 from tools import import_big_vision
-from tools.preparing import releases
+from tools.preparing import imagenet_npz
 
 
 def header_of(shape, dtype="<f4"):
@@ -114,7 +114,7 @@ def test_an_array_may_be_as_large_as_its_file_can_hold_and_no_larger(tmp_path):
 def read_release(path):
   for name in (*(f"train_data_batch_{k}.npz" for k in range(2, 11)), "val_data.npz"):
     (path.parent / name).symlink_to(path)
-  return releases.imagenet_resized(path, 32)
+  return imagenet_npz.imagenet_resized(path, 32)
 
 
 @pytest.mark.parametrize(

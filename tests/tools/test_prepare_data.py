@@ -1,4 +1,4 @@
-"""Prepared data sets are those that went in, whatever happens on the way."""
+"""Prepared data sets hold the same examples as their sources, even after a kill or an error on the way."""
 
 import hashlib
 import io
@@ -26,7 +26,7 @@ from jet_jax import data
 from jet_jax.data import records, sources
 from jet_jax.data.decode import BadImage
 from tools import prepare_data
-from tools.preparing import releases, shards, staging, tfrecord
+from tools.preparing import atomic, cifar, imagenet_npz, job, releases, shards, staging, tfrecord
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (60, 8, 8, 3), np.uint8)
 
@@ -182,6 +182,18 @@ def test_a_full_disk_is_told_with_what_is_left(tmp_path, monkeypatch):
     shards.write_shard(tmp_path / "x", [b"record"])
 
 
+def test_a_file_is_replaced_only_once_it_is_complete(tmp_path):
+  path = tmp_path / "a.json"
+  atomic.write_json(path, {"old": 1})
+  with pytest.raises(BadImage), atomic.replacing(path) as temporary:
+    temporary.write_text('{"half')
+    raise BadImage("broken")
+  assert json.loads(path.read_text()) == {"old": 1}
+  atomic.write_json(path, {"new": 2})
+  assert json.loads(path.read_text()) == {"new": 2}
+  assert [file.name for file in tmp_path.iterdir()] == ["a.json"]
+
+
 def test_what_is_half_written_lies_apart(tmp_path):
   def two_records_of_three():
     yield from (b"one", b"two")
@@ -291,17 +303,17 @@ def test_a_worker_gets_the_examples_of_its_shard_alone(archive, tmp_path):
   for source in (f"archive:{archive}", f"npz:{tmp_path / 'set.npz'}"):
     np.savez(tmp_path / "set.npz", train_images=PIXELS, train_labels=np.arange(60))
     release = releases.images(source, "set", 0)
-    job = prepare_data.Job(tmp_path, release, (8, 8, 3), "png", shard_examples=7)
+    whole = job.Job(tmp_path, release, (8, 8, 3), "png", shard_examples=7)
     train = release.splits["train"]
-    for _, split, k, _, examples, part in job.tasks().values():
+    for _, _, split, k, _, examples, numbers in whole.tasks().values():
       if split == "train":
         sent = pickle.loads(pickle.dumps(examples))
-        assert part.start == 7 * k
-        for i in part:
+        assert numbers.start == 7 * k
+        for i in numbers:
           assert {n: v.tolist() for n, v in sent[i].items()} == {n: v.tolist() for n, v in train[i].items()}
         with pytest.raises(IndexError):
-          sent[part.stop]
-    assert len(pickle.dumps(job.form)) < 1000
+          sent[numbers.stop]
+    assert len(pickle.dumps(whole.settings)) < 1000
 
 
 @pytest.mark.parametrize(
@@ -484,7 +496,7 @@ def test_the_new_downsampled_imagenet_has_another_name(tmp_path):
     assert example["label"] == labels[k // 2, k % 2] - 1
 
 
-def cifar(path, kind, pixels, labels):
+def write_cifar(path, kind, pixels, labels):
   """Writes the release of CIFAR-10 that is called so. `pixels`: uint8 (6, N, 3072)."""
   with tarfile.open(path / f"cifar-10-{kind}.tar.gz", "w:gz") as archive:
     for k in range(6):
@@ -506,7 +518,7 @@ def test_cifar10_from_either_release(tmp_path, kind):
   arguments = ["--dataset=cifar10", f"--source={tmp_path}", f"--data_dir={tmp_path}", "--workers=1"]
   with pytest.raises(SystemExit, match=r"neither cifar-10-python\.tar\.gz nor .*kriz/cifar"):
     prepare_data.main(arguments)
-  cifar(tmp_path, kind, pixels, labels)
+  write_cifar(tmp_path, kind, pixels, labels)
   prepare_data.main([*arguments, "--encoding=raw"])
   train, validation = sources.open_splits("tfds:cifar10", 32, 256, ["train", "validation"], data_dir=str(tmp_path))
   assert [len(train), len(validation)] == [20, 4]  # CIFAR-10 has no validation split: its test split stands in
@@ -534,7 +546,7 @@ def test_a_pickle_that_wants_to_run_something_is_refused(tmp_path):
 def test_a_broken_cifar10_release_is_refused_by_name(tmp_path, content):
   path = tmp_path / "cifar-10-python.tar.gz"
   pixels = np.random.default_rng(4).integers(0, 256, (6, 90, 3072), np.uint8)
-  cifar(tmp_path, "python", pixels, np.zeros((6, 90), int))
+  write_cifar(tmp_path, "python", pixels, np.zeros((6, 90), int))
   if content == "html":
     path.write_text("<html>not found</html>" * 99)
   elif content == "truncated":
@@ -557,15 +569,18 @@ def test_a_broken_imagenet_release_is_refused_by_name(tmp_path, name):
 
 
 def test_a_member_of_a_release_that_is_too_long_is_not_read(tmp_path, monkeypatch):
-  cifar(tmp_path, "binary", np.zeros((6, 1, 3072), np.uint8), np.zeros((6, 1), int))
+  write_cifar(tmp_path, "binary", np.zeros((6, 1, 3072), np.uint8), np.zeros((6, 1), int))
   np.savez(tmp_path / "a.npz", data=np.zeros((1, 3072), np.uint8), labels=[1])
   with zipfile.ZipFile(tmp_path / "Imagenet32_train_npz.zip", "w") as archive:
     for name in (*(f"train_data_batch_{k}.npz" for k in range(1, 11)), "val_data.npz"):
       archive.write(tmp_path / "a.npz", name)
-  for read, limit in ((releases.cifar10, "MAX_BYTES"), (releases.imagenet_resized, "MAX_BATCH_BYTES")):
+  for module, read, limit in (
+    (cifar, cifar.cifar10, "MAX_BYTES"),
+    (imagenet_npz, imagenet_npz.imagenet_resized, "MAX_BATCH_BYTES"),
+  ):
     assert len(read(tmp_path, 32).splits["train"]) > 0
-    releases._npz_batch.cache_clear()
-    monkeypatch.setattr(releases, limit, 3000)
+    imagenet_npz._read_batch.cache_clear()
+    monkeypatch.setattr(module, limit, 3000)
     with pytest.raises(ValueError, match=r"is broken .* bytes, more than 3,?000.*get it again"):
       read(tmp_path, 32)
 
@@ -602,7 +617,7 @@ def test_broken_metadata_is_refused_by_name(prepared, tmp_path):
 
 
 def test_imagenet21k_is_resized_and_holds_out_by_name(tmp_path, monkeypatch):
-  monkeypatch.setattr("tools.releases.HELD_OUT_21K", 0.2)
+  monkeypatch.setattr("tools.preparing.releases.HELD_OUT_21K", 0.2)
   with tarfile.open(tmp_path / "winter21_whole.tar", "w") as whole:
     for k in range(2):
       with tarfile.open(tmp_path / f"n{k}.tar", "w") as archive:

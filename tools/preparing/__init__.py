@@ -1,1 +1,1 @@
-"""Writes data sets as array_record."""
+"""Writes data sets as array_record, for `tools/prepare_data.py`."""

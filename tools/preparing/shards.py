@@ -1,4 +1,4 @@
-"""array_record files, and the metadata that makes a folder of them a data set of TensorFlow Datasets."""
+"""Writes array_record files, and the metadata that makes a folder of them a data set of TensorFlow Datasets."""
 
 import os
 import pathlib
@@ -7,33 +7,35 @@ from collections.abc import Iterable
 
 from array_record.python.array_record_module import ArrayRecordWriter
 
-WORK = "work"  # folder in that of an unfinished data set, for all that is no part of the data set
+from tools.preparing import atomic
+
+WORK = "work"  # folder inside an unfinished data set for files that are not part of the data set
 
 
 def write_shard(path: pathlib.Path, serialized: Iterable[bytes]) -> dict[str, int]:
-  """Writes a file of these records, all at once: until it is whole it lies in the folder `WORK` beside it.
+  """Writes a file of these records, atomically: until it is complete, it is in the folder `WORK` beside it.
 
   Returns:
     Its number of "examples" and "bytes".
 
   Raises:
-    OSError: it cannot be written. What `serialized` raises is passed on.
+    OSError: it cannot be written. Errors of `serialized` are passed on.
   """
-  temporary = path.parent / WORK / f"{path.name}.{os.getpid()}.part"
-  writer = ArrayRecordWriter(str(temporary), "group_size:1")  # one record a chunk: fast at random
-  count = 0
-  for record in serialized:
-    _or_disk_full(path, writer.write, record)
-    count += 1
-  _or_disk_full(path, writer.close)
-  temporary.replace(path)
+  with atomic.replacing(path, path.parent / WORK / f"{path.name}.{os.getpid()}.part") as temporary:
+    writer = ArrayRecordWriter(str(temporary), "group_size:1")  # one record per chunk: fast random access
+    count = 0
+    for record in serialized:
+      _or_disk_full(path, writer.write, record)
+      count += 1
+    _or_disk_full(path, writer.close)
   return {"examples": count, "bytes": path.stat().st_size}
 
 
 def _or_disk_full(path: pathlib.Path, function, *arguments) -> None:
+  """Calls a function; an error of writing becomes an OSError that tells the free space."""
   try:
     function(*arguments)
-  except (RuntimeError, OSError) as error:  # array_record raises the former
+  except (RuntimeError, OSError) as error:  # RuntimeError: array_record
     free = shutil.disk_usage(path.parent).free
     raise OSError(
       f"{path} cannot be written ({error}); its file system has {free:,} bytes left: make room, and give the same "
@@ -42,7 +44,15 @@ def _or_disk_full(path: pathlib.Path, function, *arguments) -> None:
 
 
 def write_metadata(folder: pathlib.Path, name: str, version: str, features, shards: dict[str, list[dict]]) -> None:
-  """The files that make a folder of shards a TFDS data set. `shards`: split -> "examples" and "bytes" of each shard."""
+  """Writes the files that make a folder of shards a TFDS data set.
+
+  Args:
+    folder: of the shards.
+    name: of the data set, "name" or "name/config".
+    version: such as "1.0.0".
+    features: TFDS schema of a record.
+    shards: split -> "examples" and "bytes" of each shard.
+  """
   import tensorflow_datasets as tfds  # noqa: PLC0415
   from tensorflow_datasets.core import dataset_info, file_adapters  # noqa: PLC0415
 
@@ -57,7 +67,7 @@ def write_metadata(folder: pathlib.Path, name: str, version: str, features, shar
   info = dataset_info.DatasetInfo(builder=identity, features=features)
   info.set_file_format(file_adapters.FileFormat.ARRAY_RECORD)
   splits = []
-  for split, parts in shards.items():
+  for split, counts in shards.items():
     template = tfds.core.ShardedFileTemplate(
       data_dir=folder,  # type: ignore
       template="{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
@@ -65,8 +75,8 @@ def write_metadata(folder: pathlib.Path, name: str, version: str, features, shar
       split=split,
       filetype_suffix="array_record",
     )
-    lengths = [part["examples"] for part in parts]
-    total = sum(part["bytes"] for part in parts)
+    lengths = [count["examples"] for count in counts]
+    total = sum(count["bytes"] for count in counts)
     splits.append(tfds.core.SplitInfo(name=split, shard_lengths=lengths, num_bytes=total, filename_template=template))
   info.set_splits(tfds.core.SplitDict(splits))
   info.write_to_directory(folder)

@@ -1,7 +1,6 @@
-"""TFDS data sets in TFRecord files -> the same records in array_record files, without TensorFlow.
+"""Converts TFDS data sets from TFRecord files to array_record files, without TensorFlow.
 
-A TFRecord file can only be read from its start, so that an exact shuffle of it is not to be had. Its records are
-copied as they are; the schema stays.
+A TFRecord file can only be read from its start, so it cannot be shuffled exactly. Records and schema are unchanged.
 """
 
 import pathlib
@@ -15,7 +14,7 @@ from tools.preparing import process_pool, shards
 
 
 def read(path: pathlib.Path) -> Iterator[bytes]:
-  """Records of a TFRecord file: length uint64, its checksum, the data, its checksum.
+  """Yields the records of a TFRecord file; each is stored as length uint64, its checksum, the data, its checksum.
 
   Raises:
     ValueError: a wrong checksum, or a file that ends within a record; the file and the record are named.
@@ -27,7 +26,7 @@ def read(path: pathlib.Path) -> Iterator[bytes]:
       if len(header) < 12 or struct.unpack("<I", header[8:])[0] != masked_crc32c(header[:8]):
         raise ValueError(f"{where} has a broken header; prepare or copy the data set again")
       (length,) = struct.unpack("<Q", header[:8])
-      data, checksum = file.read(min(length, size)), file.read(4)  # memory is taken by the claim
+      data, checksum = file.read(min(length, size)), file.read(4)  # a length may be wrong, and larger than memory
       if len(data) < length or len(checksum) < 4 or struct.unpack("<I", checksum)[0] != masked_crc32c(data):
         raise ValueError(f"{where} is broken or cut off; prepare or copy the data set again")
       yield data
@@ -36,10 +35,10 @@ def read(path: pathlib.Path) -> Iterator[bytes]:
 
 def convert_shard(folder: pathlib.Path, path: str, name: str, expected: int) -> dict:
   """Writes the shard `name` in `folder` from a TFRecord file. Returns its "examples" and "bytes"."""
-  return shards.write_shard(folder / name, _as_many(path, expected)) | {"bad": []}
+  return shards.write_shard(folder / name, _read_exactly(path, expected)) | {"bad": []}
 
 
-def _as_many(path: str, expected: int) -> Iterator[bytes]:
+def _read_exactly(path: str, expected: int) -> Iterator[bytes]:
   count = 0
   for record in read(pathlib.Path(path)):
     yield record
@@ -49,7 +48,7 @@ def _as_many(path: str, expected: int) -> Iterator[bytes]:
 
 
 def find_shards(source: pathlib.Path) -> dict[str, list[tuple[str, str, int]]]:
-  """Split -> (TFRecord file, name of the array_record file, number of records) of each shard of a TFDS data set.
+  """Maps each split to (TFRecord file, name of the array_record file, number of records) of each shard.
 
   Raises:
     ValueError: `source` is no prepared TFDS data set, not in TFRecord files, or a file is missing.
@@ -73,7 +72,9 @@ def find_shards(source: pathlib.Path) -> dict[str, list[tuple[str, str, int]]]:
 def run(
   found: dict[str, list[tuple[str, str, int]]], folder: pathlib.Path, processes: int, results_folder: pathlib.Path
 ) -> dict[str, list[dict]]:
-  """Converts what `find_shards` found into `folder`. Returns split -> what `convert_shard` returned for each."""
-  tasks = {name: (convert_shard, path, name, length) for parts in found.values() for path, name, length in parts}
-  results = process_pool.run(tasks, folder, processes, results_folder)
-  return {split: [results[name] for _, name, _ in parts] for split, parts in found.items()}
+  """Converts the shards from `find_shards` into `folder`. Returns split -> result of `convert_shard` for each shard."""
+  tasks = {
+    name: (convert_shard, folder, path, name, length) for files in found.values() for path, name, length in files
+  }
+  results = process_pool.run(tasks, processes, results_folder)
+  return {split: [results[name] for _, name, _ in files] for split, files in found.items()}

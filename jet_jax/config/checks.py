@@ -1,0 +1,68 @@
+"""Completes a configuration and checks the ranges and combinations of its values.
+
+Limits that depend on the data or the model are checked where the data or the model are known.
+"""
+
+import math
+
+from jet_jax.config.durations import DURATIONS, UNITS, clear_other_units
+from jet_jax.config.fields import Config, default_config
+from jet_jax.config.overrides import flatten, set_field
+
+LARGEST = 2**31 - 1  # int32
+LARGEST_SIDE = 2**16  # of an image, a matrix or the flow: far larger numbers would take forever to fail
+BELOW_ONE = 1 - 1e-9
+
+
+def resolve(config: Config, flag_overrides=()) -> Config:
+  """Returns the complete, checked config of a run, with each duration in at most one unit.
+
+  Args:
+    config: of a config file or of a `config.json`; plain values for some or all fields.
+    flag_overrides: names of the fields that were given on the command line.
+
+  Raises:
+    ValueError: an unknown field, or a value outside its range.
+  """
+  resolved = default_config()
+  for name, value in flatten(config).items():
+    set_field(resolved, name, value)
+  for name in flag_overrides:
+    clear_other_units(resolved, name)
+  resolved.keep_best = resolved.keep_best or resolved.patience > 0
+  _check_durations(resolved)
+  _check_ranges(resolved)
+  return resolved
+
+
+def _check_durations(config) -> None:
+  for duration in DURATIONS:
+    fields = {f"{duration}_{unit}": config[f"{duration}_{unit}"] for unit in UNITS}
+    given = {name: value for name, value in fields.items() if value is not None}
+    if len(given) > 1:
+      raise ValueError(f"{' and '.join(given)} are both set; keep one, set the others to None")
+    for name, value in given.items():
+      if not 0 <= value < math.inf:
+        raise ValueError(f"{name}={value} must be finite and not negative; 0 turns it off")
+  if not (config.total_steps or config.total_epochs or config.total_examples):
+    raise ValueError("the run has no length; set total_steps, total_epochs or total_examples to a positive number")
+  if config.keep_best and not any(config[f"eval_{unit}"] for unit in UNITS):
+    raise ValueError("keep_best and patience need evaluations, but there are none; set eval_steps or eval_epochs")
+
+
+def _check_ranges(config) -> None:
+  ranges = {
+    "batch_size": (1, LARGEST), "levels": (2, 256), "seed": (0, LARGEST), "lr": (0, 1e3), "wd": (0, 1),
+    "adam_b1": (0, BELOW_ONE), "adam_b2": (0, BELOW_ONE), "ema_decay": (0, BELOW_ONE), "clip_norm": (1e-9, 1e30),
+    "eval_noise_samples": (1, LARGEST), "sample_num": (1, LARGEST), "sample_temperature": (0, 1e3),
+    "checkpoint_keep": (1, LARGEST), "data.size": (0, LARGEST), "data.max_bad_images": (0, LARGEST),
+    "max_nonfinite_steps": (0, LARGEST), "patience": (0, LARGEST), "data.workers": (0, 256),
+    "microbatches": (1, config.batch_size),
+    **{f"model.{name}": (1, LARGEST_SIDE) for name in ("couplings", "block_depth", "width", "heads", "patch_size")},
+  }  # fmt: skip
+  values = flatten(config)
+  for name, (low, high) in ranges.items():
+    if not low <= values[name] <= high:  # refuses NaN too
+      raise ValueError(f"{name}={values[name]} must be at least {low} and at most {high}")
+  if config.adam_mu_dtype not in ("float32", "bfloat16"):
+    raise ValueError(f"adam_mu_dtype={config.adam_mu_dtype!r} must be 'float32' or 'bfloat16'")

@@ -1,0 +1,86 @@
+"""Configurations on disk: Python files such as those in `configs/`, and the `config.json` of a work directory."""
+
+import importlib.util
+import json
+import math
+import pathlib
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from jet_jax.config.checks import LARGEST, LARGEST_SIDE, resolve
+from jet_jax.config.fields import Config
+from jet_jax.config.overrides import flatten
+
+REMOVE = "remove it and rerun the training command of this run"
+
+
+def from_file(argument: str) -> Config:
+  """Returns the resolved config of `--config=FILE[:ARGUMENT]`, for tools.
+
+  Raises:
+    ValueError: no such file, no function `get_config` in it, or a config that `resolve` refuses.
+  """
+  path, _, rest = argument.partition(":")
+  spec = importlib.util.spec_from_file_location("config", path)
+  if spec is None or spec.loader is None or not pathlib.Path(path).is_file():
+    raise ValueError(f"--config={path} is no Python file; give the path of a config")
+  module = importlib.util.module_from_spec(spec)
+  try:
+    spec.loader.exec_module(module)
+  except SyntaxError as error:
+    raise ValueError(f"--config={path} is no Python that can be read ({error}); fix that line") from error
+  if not hasattr(module, "get_config"):
+    raise ValueError(f"--config={path} has no function get_config; give the path of a config, as in configs/")
+  return resolve(module.get_config(rest))
+
+
+def save(config: Config, path: pathlib.Path) -> None:
+  """Writes the config as JSON, atomically: a run killed meanwhile leaves the old file or the new one."""
+  temporary = path.with_suffix(".tmp")
+  temporary.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+  temporary.replace(path)
+
+
+def load(workdir: str | pathlib.Path) -> Config:
+  """Reads the resolved config of a work directory.
+
+  Raises:
+    ValueError: no readable `config.json` there, or not the config of a run.
+  """
+  path = pathlib.Path(workdir) / "config.json"
+  values = _read_json(path)
+  if not isinstance(values, dict) or not values.get("image_shape"):
+    raise ValueError(f"{path} is not the config of a run: it has no image_shape; {REMOVE}")
+  try:
+    config = resolve(ConfigDict(values))
+  except (ValueError, AttributeError) as error:  # AttributeError: a name that a ConfigDict cannot have
+    raise ValueError(f"{path}: {error}") from error
+  if not _is_image_shape(config.image_shape):
+    raise ValueError(
+      f"{path}: image_shape={config.image_shape} must be integers (H, W, C) from 1 to {LARGEST_SIDE}, whose product is "
+      f"below 2**31; {REMOVE}"
+    )
+  return config
+
+
+def _read_json(path: pathlib.Path) -> Any:
+  try:
+    return json.loads(path.read_text())
+  except FileNotFoundError as error:
+    raise ValueError(f"{path.parent} has no config.json; give the --workdir of a training run") from error
+  except OSError as error:
+    raise ValueError(f"{path} cannot be read ({error}); check its owner and mode") from error
+  except (ValueError, RecursionError) as error:
+    raise ValueError(f"{path} is not JSON ({error}); {REMOVE}") from error
+
+
+def _is_image_shape(shape: tuple) -> bool:
+  sides_fit = len(shape) == 3 and all(type(side) is int and 1 <= side <= LARGEST_SIDE for side in shape)
+  return sides_fit and math.prod(shape) <= LARGEST
+
+
+def differences(one: Config, other: Config) -> list[tuple[str, Any, Any]]:
+  """Lists the fields in which two resolved configs differ: (dotted name, value in one, value in the other)."""
+  others = flatten(other)
+  return [(name, value, others[name]) for name, value in flatten(one).items() if value != others[name]]

@@ -1,0 +1,80 @@
+"""Wrappers around a data set's examples: fewer levels, one shape, and substitutes for unreadable images."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from jet_jax.data.decode import BadImage
+
+Example = dict[str, Any]
+
+
+class FewerLevels(Sequence):
+  """8-bit examples with their low bits dropped: pixels uint8 in {0 .. levels-1}."""
+
+  def __init__(self, examples, levels: int):
+    self.examples, self.classes, self.step = examples, examples.classes, 256 // levels
+
+  def __len__(self):
+    return len(self.examples)
+
+  def __getitem__(self, i) -> Example:
+    example = self.examples[i]
+    return example | {"image": example["image"] // self.step}
+
+
+class OneShape(Sequence):
+  """Examples of the shape of the first readable one. Any other shape raises `BadImage`."""
+
+  def __init__(self, examples, max_bad_images: int):
+    self.examples, self.classes = examples, examples.classes
+    self.shape = next_readable(examples, 0, max_bad_images)[0]["image"].shape
+
+  def __len__(self):
+    return len(self.examples)
+
+  def __getitem__(self, i) -> Example:
+    example = self.examples[i]
+    shape = example["image"].shape
+    if shape != self.shape:
+      raise BadImage(f"{self.examples.where(i)} is {shape} and the first image {self.shape}; set data.size")
+    return example
+
+
+class SkipUnreadable(Sequence):
+  """Examples in which the next readable image replaces an unreadable one.
+
+  The replacement has the index of the unreadable one. All examples have "bad": bool (), True for a replacement.
+  """
+
+  def __init__(self, examples, max_bad_images: int):
+    self.examples, self.classes, self.max_bad_images = examples, examples.classes, max_bad_images
+
+  def __len__(self):
+    return len(self.examples)
+
+  def __getitem__(self, i) -> Example:
+    if not 0 <= i < len(self):
+      raise IndexError(i)
+    example, skipped = next_readable(self.examples, i, self.max_bad_images)
+    return example | {"index": np.int32(i), "bad": np.bool_(skipped > 0)}
+
+
+def next_readable(examples, i: int, max_bad_images: int) -> tuple[Example, int]:
+  """Returns example i, or the next readable one, and the number of unreadable ones before it.
+
+  Raises:
+    BadImage: example i and the `max_bad_images` after it are all unreadable.
+  """
+  for skipped in range(max_bad_images):
+    try:
+      return examples[(i + skipped) % len(examples)], skipped
+    except BadImage:
+      pass
+  try:
+    return examples[(i + max_bad_images) % len(examples)], max_bad_images
+  except BadImage as error:
+    if not max_bad_images:
+      raise
+    raise BadImage(f"more than max_bad_images={max_bad_images} in a row; the last is {error}") from error
