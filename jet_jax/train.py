@@ -36,8 +36,8 @@ from jet_jax.training.optimizer import make_optimizer
 from jet_jax.training.step import TrainState
 from jet_jax.workdir.best import Best
 from jet_jax.workdir.checkpoint import Checkpoints
+from jet_jax.workdir.claim import claim_workdir
 from jet_jax.workdir.metrics import MetricLog, check_wandb
-from jet_jax.workdir.run import claim_workdir
 
 
 @dataclasses.dataclass

@@ -75,6 +75,7 @@ def straight(tmp_path_factory):
   return workdir
 
 
+@pytest.mark.fault(12)
 @pytest.mark.parametrize(
   "settings",
   [pytest.param({}, marks=pytest.mark.slow), {"mesh__fsdp": 8}, {"mesh__fsdp": 2, "microbatches": 2}],
@@ -86,6 +87,7 @@ def test_eight_devices_compute_what_one_does_on_any_mesh(tmp_path, straight, set
   check_same(tmp_path, straight)
 
 
+@pytest.mark.fault(12, 13)
 @pytest.mark.slow
 def test_a_run_moves_between_meshes_and_numbers_of_processes(tmp_path, straight):
   results = [
