@@ -64,7 +64,9 @@ def restore(saved, tmp_path, capsys):
     shutil.copytree(workdir, copy)
     change(copy / "checkpoints" / "2" / name)
     with Checkpoints(copy, keep=2) as checkpoints:
-      state = checkpoints.restore_newest(sharding.place_like(few_arrays(0), MESH).items())
+      items = checkpoints.restore_newest(sharding.place_like(few_arrays(0), MESH).items())
+    assert items is not None
+    state = TrainState.from_items(items)
     said = capsys.readouterr().out
     assert fingerprint.fingerprints(state) == saved_prints[int(state.step)]
     if int(state.step) == 2:
