@@ -12,7 +12,7 @@ from jet_jax.devices import processes
 from jet_jax.devices.compile import keep_compiled
 from jet_jax.training.evaluator import Evaluator
 from jet_jax.workdir.metrics import as_json
-from jet_jax.workdir.run import load_run, step_argument
+from jet_jax.workdir.trained import load_run, step_argument
 
 
 def main(argv=None) -> None:

@@ -19,7 +19,7 @@ from jet_jax.devices import processes
 from jet_jax.devices.compile import keep_compiled
 from jet_jax.sampling.sampler import Sampler
 from jet_jax.workdir.image_grid import make_grid, save_png
-from jet_jax.workdir.run import load_run, step_argument
+from jet_jax.workdir.trained import load_run, step_argument
 
 GRID = 256  # images in a picture, at most
 RANGES = {"num": (1, 2**31 - 1), "seed": (0, 2**31 - 1), "temperature": (0, 1e30)}  # of the command's flags

@@ -31,8 +31,8 @@ from jet_jax.training.nonfinite import NonFiniteMonitor
 from jet_jax.training.run import Run
 from jet_jax.training.step import TrainState
 from jet_jax.workdir.checkpoint import Checkpoints
+from jet_jax.workdir.claim import claim_workdir
 from jet_jax.workdir.metrics import MetricLog, check_wandb
-from jet_jax.workdir.run import claim_workdir
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,8 +13,8 @@ from jaxtyping import install_import_hook
 # Shapes and dtypes that annotations promise are checked wherever a test traces these modules.
 install_import_hook(["jet_jax.flow", "jet_jax.jet", "jet_jax.likelihood", "jet_jax.training.step"], "beartype.beartype")
 
-import faults
 import small_runs
+from faults import FAULTS
 from flows import randomize
 from jet_jax.jet import Jet
 
@@ -34,31 +34,29 @@ def pytest_addoption(parser):
   parser.addoption("--soak_minutes", type=float, default=10, help="length of the soak in tests/faults/test_kill.py")
 
 
-@pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks
 def pytest_collection_modifyitems(items):
-  """Marks the tests of faults.py."""
+  """Passes the numbers of faults on to the reports."""
   for item in items:
-    for number in faults.faults_of(item.path.name, item.name.partition("[")[0]):
-      item.add_marker(pytest.mark.fault(number))
-      item.user_properties.append(("fault", number))
+    numbers = {number for mark in item.iter_markers("fault") for number in mark.args}
+    item.user_properties += [("fault", number) for number in sorted(numbers)]
 
 
 def pytest_terminal_summary(terminalreporter, config):
-  """What `make test-faults` is run for: a table of what was done to runs, and how it went."""
+  """Prints the table of `make test-faults`: for each fault its tests, kills, flipped bytes and seconds."""
   if "fault" not in config.option.markexpr.replace("not fault", ""):
     return
   write, reports = terminalreporter.write_line, []
   for outcome in ("passed", "failed", "error"):
     reports += [(outcome, report, report.user_properties) for report in terminalreporter.getreports(outcome)]
   write(f"{'':56}{'passed':>8}{'failed':>8}{'kills':>8}{'flips':>8}{'seconds':>9}")
-  for number, (what, *_) in faults.FAULTS.items():
+  for number, text in FAULTS.items():
     own = [(outcome, report, dict(values)) for outcome, report, values in reports if ("fault", number) in values]
     called = [(outcome, values) for outcome, report, values in own if report.when == "call"]
     passed = sum(outcome == "passed" for outcome, _ in called)
     failed = sum(outcome != "passed" for outcome, *_ in own)
     kills, flips = (sum(values.get(name, 0) for _, values in called) for name in ("kills", "flips"))
     seconds = sum(report.duration for _, report, _ in own)
-    write(f"{number:2} {what:53}{passed:8}{failed:8}{kills:8}{flips:8}{seconds:9.0f}")
+    write(f"{number:2} {text:53}{passed:8}{failed:8}{kills:8}{flips:8}{seconds:9.0f}")
 
 
 @pytest.fixture(scope="session")

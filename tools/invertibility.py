@@ -25,7 +25,7 @@ from jet_jax.data import sources
 from jet_jax.devices import sharding
 from jet_jax.jet import Jet
 from jet_jax.workdir.metrics import as_json
-from jet_jax.workdir.run import Trained, load_run, step_argument
+from jet_jax.workdir.trained import Trained, load_run, step_argument
 
 # A relative error above this is more than rounding: about a hundred units in the last place of float32.
 GROWTH = 1e-5

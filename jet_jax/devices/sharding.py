@@ -34,7 +34,7 @@ def make_mesh(config_mesh=None, devices=None) -> Mesh:
 
 
 def nearest_mesh(config_mesh) -> Mesh:
-  """`config.mesh` on the devices that there are, be they fewer or more than it was made for."""
+  """Makes the mesh of `config.mesh`, adapted to the number of devices at hand."""
   count = jax.device_count()
   return make_mesh({"data": -1, "fsdp": math.gcd(count if config_mesh.fsdp == -1 else config_mesh.fsdp, count)})
 
@@ -70,7 +70,7 @@ def keep_split(x: jax.Array) -> jax.Array:
 
 
 def knows_mesh() -> bool:
-  """Whether a program for a mesh is being traced; a model that is called by itself knows none."""
+  """Returns True while a program for a mesh is traced; a model that is called by itself has no mesh."""
   return set(AXES) <= set(jax.sharding.get_abstract_mesh().axis_names)
 
 
@@ -116,7 +116,7 @@ def round_up(count: int, mesh: Mesh) -> int:
 
 
 def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
-  """Which rows of a batch lie on the devices of this process, in order."""
+  """Lists the rows of a batch that lie on the devices of this process, in order."""
   places = batched(mesh).addressable_devices_indices_map((batch_size,)).values()
   return np.unique(np.concatenate([np.arange(batch_size)[place] for place in places if place]))
 

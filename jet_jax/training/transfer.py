@@ -22,8 +22,9 @@ from jet_jax.jet import Jet
 from jet_jax.training.run import Run
 from jet_jax.training.step import TrainState
 from jet_jax.workdir import fingerprint
+from jet_jax.workdir.atomic import write_json
 from jet_jax.workdir.checkpoint import Checkpoints, choose_step, saved_steps
-from jet_jax.workdir.run import load_run
+from jet_jax.workdir.trained import load_run
 
 # The fields of `config.model` that decide which function the parameters compute.
 FUNCTION = (
@@ -92,9 +93,7 @@ def start(run: Run, workdir: pathlib.Path) -> TrainState:
     record = {"source": path, "step": source.step, "weights": weights, "sha256": checkpoints.identity(source.step)}
   processes.say("; ".join([f"starting from step {step} of {path} ({weights})", *changed]))
   if processes.is_writer():
-    temporary = (workdir / RECORD).with_suffix(".tmp")
-    temporary.write_text(json.dumps(record | {"changed": changed}, indent=2) + "\n")
-    temporary.replace(workdir / RECORD)
+    write_json(workdir / RECORD, record | {"changed": changed})
   return run.state_from(variables)
 
 
@@ -168,7 +167,7 @@ def _leaves_that_differ(source, config) -> list[str]:
     side = config.model.patch_size
     image_shape = grid[0] * side, grid[1] * side, config.image_shape[2]
     params = Jet(**config.model).abstract_variables(image_shape)["params"]
-    return {name: fact.shape for name, fact in fingerprint.shape_facts(params).items()}
+    return {name: known.shape for name, known in fingerprint.without_digests(params).items()}
 
   there, here = shapes(source), shapes(config)
   return [

@@ -1,1 +1,9 @@
-"""A run on disk."""
+"""A run on disk. Only this wing writes to a work directory."""
+
+from jet_jax.workdir.best import Best
+from jet_jax.workdir.checkpoint import Checkpoints, choose_step
+from jet_jax.workdir.claim import claim_workdir
+from jet_jax.workdir.metrics import MetricLog
+from jet_jax.workdir.trained import load_run
+
+__all__ = ["Best", "Checkpoints", "MetricLog", "choose_step", "claim_workdir", "load_run"]

@@ -1,6 +1,6 @@
-"""The best evaluation of a run so far: which checkpoint is worth keeping, and when to go on is not.
+"""The best evaluation of a run so far. It decides which checkpoint to keep and when to stop early.
 
-It is saved with every checkpoint, so that a run that is resumed decides as one that never stopped.
+Every checkpoint holds it, so that a resumed run decides like an uninterrupted one.
 """
 
 import dataclasses
@@ -13,8 +13,8 @@ class Best:
 
   Attributes:
     step: of that evaluation; None if none was finite.
-    bits_per_dim: what it found.
-    since: evaluations after it, which were no better.
+    bits_per_dim: its result.
+    since: number of evaluations since, which were no better.
   """
 
   step: int | None = None
@@ -22,7 +22,7 @@ class Best:
   since: int = 0
 
   def add(self, step: int, bits_per_dim: float) -> bool:
-    """Takes note of an evaluation. Returns whether it is the best so far; one that is not finite never is."""
+    """Counts an evaluation in. Returns True if it is the best so far; NaN and infinity never are."""
     is_better = math.isfinite(bits_per_dim) and (self.bits_per_dim is None or bits_per_dim < self.bits_per_dim)
     if is_better:
       self.step, self.bits_per_dim, self.since = step, bits_per_dim, 0
@@ -31,7 +31,7 @@ class Best:
     return is_better
 
   def is_past(self, patience: int) -> bool:
-    """Whether so many evaluations in a row were no better; never if `patience` is 0."""
+    """Returns True if so many evaluations in a row were no better; never if `patience` is 0."""
     return 0 < patience <= self.since
 
   def __str__(self):

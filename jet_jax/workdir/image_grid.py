@@ -1,4 +1,4 @@
-"""Images side by side, as a picture."""
+"""Grids of images, as PNG."""
 
 import math
 import pathlib
@@ -7,12 +7,14 @@ import numpy as np
 from einops import rearrange
 from PIL import Image
 
+from jet_jax.workdir.atomic import replacing
+
 SHORTEST_SIDE = 48  # of an image in a grid, in pixels; smaller ones are enlarged
 GAP = 2  # between the images of a grid, in pixels
 
 
 def make_grid(images: np.ndarray, levels: int) -> np.ndarray:
-  """Images side by side, as near to a square as their number allows, small ones enlarged, gray between and after them.
+  """Puts images side by side, nearly in a square, on gray; enlarges small ones.
 
   Args:
     images: uint8 (N, H, W, C) in {0 .. levels - 1}; one channel is gray, the first three of others red, green, blue.
@@ -34,9 +36,6 @@ def make_grid(images: np.ndarray, levels: int) -> np.ndarray:
 
 
 def save_png(grid: np.ndarray, path: str | pathlib.Path) -> None:
-  """Writes a grid, uint8 (H, W, 3), as PNG, all at once."""
-  path = pathlib.Path(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.with_name(path.name + ".tmp")
-  Image.fromarray(grid).save(temporary, format="PNG")
-  temporary.replace(path)
+  """Replaces a PNG file by a grid, uint8 (H, W, 3)."""
+  with replacing(path) as temporary:
+    Image.fromarray(grid).save(temporary, format="PNG")

@@ -1,6 +1,6 @@
-"""Metrics and pictures of a run: to the terminal, to files, to TensorBoard and, if asked for, to Weights & Biases.
+"""Metrics and pictures of a run: to the terminal, to files, to TensorBoard and, on request, to Weights & Biases.
 
-A metric that is NaN or infinite is null in `metrics.jsonl`, so that every line is JSON to every reader.
+A NaN or infinite metric is null in `metrics.jsonl`, so that every line is valid JSON.
 """
 
 import contextlib
@@ -19,19 +19,20 @@ from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from jet_jax.devices import processes
+from jet_jax.workdir.atomic import write_bytes
 from jet_jax.workdir.image_grid import make_grid, save_png
 
 
 class MetricLog:
-  """Metrics of steps after `start`; what an interrupted run had logged beyond it is dropped, to come again.
+  """A log of the steps after `start`. Lines of later steps, from an interrupted run, are dropped: they come again.
 
-  The first of several processes writes, the others do nothing.
+  Only the first of several processes writes.
 
   Args:
     workdir: of the run.
     config: resolved config; `batch_size`, `levels` and `wandb_project` are read.
     start: step that training starts from.
-    total: step that training ends at.
+    total: last step of training.
   """
 
   def __init__(self, workdir: pathlib.Path, config, start: int, total: int):
@@ -64,31 +65,31 @@ class MetricLog:
     self._bar.update(1)
 
   def pause(self):
-    """Context in which time does not count as training."""
+    """Returns a context in which time does not count as training."""
     return self._clock
 
   def train(self, step: int, metrics: dict[str, float]) -> None:
-    """Logs training metrics, given without their prefix, with the speed since the last call."""
+    """Logs training metrics, named without the prefix "train/", and the speed since the last call."""
     seconds_a_step = self._clock.seconds_a_step(step)
-    metrics["images_per_second"] = self.batch_size / seconds_a_step
-    self._write(step, {f"train/{name}": value for name, value in metrics.items()})
+    speed = self.batch_size / seconds_a_step
+    self._write(step, {f"train/{name}": value for name, value in (metrics | {"images_per_second": speed}).items()})
     left = datetime.timedelta(seconds=round((self.total - step) * seconds_a_step))
     self._print(
       step,
       f"train {metrics['bits_per_dim']:.4f} bits/dim",
-      f"{metrics['images_per_second']:,.0f} images/s",
+      f"{speed:,.0f} images/s",
       f"ETA {left}",
     )
 
   def validation(self, step: int, metrics: dict[str, float]) -> None:
-    """Logs what `evaluate` returned."""
+    """Logs the metrics of an evaluation, named without the prefix "val/"."""
     self._write(step, {f"val/{name}": value for name, value in metrics.items()})
     bits = f"validation {metrics['bits_per_dim']:.4f} ± {metrics['bits_per_dim_stderr']:.4f} bits/dim"
     nonfinite = f"{metrics['num_nonfinite']:,} of them NaN or infinite" if metrics["num_nonfinite"] else ""
     self._print(step, bits, f"{metrics['num_images']:,} images", nonfinite)
 
   def samples(self, step: int, images, num_nonfinite: int) -> None:
-    """Writes a grid of samples, uint8 (N, H, W, C); logs how many of them are not finite if any are."""
+    """Writes a grid of samples, uint8 (N, H, W, C). Logs the number of NaN or infinite ones if there are any."""
     if num_nonfinite:
       self._write(step, {"samples/num_nonfinite": num_nonfinite})
       self._print(step, f"{num_nonfinite:,} samples are NaN or infinite")
@@ -117,7 +118,7 @@ class MetricLog:
 
 
 class _Clock:
-  """Training time between two looks at it; time inside its context does not count."""
+  """A clock of training time, which stops inside its context."""
 
   def __init__(self, step: int):
     self.step, self.start, self.paused = step, time.perf_counter(), 0.0
@@ -129,6 +130,7 @@ class _Clock:
     self.paused += time.perf_counter() - self.pause_start
 
   def seconds_a_step(self, step: int) -> float:
+    """Returns the mean seconds of a step since the last call."""
     now = time.perf_counter()
     seconds = (now - self.start - self.paused) / (step - self.step)
     self.step, self.start, self.paused = step, now, 0.0
@@ -136,33 +138,29 @@ class _Clock:
 
 
 def _drop_steps_after(start: int, path: pathlib.Path) -> None:
-  """Keeps the lines of `metrics.jsonl` up to step `start`. What a kill or a crash has torn goes too."""
-  if not path.exists():
-    return
-  kept = [line + b"\n" for line, values in read_lines(path) if values["step"] <= start]
-  temporary = path.with_suffix(".tmp")
-  temporary.write_bytes(b"".join(kept))
-  temporary.replace(path)
+  """Drops the lines of `metrics.jsonl` after step `start`, and those that a crash has torn."""
+  if path.exists():
+    write_bytes(path, b"".join(line + b"\n" for line, values in read_lines(path) if values["step"] <= start))
 
 
 def read_lines(path: pathlib.Path) -> list[tuple[bytes, dict[str, Any]]]:
-  """The lines of a `metrics.jsonl` that can be read, each with what it says; none if there is no such file."""
+  """Reads a `metrics.jsonl`: each valid line, and its values. Returns [] if there is no such file."""
   found = []
-  lines = path.read_bytes().splitlines() if path.exists() else []  # bytes: a crash may leave zeros or rubbish
+  lines = path.read_bytes().splitlines() if path.exists() else []  # bytes: a crash may leave zeros
   for line in lines:
-    with contextlib.suppress(ValueError, TypeError, KeyError):  # it is no JSON, no object, or has no step
+    with contextlib.suppress(ValueError, TypeError, KeyError):  # no JSON, no object, or no step
       values = json.loads(line)
       found.append((line, values | {"step": int(values["step"])}))
   return found
 
 
 def as_json(value: Any) -> str:
-  """JSON in one line. A number that is NaN or infinite becomes null: JSON has no such, and most readers refuse them."""
+  """Formats JSON in one line. NaN and infinite numbers become null, because JSON has none."""
   return json.dumps(_nulls(value), allow_nan=False)
 
 
 def _nulls(value):
-  """The same tree of dicts and lists, with None for numbers that are not finite."""
+  """Replaces NaN and infinite numbers by None in a tree of dicts and lists."""
   if isinstance(value, dict):
     return {key: _nulls(item) for key, item in value.items()}
   if isinstance(value, list):
@@ -171,7 +169,7 @@ def _nulls(value):
 
 
 def check_places(workdir: str | pathlib.Path) -> None:
-  """Raises ValueError if what a run adds to in its work directory is there, but is of another kind or read-only."""
+  """Raises ValueError if a file or folder that a run writes to exists, but is of the other kind or read-only."""
   kinds = {"metrics.jsonl": "file", "tensorboard": "folder", "samples": "folder", "checkpoints": "folder"}
   for name, kind in kinds.items():
     path = pathlib.Path(workdir) / name
@@ -180,7 +178,7 @@ def check_places(workdir: str | pathlib.Path) -> None:
 
 
 def check_wandb(project: str) -> None:
-  """Raises ValueError if a Weights & Biases project is asked for and the package is not installed."""
+  """Raises ValueError if a Weights & Biases project is configured, but the package is not installed."""
   if project and importlib.util.find_spec("wandb") is None:
     raise ValueError(f"wandb_project={project!r}, but wandb is not installed; pip install wandb, or clear it")
 

@@ -22,6 +22,7 @@ def compile_nothing(monkeypatch):
   monkeypatch.setattr(jax, "jit", refuse)
 
 
+@pytest.mark.fault(24)
 @pytest.mark.parametrize(
   ("settings", "message"),
   [
@@ -43,12 +44,14 @@ def test_values_that_do_not_fit_are_refused(settings, message, tiny_config, tmp_
   assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.fault(18)
 def test_an_empty_folder_is_refused(tiny_config, tmp_path):
   (tmp_path / "images").mkdir()
   with pytest.raises(ValueError, match=r"no image below .*must end in one of \.png"):
     train.prepare(tiny_config(levels=256, **{"data.source": f"folder:{tmp_path / 'images'}", "data.size": 8}), tmp_path)
 
 
+@pytest.mark.fault(24)
 def test_odd_channels_are_refused(tiny_config, tmp_path):
   np.savez(tmp_path / "a.npz", **{f"{split}_images": np.zeros((20, 4, 4, 3), np.uint8) for split in ("train", "test")})
   config = tiny_config(levels=256, patch_size=1, **{"data.source": f"npz:{tmp_path / 'a.npz'}"})
@@ -56,6 +59,7 @@ def test_odd_channels_are_refused(tiny_config, tmp_path):
     train.prepare(config, tmp_path / "run")
 
 
+@pytest.mark.fault(24)
 def test_a_batch_that_the_devices_cannot_share_is_refused():
   class Mesh:
     size = 8
@@ -64,6 +68,7 @@ def test_a_batch_that_the_devices_cannot_share_is_refused():
     train.sharding.check_batch_size(12, Mesh())
 
 
+@pytest.mark.fault(25)
 @pytest.mark.parametrize("place", ["run", "run/below", "/proc/run"])  # nobody can write in /proc, not even root
 def test_a_file_in_the_place_of_the_workdir_is_refused(tiny_config, tmp_path, place):
   (tmp_path / "run").write_text("a file")
@@ -71,6 +76,7 @@ def test_a_file_in_the_place_of_the_workdir_is_refused(tiny_config, tmp_path, pl
     train.prepare(tiny_config(), tmp_path / place)
 
 
+@pytest.mark.fault(25)
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_read_only_workdir_is_refused(tiny_config, tmp_path):
   tmp_path.chmod(0o500)
@@ -78,6 +84,7 @@ def test_a_read_only_workdir_is_refused(tiny_config, tmp_path):
     train.prepare(tiny_config(), tmp_path)
 
 
+@pytest.mark.fault(25)
 @pytest.mark.parametrize("name", ["metrics.jsonl", "checkpoints", "samples", "tensorboard"])
 def test_what_lies_in_the_place_of_a_runs_files_is_refused(tiny_config, tmp_path, name):
   path = tmp_path / name
@@ -87,6 +94,7 @@ def test_what_lies_in_the_place_of_a_runs_files_is_refused(tiny_config, tmp_path
   assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.fault(27, 31)
 @pytest.mark.parametrize(
   ("text", "message"),
   [
@@ -143,6 +151,7 @@ def test_a_config_that_may_not_be_read_is_refused(tmp_path, monkeypatch):
       main([f"--workdir={tmp_path}"])
 
 
+@pytest.mark.fault(14)
 def test_validation_images_of_another_shape_are_refused(tiny_config, tmp_path):
   images = np.zeros((20, 8, 8, 2), np.uint8)
   np.savez(tmp_path / "a.npz", train_images=images, test_images=images[:, :4])
@@ -151,6 +160,7 @@ def test_validation_images_of_another_shape_are_refused(tiny_config, tmp_path):
     train.prepare(config, tmp_path / "run")
 
 
+@pytest.mark.fault(11, 14)
 @pytest.mark.parametrize(
   ("name", "value"), [("seed", 1), ("batch_size", 32), ("model.couplings", 3), ("ema_decay", 0.5), ("data.size", 8)]
 )
@@ -165,6 +175,7 @@ def test_another_run_in_the_same_workdir_is_refused(tiny_config, tmp_path, name,
     train.prepare(override(tiny_config(), {name: value}), tmp_path)
 
 
+@pytest.mark.fault(14)
 def test_another_data_set_in_the_same_workdir_is_refused(tiny_config, tmp_path):
   for name in ("one", "two"):
     images = np.zeros((20, 8, 8, 1), np.uint8)
@@ -177,6 +188,7 @@ def test_another_data_set_in_the_same_workdir_is_refused(tiny_config, tmp_path):
     train.prepare(two, tmp_path / "run")
 
 
+@pytest.mark.fault(18)
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_an_empty_split_is_refused(tiny_config, tmp_path, split):
   images = {f"{one}_images": np.zeros((0 if one == split else 20, 8, 8, 1), np.uint8) for one in ("train", "test")}
@@ -185,6 +197,7 @@ def test_an_empty_split_is_refused(tiny_config, tmp_path, split):
     train.prepare(tiny_config(levels=256, **{"data.source": f"npz:{tmp_path / 'a.npz'}"}), tmp_path / "run")
 
 
+@pytest.mark.fault(23)
 @pytest.mark.parametrize(
   ("arguments", "message"),
   [

@@ -76,6 +76,7 @@ def straight(tmp_path_factory):
   return workdir
 
 
+@pytest.mark.fault(12)
 @pytest.mark.parametrize(
   "settings",
   [pytest.param({}, marks=pytest.mark.slow), {"mesh__fsdp": 8}, {"mesh__fsdp": 2, "microbatches": 2}],
@@ -87,6 +88,7 @@ def test_eight_devices_compute_what_one_does_on_any_mesh(tmp_path, straight, set
   check_same(tmp_path, straight)
 
 
+@pytest.mark.fault(12, 13)
 @pytest.mark.slow
 def test_layers_that_start_from_data_start_alike_on_eight_devices(tmp_path):
   for name, place in {"one": {}, "eight": {"devices": 8, "mesh__fsdp": 8}}.items():

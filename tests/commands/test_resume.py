@@ -22,6 +22,7 @@ def check_same_end(one, other):
   assert small_runs.metrics(one[1]) == small_runs.metrics(other[1])
 
 
+@pytest.mark.fault(30)
 @pytest.mark.parametrize("damage", ["newest deleted", "clock set back"])
 def test_a_run_goes_on_from_the_newest_step_that_is_there_whatever_the_clock_says(
   tmp_path, tiny_config, capsys, damage
@@ -42,6 +43,7 @@ def test_a_run_goes_on_from_the_newest_step_that_is_there_whatever_the_clock_say
   check_same_end((resumed, workdir), (straight, tmp_path / "straight"))
 
 
+@pytest.mark.fault(14)
 def test_the_number_of_workers_may_change_within_a_run_and_changes_nothing(tmp_path, tiny_config):
   config, more_workers = (tiny_config(workers=workers, eval_steps=0, sample_steps=0) for workers in (0, 2))
   straight = train.train(train.prepare(config, tmp_path / "straight"))
@@ -71,6 +73,7 @@ def test_the_end_is_saved_whatever_the_config_says(tmp_path, tiny_config):
 TORN = [b'{"step": 2, "a', b"[2]", b"2", b"null", b'{"a": 2}', b'{"step": null}', b"\xff\xfe", bytes(4096), b""]
 
 
+@pytest.mark.fault(31)
 @pytest.mark.parametrize("torn", TORN)
 def test_torn_and_later_metrics_are_dropped_on_resume(tmp_path, torn):
   path = tmp_path / "metrics.jsonl"
@@ -83,6 +86,7 @@ def test_torn_and_later_metrics_are_dropped_on_resume(tmp_path, torn):
   assert steps == [1, 2, 3]
 
 
+@pytest.mark.fault(15)
 @pytest.mark.parametrize("checkpoint_steps", [0, 1])
 def test_a_run_that_meets_a_broken_image_keeps_what_it_has_trained(tiny_config, tmp_path, checkpoint_steps):
   for split, count in (("train", 40), ("val", 2)):
@@ -107,6 +111,7 @@ def test_a_run_that_meets_a_broken_image_keeps_what_it_has_trained(tiny_config, 
   assert lines[-1]["train/bad_images"] == 1
 
 
+@pytest.mark.fault(14)
 def test_a_data_set_that_has_grown_is_refused_and_a_moved_one_can_be_evaluated(tiny_config, tmp_path, capsys):
   for split, count in (("train", 16), ("val", 3)):
     (tmp_path / "images" / split).mkdir(parents=True)

@@ -53,6 +53,7 @@ def test_plain_configs_with_some_fields_are_completed():
   assert config.model.width == default_config().model.width
 
 
+@pytest.mark.fault(23)
 @pytest.mark.parametrize(
   ("values", "message"),
   [
@@ -69,11 +70,13 @@ def test_unknown_names_and_wrong_types_are_refused(values, message):
     override(default_config(), values)
 
 
+@pytest.mark.fault(23)
 def test_unknown_variants_are_refused():
   with pytest.raises(ValueError, match="did you mean 'runlocal'"):
     with_argument(default_config(), "runlocl", imagenet64.VARIANTS)
 
 
+@pytest.mark.fault(23)
 @pytest.mark.parametrize(
   ("values", "message"),
   [
@@ -97,6 +100,7 @@ def test_values_that_no_run_could_use_are_refused(values, message):
     resolve(override(digits.get_config(), values))
 
 
+@pytest.mark.fault(23)
 def test_a_duration_in_two_units_is_refused():
   config = digits.get_config()
   config.total_epochs = 3.0

@@ -161,6 +161,7 @@ def test_names_that_are_no_utf8_are_names(tmp_path):
   assert sorted(example["image"][0, 0, 0] for examples in opened for example in examples) == list(range(10))
 
 
+@pytest.mark.fault(27)
 def test_names_that_climb_and_links_are_only_names(tmp_path):
   secret = tmp_path / "secret.png"
   secret.write_bytes(picture(9))
@@ -226,6 +227,7 @@ def test_a_bad_image_is_named_with_its_data_set_and_number(tmp_path):
     source[1]
 
 
+@pytest.mark.fault(17)
 def test_files_of_several_shapes_need_a_size(tmp_path):
   path = write(tmp_path / "train", {"a.png": picture(1)})
   Image.new("RGB", (5, 7)).save(path / "b.png")

@@ -182,11 +182,13 @@ def test_an_empty_path_is_refused_and_does_not_become_the_current_folder(tmp_pat
       sources.open_source(sources.absolute(source), 8, 256, "train")
 
 
+@pytest.mark.fault(18)
 def test_a_batch_larger_than_the_data_set_is_refused():
   with pytest.raises(ValueError, match="1598.*1597"):
     data.train_batches(digits(), 1598, seed=0)
 
 
+@pytest.mark.fault(13)
 @pytest.mark.parametrize("processes", [1, 2, 3, 4])
 def test_the_parts_of_a_batch_make_the_same_batch_on_any_number_of_processes(processes):
   whole = data.train_batches(digits(), 24, seed=5, flip=True)
@@ -242,6 +244,7 @@ def holes(tmp_path):
   return f"folder:{tmp_path}"
 
 
+@pytest.mark.fault(15)
 def test_an_unreadable_image_is_counted_and_the_next_one_stands_in(holes):
   source = sources.open_source(holes, 4, 256, "train", max_bad_images=2)
   assert [int(example["image"][0, 0, 0]) for example in source] == [0, 10, 20, 50, 50, *range(50, 120, 10)]
@@ -253,6 +256,7 @@ def test_an_unreadable_image_is_counted_and_the_next_one_stands_in(holes):
   reader.close()
 
 
+@pytest.mark.fault(15)
 @pytest.mark.parametrize("workers", [0, 1])
 def test_more_unreadable_images_than_allowed_end_the_reading_by_name(holes, workers):
   (pathlib.Path(holes.removeprefix("folder:")) / "train" / "07.png").write_text("no image")
@@ -268,6 +272,7 @@ def test_more_unreadable_images_than_allowed_end_the_reading_by_name(holes, work
     reader.close()
 
 
+@pytest.mark.fault(15)
 def test_the_first_image_may_be_unreadable_too(tmp_path, holes):
   (tmp_path / "train" / "00.png").write_text("no image")
   for size in (0, 4):
@@ -278,6 +283,7 @@ def test_the_first_image_may_be_unreadable_too(tmp_path, holes):
     sources.open_source(holes, 0, 256, "train")
 
 
+@pytest.mark.fault(15)
 def test_evaluation_leaves_unreadable_images_out(holes):
   source = sources.open_source(holes, 4, 256, "validation", max_bad_images=1)
   (batch,) = data.eval_batches(source, 4)

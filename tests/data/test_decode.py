@@ -41,6 +41,7 @@ def test_lossless_files_keep_every_pixel(file_format, options):
   np.testing.assert_array_equal(decode(encoded(RGB, file_format, **options), 0), RGB)
 
 
+@pytest.mark.fault(17)
 @pytest.mark.parametrize("mode", ["L", "1"])
 def test_gray_is_the_same_in_each_channel(mode):
   gray = Image.fromarray(RGB[..., 0]).convert(mode)
@@ -49,12 +50,14 @@ def test_gray_is_the_same_in_each_channel(mode):
   np.testing.assert_array_equal(decode(encoded(gray), 0, channels=1), expected)
 
 
+@pytest.mark.fault(17)
 @pytest.mark.parametrize(("alpha", "expected"), [(0, 255), (255, 40), (51, 212)])  # 0.2 * 40 + 0.8 * 255 = 212
 def test_transparent_parts_are_laid_over_white(alpha, expected):
   for image in (Image.new("RGBA", (4, 4), (40, 40, 40, alpha)), Image.new("LA", (4, 4), (40, alpha))):
     np.testing.assert_array_equal(decode(encoded(image), 0), np.full((4, 4, 3), expected))
 
 
+@pytest.mark.fault(17)
 def test_palettes_are_looked_up():
   palette = Image.fromarray(RGB).quantize(16)
   np.testing.assert_array_equal(decode(encoded(palette), 0), np.asarray(palette.convert("RGB")))
@@ -62,12 +65,14 @@ def test_palettes_are_looked_up():
   np.testing.assert_array_equal(decode(encoded(palette, transparency=3), 0), holes)
 
 
+@pytest.mark.fault(17)
 def test_cmyk_becomes_rgb():
   red = Image.new("CMYK", (4, 4), (0, 255, 255, 0))
   for file_format in ("TIFF", "JPEG"):
     np.testing.assert_allclose(decode(encoded(red, file_format), 0), np.full((4, 4, 3), [255, 0, 0]), atol=2)  # JPEG
 
 
+@pytest.mark.fault(17)
 def test_sixteen_bits_keep_the_high_byte():
   values = np.arange(0, 65536, 257, dtype=np.uint16).reshape(16, 16) + 13
   high = (values >> 8).astype(np.uint8)[..., None].repeat(3, axis=-1)
@@ -78,12 +83,14 @@ def test_sixteen_bits_keep_the_high_byte():
   np.testing.assert_array_equal(decode(png(4, 4, 16, 2, rows), 0), (color >> 8).astype(np.uint8))
 
 
+@pytest.mark.fault(17)
 def test_a_gray_value_of_sixteen_bits_that_is_transparent_becomes_white():
   values = np.array([[0x8000, 0x8001, 0x1000]], np.uint16)
   pixels = decode(encoded(Image.fromarray(values), transparency=0x8000), 0)
   assert pixels[0, :, 0].tolist() == [255, 0x80, 0x10]
 
 
+@pytest.mark.fault(17)
 @pytest.mark.parametrize("mode", ["I", "F"])
 def test_thirty_two_bits_are_refused(mode):
   with pytest.raises(BadImage, match="32-bit pixels"):
@@ -111,6 +118,7 @@ def test_the_first_frame_counts():
     assert decode(data, 0)[0, 0, 0] > 200
 
 
+@pytest.mark.fault(17)
 def test_sizes_are_brought_to_a_square_by_averages_over_area():
   stripes = np.zeros((8, 16, 3), np.uint8)
   stripes[:, 4:8], stripes[:, 8:12] = 100, 200  # the square in the middle
@@ -132,6 +140,7 @@ HOSTILE = {
 }
 
 
+@pytest.mark.fault(15)
 @pytest.mark.parametrize("name", HOSTILE)
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_broken_and_hostile_files_are_refused(name):
@@ -154,6 +163,7 @@ except decode.BadImage:
 """
 
 
+@pytest.mark.fault(19)
 @pytest.mark.parametrize("name", ["bomb", "large"])
 def test_nothing_is_allocated_for_a_size_that_is_refused(name):
   command = [sys.executable, "-c", PEAK_OF_DECODING, HOSTILE[name][0].hex(), encoded(RGB).hex()]
@@ -161,6 +171,7 @@ def test_nothing_is_allocated_for_a_size_that_is_refused(name):
   assert int(result.stdout) < 2**16  # the smaller of the two would take 2**18
 
 
+@pytest.mark.fault(19)
 def test_a_file_that_is_too_long_is_refused(monkeypatch):
   monkeypatch.setattr("jet_jax.data.decode.MAX_BYTES", 100)
   with pytest.raises(BadImage, match="bytes, more than 100"):

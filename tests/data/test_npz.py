@@ -38,6 +38,7 @@ def test_arrays_are_read_one_at_a_time(tmp_path):
       npz["broken"]
 
 
+@pytest.mark.fault(27)
 @pytest.mark.parametrize(
   ("content", "reason"),
   [
@@ -56,6 +57,7 @@ def test_a_file_that_is_no_npz_is_refused(content, reason, tmp_path):
   assert "allow_pickle" not in str(caught.value)
 
 
+@pytest.mark.fault(27)
 @pytest.mark.parametrize(
   ("content", "reason"),
   [
@@ -77,6 +79,7 @@ def test_an_array_that_is_not_what_its_header_claims_is_refused(content, reason,
   assert "allow_pickle=True" not in str(caught.value), "no advice to trust the file"
 
 
+@pytest.mark.fault(27)
 @pytest.mark.parametrize(
   ("local", "central", "value", "reason"),
   [
@@ -117,6 +120,7 @@ def read_release(path):
   return imagenet_npz.imagenet_resized(path, 32)
 
 
+@pytest.mark.fault(27)
 @pytest.mark.parametrize(
   ("read", "array"),
   [

@@ -57,6 +57,7 @@ def test_minus_one_takes_the_rest(data, fsdp, shape):
   assert sharding._fill({"data": data, "fsdp": fsdp}, 8) == shape
 
 
+@pytest.mark.fault(24)
 def test_batches_that_devices_and_microbatches_cannot_share_are_refused():
   mesh = AbstractMesh((4, 2), sharding.AXES, axis_types=(AxisType.Auto,) * 2)
   sharding.check_batch_size(48, mesh, microbatches=3)

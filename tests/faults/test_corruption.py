@@ -1,4 +1,4 @@
-"""A checkpoint whose files have changed is never used wrongly: what it gives is what was saved, or it is set aside."""
+"""A changed checkpoint never gives wrong numbers: it restores what was saved, or it is set aside."""
 
 import json
 import pathlib
@@ -17,7 +17,7 @@ from jet_jax import evaluate, train
 from jet_jax.devices import sharding
 from jet_jax.jet import Jet
 from jet_jax.training.step import TrainState
-from jet_jax.workdir import fingerprint
+from jet_jax.workdir import fingerprint, verify
 from jet_jax.workdir.checkpoint import Checkpoints
 
 MESH = sharding.make_mesh()
@@ -42,13 +42,13 @@ def few_arrays(step):
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-  """A work directory with checkpoints 1 and 2, and the facts of each."""
+  """A work directory with checkpoints 1 and 2, and the fingerprints of each."""
   workdir = tmp_path_factory.mktemp("saved")
   states = {step: few_arrays(step) for step in (1, 2)}
   with Checkpoints(workdir, keep=2) as checkpoints:
     for state in states.values():
       checkpoints.save(state.items())
-  return workdir, {step: fingerprint.facts(state) for step, state in states.items()}
+  return workdir, {step: fingerprint.fingerprints(state) for step, state in states.items()}
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def restore(saved, tmp_path, capsys):
 
   "harmless": what was saved is there all the same. "detected": checkpoint 2 was set aside, with a word, and 1 is used.
   """
-  workdir, facts = saved
+  workdir, saved_prints = saved
 
   def after(change, name) -> str:
     copy = tmp_path / "run"
@@ -65,9 +65,11 @@ def restore(saved, tmp_path, capsys):
     shutil.copytree(workdir, copy)
     change(copy / "checkpoints" / "2" / name)
     with Checkpoints(copy, keep=2) as checkpoints:
-      state = checkpoints.restore_newest(sharding.place_like(few_arrays(0), MESH).items())
+      items = checkpoints.restore_newest(sharding.place_like(few_arrays(0), MESH).items())
+    assert items is not None
+    state = TrainState.from_items(items)
     said = capsys.readouterr().out
-    assert fingerprint.facts(state) == facts[int(state.step)]
+    assert fingerprint.fingerprints(state) == saved_prints[int(state.step)]
     if int(state.step) == 2:
       assert not said
       return "harmless"
@@ -115,6 +117,7 @@ def largest(step, item):
   return max(names, key=lambda name: (step / name).stat().st_size)
 
 
+@pytest.mark.fault(8, 9, 10)
 def test_every_file_flipped_truncated_and_deleted_is_detected_or_harmless(saved, restore, record_property):
   rng = np.random.default_rng(0)
   step = saved[0] / "checkpoints" / "2"
@@ -130,6 +133,7 @@ def test_every_file_flipped_truncated_and_deleted_is_detected_or_harmless(saved,
     assert outcomes[name][1:] == ["detected"] * 2, name
 
 
+@pytest.mark.fault(8, 9, 10)
 def test_every_file_flipped_and_truncated_in_many_places_is_detected_or_harmless(saved, restore, record_property):
   rng = np.random.default_rng(1)
   names, detected = files_of(saved[0] / "checkpoints" / "2"), 0
@@ -142,6 +146,7 @@ def test_every_file_flipped_and_truncated_in_many_places_is_detected_or_harmless
   assert detected > len(names)
 
 
+@pytest.mark.fault(9)
 def test_orbax_alone_restores_a_flipped_weight_as_a_wrong_number(saved, tmp_path, record_property):
   """The control: without the digests it would go unnoticed."""
   workdir, _ = saved
@@ -162,6 +167,7 @@ def test_orbax_alone_restores_a_flipped_weight_as_a_wrong_number(saved, tmp_path
   assert wrong
 
 
+@pytest.mark.fault(8)
 def test_no_good_checkpoint_at_all_is_an_error_and_not_a_fresh_start(saved, tmp_path):
   shutil.copytree(saved[0], tmp_path / "run")
   step = tmp_path / "run" / "checkpoints"
@@ -185,7 +191,7 @@ def test_no_good_checkpoint_at_all_is_an_error_and_not_a_fresh_start(saved, tmp_
     ValueError("INTERNAL: CUDA error"),
   ],
 )
-def test_a_trouble_that_is_not_in_the_files_condemns_no_checkpoint(saved, tmp_path, monkeypatch, trouble):
+def test_an_error_of_the_system_marks_no_checkpoint_as_damaged(saved, tmp_path, monkeypatch, trouble):
   shutil.copytree(saved[0], tmp_path / "run")
 
   def restore(*arguments, **settings):
@@ -217,10 +223,11 @@ def test_a_step_that_is_set_aside_again_has_a_place_of_its_own(saved, tmp_path):
     for name in taken:
       (workdir / "damaged" / name / "x").mkdir(parents=True)
     with Checkpoints(workdir, keep=2) as checkpoints:
-      names.append(checkpoints._set_aside(2).name)
+      names.append(verify.set_aside(checkpoints.directory / "2").name)
   assert names == ["2", "2.1", "2", "2.1"]
 
 
+@pytest.mark.fault(8)
 def test_training_goes_on_from_the_step_before_and_evaluation_uses_it(tiny_config, tmp_path, capsys):
   config = tiny_config(total_steps=6, checkpoint_steps=2, checkpoint_keep=3)
   whole = train.train(train.prepare(config, tmp_path))
@@ -236,10 +243,11 @@ def test_training_goes_on_from_the_step_before_and_evaluation_uses_it(tiny_confi
     evaluate.main([f"--workdir={tmp_path}", "--step=6"])
   again = train.train(train.prepare(config, tmp_path))
   assert "resuming from step 4" in capsys.readouterr().out
-  assert fingerprint.facts(again) == fingerprint.facts(whole)
+  assert fingerprint.fingerprints(again) == fingerprint.fingerprints(whole)
   assert (tmp_path / "metrics.jsonl").read_text().count("\n") == before.count("\n")
 
 
+@pytest.mark.fault(11)
 @pytest.mark.parametrize(
   ("wanted", "key"),
   [({"width": 16}, "model.width"), ({"couplings": 3}, "model.couplings"), ({"block_depth": 2}, "model.block_depth")],
@@ -254,11 +262,12 @@ def test_a_checkpoint_of_another_flow_is_refused_by_name_and_stays(tmp_path, wan
     assert checkpoints.latest_step() == 2
 
 
+@pytest.mark.fault(9)
 def test_a_digest_depends_on_every_bit_and_on_the_place_of_every_number():
   array = jnp.asarray(np.random.default_rng(0).standard_normal((3, 5, 7)), jnp.float32)
 
   def digest(x):
-    return fingerprint.facts({"x": jnp.asarray(x)})["x"].digest
+    return fingerprint.fingerprints({"x": jnp.asarray(x)})["x"].digest
 
   seen = {digest(array)}
   words = np.asarray(array).view(np.uint32)
@@ -272,6 +281,7 @@ def test_a_digest_depends_on_every_bit_and_on_the_place_of_every_number():
   assert len(seen) == 1 + 23 + 4
 
 
+@pytest.mark.fault(9)
 @pytest.mark.slow
 @pytest.mark.parametrize("change", [garble, truncate(0.5)], ids=["garbled", "truncated"])
 def test_processes_agree_that_a_checkpoint_is_damaged(tmp_path, cache, change):

@@ -1,6 +1,5 @@
-"""A run may be killed anywhere, and goes on as if it had not been: state, metrics and pictures, in every bit."""
+"""A run that is killed anywhere resumes with the same state, metrics and pictures, in every bit."""
 
-import ast
 import json
 import os
 import pathlib
@@ -12,7 +11,6 @@ import time
 
 import pytest
 
-import faults
 import small_runs
 
 TOTAL = 120
@@ -64,11 +62,13 @@ def killed_at_random(workdir, cache, straight, kills, seed):
   finish_and_compare(workdir, cache, straight)
 
 
+@pytest.mark.fault(1)
 def test_a_run_killed_at_random_times_ends_with_the_same_bits(tmp_path, cache, straight, record_property):
   killed_at_random(tmp_path / "run", cache, straight, 3, seed=0)
   record_property("kills", 3)
 
 
+@pytest.mark.fault(1)
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(1, 5))
 def test_a_run_killed_many_times_at_random_ends_with_the_same_bits(tmp_path, cache, straight, record_property, seed):
@@ -76,6 +76,7 @@ def test_a_run_killed_many_times_at_random_ends_with_the_same_bits(tmp_path, cac
   record_property("kills", 8)
 
 
+@pytest.mark.fault(2)
 def test_a_run_killed_while_a_checkpoint_is_written_removes_what_is_left(tmp_path, cache, straight, record_property):
   assert kill_when(lambda: unfinished(tmp_path), tmp_path, cache, **SETTINGS)
   if unfinished(tmp_path):  # the save may have ended in the moment between
@@ -87,7 +88,7 @@ def test_a_run_killed_while_a_checkpoint_is_written_removes_what_is_left(tmp_pat
 
 @pytest.fixture(scope="session")
 def things(tmp_path_factory, cache):
-  """How many things Python does to files of checkpoints, up to step 15 and up to step 20: the save that deletes one."""
+  """Counts what Python does to files of checkpoints, up to step 15 and up to step 20: the save that deletes one."""
   counts = []
   for stop in (15, 20):
     workdir = tmp_path_factory.mktemp("count")
@@ -107,6 +108,7 @@ def killed_in_a_save(share, tmp_path, cache, straight, things):
   finish_and_compare(tmp_path, cache, straight)
 
 
+@pytest.mark.fault(2)
 @pytest.mark.slow
 @pytest.mark.parametrize("share", [0.15, 0.7])
 def test_a_run_killed_between_two_things_that_a_save_does_ends_with_the_same_bits(
@@ -116,6 +118,7 @@ def test_a_run_killed_between_two_things_that_a_save_does_ends_with_the_same_bit
   record_property("kills", 1)
 
 
+@pytest.mark.fault(2)
 @pytest.mark.slow
 @pytest.mark.parametrize("share", [k / 20 for k in range(20)])
 def test_a_run_killed_anywhere_in_a_save_ends_with_the_same_bits(
@@ -125,6 +128,7 @@ def test_a_run_killed_anywhere_in_a_save_ends_with_the_same_bits(
   record_property("kills", 1)
 
 
+@pytest.mark.fault(7)
 def test_a_save_that_finds_no_room_is_an_error_with_what_it_needs_and_leaves_the_last_one(tmp_path, cache, straight):
   small_runs.finish(small_runs.start(tmp_path, cache, sabotage={"stop_after": 20}, **SETTINGS))
   process = small_runs.start(tmp_path, cache, sabotage={"file_limit": 6000}, **SETTINGS)
@@ -145,6 +149,7 @@ def least(seen):
   return [min(readings) for readings in zip(*seen, strict=True)]
 
 
+@pytest.mark.fault(29)
 @pytest.mark.slow
 def test_hours_of_saving_and_being_killed_leave_memory_descriptors_and_disk_flat(
   tmp_path, cache, request, record_property
@@ -204,15 +209,3 @@ def size(folder):
       except FileNotFoundError:
         continue
   return total
-
-
-def test_every_fault_has_the_tests_that_the_table_names():
-  tests = [
-    (path.name, node.name)
-    for path in pathlib.Path("tests").glob("test_*.py")
-    for node in ast.parse(path.read_text()).body
-    if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
-  ]
-  for number, (_, patterns) in faults.FAULTS.items():
-    for pattern in patterns.split():
-      assert any(faults.names_test(pattern, *test) for test in tests), (number, pattern)

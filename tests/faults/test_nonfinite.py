@@ -1,4 +1,4 @@
-"""What is not finite is never applied and never saved; it is skipped or ends the run, as the config says."""
+"""A NaN or infinite loss is never applied and never saved; it is skipped or ends the run, as the config says."""
 
 import re
 
@@ -52,12 +52,14 @@ def take_steps(monkeypatch, tiny_config):
   return take
 
 
+@pytest.mark.fault(20)
 def test_a_step_without_a_finite_loss_is_counted_and_changes_nothing_else(take_steps):
   before, after = (state for state, _ in take_steps(".x", 1))
   same = {"step": before.step + 1, "skipped": before.skipped + 1, "skipped_in_a_row": jnp.int32(1)}
   chex.assert_trees_all_equal(after, before.replace(**same))
 
 
+@pytest.mark.fault(20)
 def test_skipped_steps_in_a_row_are_counted_anew_after_a_good_one(take_steps):
   results = take_steps("x.xx.", 2)
   assert [int(metrics["skipped_in_a_row"]) for _, metrics in results] == [1, 0, 1, 2, 0]
@@ -65,6 +67,7 @@ def test_skipped_steps_in_a_row_are_counted_anew_after_a_good_one(take_steps):
   assert [int(state.step) for state, _ in results] == [1, 2, 3, 4, 5]
 
 
+@pytest.mark.fault(20)
 @pytest.mark.parametrize(("kinds", "most"), [(".x..", 0), (".xxx..", 2)])
 def test_one_too_many_halts_for_good(take_steps, kinds, most):
   results = take_steps(kinds, most)
@@ -75,6 +78,7 @@ def test_one_too_many_halts_for_good(take_steps, kinds, most):
     chex.assert_trees_all_equal(state.replace(skipped_in_a_row=last_good[0].skipped_in_a_row), last_good[0])
 
 
+@pytest.mark.fault(20)
 def test_a_run_ends_before_a_nan_is_applied_and_says_where(tmp_path, cache):
   process = small_runs.start(tmp_path, cache, sabotage={"nan_from": 13, "nan_to": 14}, **SETTINGS)
   _, errors = process.communicate(timeout=100)
@@ -85,6 +89,7 @@ def test_a_run_ends_before_a_nan_is_applied_and_says_where(tmp_path, cache):
   assert small_runs.saved_steps(tmp_path) == [5, 10]
 
 
+@pytest.mark.fault(20)
 @pytest.mark.slow
 def test_processes_halt_alike_at_an_image_that_one_of_them_has(tmp_path, cache):
   started = small_runs.start_several(tmp_path, cache, 2, sabotage={"nan_from": 13, "nan_to": 14}, **SETTINGS)
@@ -94,6 +99,7 @@ def test_processes_halt_alike_at_an_image_that_one_of_them_has(tmp_path, cache):
   assert small_runs.saved_steps(tmp_path) == [5, 10]
 
 
+@pytest.mark.fault(20)
 @pytest.mark.slow
 def test_a_run_that_may_skip_goes_on_and_resumes_with_the_same_counts(tmp_path, cache):
   settings = SETTINGS | {"max_nonfinite_steps": 3}
@@ -108,6 +114,7 @@ def test_a_run_that_may_skip_goes_on_and_resumes_with_the_same_counts(tmp_path, 
   assert counts[39] == 3
 
 
+@pytest.mark.fault(20)
 def test_a_state_that_is_not_finite_is_not_saved(tmp_path):
   model = Jet(couplings=2, block_depth=1, width=8, heads=2, patch_size=2)
   state = new_state(jax.random.key(0), model, optax.adam(1e-3), (4, 4, 1), with_ema=False)

@@ -1,4 +1,4 @@
-"""A run that is asked to end saves and ends well; asked twice it ends at once."""
+"""A run that gets one signal saves and ends with status 0; a second signal ends it at once."""
 
 import os
 import re
@@ -14,12 +14,13 @@ SETTINGS = {"total_steps": TOTAL, "eval_steps": 100, "sample_steps": 100, "check
 
 
 def ask(process, name, timeout=60):
-  """Sends a signal; the status and what was said, and it may not take long."""
+  """Sends a signal. Returns the status and the output, within a minute."""
   process.send_signal(name)
   output, errors = process.communicate(timeout=timeout)
   return process.returncode, output + errors
 
 
+@pytest.mark.fault(3)
 @pytest.mark.parametrize("name", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_run_that_is_asked_to_end_saves_and_goes_on_later_with_the_same_bits(tmp_path, cache, straight, name):
   process = small_runs.start(tmp_path, cache, **SETTINGS)
@@ -33,6 +34,7 @@ def test_a_run_that_is_asked_to_end_saves_and_goes_on_later_with_the_same_bits(t
   small_runs.assert_same(tmp_path, straight(**SETTINGS), TOTAL)
 
 
+@pytest.mark.fault(4)
 @pytest.mark.parametrize(
   "what", ["compile", *(pytest.param(what, marks=pytest.mark.slow) for what in ("evaluation", "save"))]
 )
@@ -45,6 +47,7 @@ def test_asked_while_something_else_is_under_way_it_does_the_same(tmp_path, cach
   small_runs.assert_same(tmp_path, straight(**SETTINGS), TOTAL)
 
 
+@pytest.mark.fault(4)
 @pytest.mark.parametrize("what", ["compile", pytest.param("save", marks=pytest.mark.slow)])
 def test_asked_twice_it_ends_at_once_even_while_python_waits_for_a_compiler(tmp_path, cache, what):
   # A part that takes longer than the two signals, in code that lets no handler in Python run.
@@ -55,6 +58,7 @@ def test_asked_twice_it_ends_at_once_even_while_python_waits_for_a_compiler(tmp_
   assert "Traceback" not in errors
 
 
+@pytest.mark.fault(5)
 def test_several_processes_of_which_one_is_asked_save_the_same_step(tmp_path, cache):
   settings = SETTINGS | {"total_steps": 100000, "eval_steps": 0, "sample_steps": 0, "checkpoint_steps": 0}
   started = small_runs.start_several(tmp_path, cache, 2, **settings)
@@ -67,6 +71,7 @@ def test_several_processes_of_which_one_is_asked_save_the_same_step(tmp_path, ca
   assert "SIGTERM" not in said[0]
 
 
+@pytest.mark.fault(3)
 def test_a_signal_to_its_workers_too_as_by_ctrl_c_changes_nothing(tmp_path, cache, straight):
   settings = SETTINGS | {"data.workers": 1}
   process = small_runs.start(tmp_path, cache, **settings)

@@ -12,7 +12,7 @@ from einops import rearrange
 
 from jet_jax import train
 from jet_jax.flow import attention
-from jet_jax.workdir.run import load_run
+from jet_jax.workdir.trained import load_run
 
 
 def test_the_kernel_for_tpus_is_the_same_function_and_has_the_same_gradient():

@@ -16,7 +16,7 @@ import pytest
 
 from jet_jax import evaluate, likelihood, sample
 from jet_jax.config import load
-from jet_jax.workdir.run import load_run
+from jet_jax.workdir.trained import load_run
 from tools.import_big_vision import CHANNEL_MASKS, PREDICTOR, SPATIAL_MASKS, convert, export_npz, main
 
 GOLDEN = sorted(pathlib.Path("tests/golden").glob("*.npz"))

@@ -1,4 +1,4 @@
-"""python tests/support/sabotage.py ARGUMENTS: `jet_jax.train`, in which something goes wrong. $SABOTAGE says what:
+"""python tests/support/sabotage.py ARGUMENTS: `jet_jax.train` with a fault, given by $SABOTAGE:
 
 {"ask_during": "compile" | "evaluation" | "save", "times": n, "stuck": bool}
                     n SIGTERMs when the first such thing begins, which may then take very long outside of Python

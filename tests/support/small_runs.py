@@ -1,4 +1,4 @@
-"""Small training runs to kill and to start again, and what tells whether two of them are the same in every bit."""
+"""Small training runs to kill and to resume, and a comparison of two of them bit by bit."""
 
 import concurrent.futures
 import json
@@ -15,7 +15,7 @@ COMMIT_FILE = "commit_success.txt"
 
 
 def command(workdir, **settings):
-  """The training command of a run on the digits."""
+  """Returns the training command of a run on the digits."""
   argument = ",".join([ARGUMENT, *(f"{name}={value}" for name, value in settings.items())])
   return [sys.executable, "-m", "jet_jax.train", f"--config=configs/digits.py:{argument}", f"--workdir={workdir}"]
 
@@ -42,7 +42,7 @@ def start(workdir, cache, sabotage=None, extra=None, **settings):
 
 
 def start_several(workdir, cache, count, sabotage=None, **settings):
-  """The same run as several processes."""
+  """Starts the same run as several processes."""
   shared = {"JAX_COORDINATOR_ADDRESS": f"localhost:{process_group.free_port()}", "JAX_NUM_PROCESSES": str(count)}
   # Each has a cache of its own: they compile together, and one that finds its program would not wait for the others.
   return [
@@ -52,20 +52,20 @@ def start_several(workdir, cache, count, sabotage=None, **settings):
 
 
 def finish(process, timeout=300):
-  """What a run that has to end well has printed."""
+  """Returns the output of a run, which must end with status 0."""
   output, errors = process.communicate(timeout=timeout)
   assert process.returncode == 0, output + errors
   return output + errors
 
 
 def finish_all(several, timeout=300):
-  """The same of each of several, read from at once: one that nobody reads from would wait, and the others for it."""
+  """Returns the output of each of several. They are read at once, because a full pipe would stop one, and all."""
   with concurrent.futures.ThreadPoolExecutor(len(several)) as threads:
     return list(threads.map(lambda process: finish(process, timeout), several))
 
 
 def wait_for(condition, process, timeout=120):
-  """Waits until `condition()` holds, while the process lives. Returns whether it still did."""
+  """Waits until `condition()` holds. Returns False if the process ended before."""
   until = time.monotonic() + timeout
   while not condition():
     assert time.monotonic() < until
@@ -76,35 +76,35 @@ def wait_for(condition, process, timeout=120):
 
 
 def saved_steps(workdir):
-  """Complete checkpoints, the newest last."""
+  """Lists the steps of complete checkpoints, in ascending order."""
   return sorted(int(path.parent.name) for path in pathlib.Path(workdir).glob(f"checkpoints/*/{COMMIT_FILE}"))
 
 
 def logged(workdir):
-  """The last step whose metrics are there."""
+  """Returns the last step whose metrics are logged."""
   path = pathlib.Path(workdir) / "metrics.jsonl"
   lines = path.read_text().splitlines() if path.exists() else []
   return json.loads(lines[-2])["step"] if len(lines) > 1 else 0  # the last line may be half written
 
 
 def digests(workdir, step):
-  """Of every array of a checkpoint, as they were saved."""
+  """Reads the digest of every array of a checkpoint."""
   return json.loads((pathlib.Path(workdir) / f"checkpoints/{step}/digests/metadata").read_text())["arrays"]
 
 
 def metrics(workdir):
-  """Everything logged but the speed."""
+  """Reads all logged metrics but the speed."""
   lines = [json.loads(line) for line in (pathlib.Path(workdir) / "metrics.jsonl").read_text().splitlines()]
   return [{name: value for name, value in line.items() if name != "train/images_per_second"} for line in lines]
 
 
 def samples(workdir):
-  """The bytes of every picture."""
+  """Reads the bytes of every picture."""
   return {path.name: path.read_bytes() for path in pathlib.Path(workdir).glob("samples/*.png")}
 
 
 def assert_same(one, other, step):
-  """Parameters, optimizer, average and permutations, all metrics and all pictures are the same in every bit."""
+  """Asserts that all arrays of a checkpoint, all metrics and all pictures are the same in every bit."""
   assert digests(one, step) == digests(other, step)
   assert metrics(one) == metrics(other)
   assert samples(one) == samples(other)

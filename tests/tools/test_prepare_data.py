@@ -270,6 +270,7 @@ def test_an_archive_that_changed_is_another_source(archive, tmp_path):
     prepare_data.main(images_of(f"archive:{path}", tmp_path))
 
 
+@pytest.mark.fault(27)
 def test_the_cap_covers_the_first_image_and_files_that_are_too_long(tmp_path):
   path = folder_of(tmp_path / "images", {"train": 5, "val": 1})
   (path / "train/0.png").write_text("no image")
@@ -359,6 +360,7 @@ def test_unreadable_images_are_left_out_up_to_a_cap(tmp_path, cap):
     assert [name in message for name, message in zip(("2.png", "4.png"), left_out, strict=True)] == [True, True]
 
 
+@pytest.mark.fault(16)
 def test_broken_shards_are_named(prepared, tmp_path):
   folder = tmp_path / "raw/8x8/1.0.0"
   folder.mkdir(parents=True)
@@ -527,6 +529,7 @@ def test_cifar10_from_either_release(tmp_path, kind):
   assert [int(example["label"]) for example in validation] == labels[5].tolist()
 
 
+@pytest.mark.fault(27)
 def test_a_pickle_that_wants_to_run_something_is_refused(tmp_path):
   class Hostile:
     def __reduce__(self):
@@ -568,6 +571,7 @@ def test_a_broken_imagenet_release_is_refused_by_name(tmp_path, name):
     prepare_data.main(["--dataset=imagenet_resized", "--size=32", f"--source={tmp_path}", f"--data_dir={tmp_path}"])
 
 
+@pytest.mark.fault(27)
 def test_a_member_of_a_release_that_is_too_long_is_not_read(tmp_path, monkeypatch):
   write_cifar(tmp_path, "binary", np.zeros((6, 1, 3072), np.uint8), np.zeros((6, 1), int))
   np.savez(tmp_path / "a.npz", data=np.zeros((1, 3072), np.uint8), labels=[1])

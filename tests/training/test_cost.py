@@ -41,6 +41,7 @@ def test_the_bytes_of_the_state_are_those_of_the_compiled_step(tiny_config):
   assert compile_lib.bytes_of_program(compiled) > state + images
 
 
+@pytest.mark.fault(28)
 @pytest.mark.parametrize("limit", [2**10, 2**20])
 def test_a_run_that_does_not_fit_is_refused_before_its_state_is_made(tiny_config, tmp_path, monkeypatch, limit):
   monkeypatch.setattr(compile_lib, "memory_limit", lambda devices: limit)
@@ -50,6 +51,7 @@ def test_a_run_that_does_not_fit_is_refused_before_its_state_is_made(tiny_config
     train.train(run)
 
 
+@pytest.mark.fault(28)
 @pytest.mark.parametrize("what", ["evaluation", "sampling"])
 def test_an_evaluation_that_does_not_fit_is_refused_before_the_first_step(
   tiny_config, tmp_path, monkeypatch, capsys, what

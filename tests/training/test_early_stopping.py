@@ -12,7 +12,7 @@ from jet_jax.train import prepare, train
 from jet_jax.training.evaluator import Evaluator
 from jet_jax.workdir.best import Best
 from jet_jax.workdir.checkpoint import choose_step, saved_steps
-from jet_jax.workdir.run import load_run
+from jet_jax.workdir.trained import load_run
 
 BITS = [4.0, 3.0, 3.5, float("nan"), 3.2, 3.1, 2.0]  # of the evaluations after steps 2, 4, 6, ...
 

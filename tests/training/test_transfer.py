@@ -20,7 +20,7 @@ from jet_jax.training import transfer
 from jet_jax.training.optimizer import make_optimizer
 from jet_jax.training.step import bits_per_dim
 from jet_jax.workdir.checkpoint import Checkpoints, saved_steps
-from jet_jax.workdir.run import load_run
+from jet_jax.workdir.trained import load_run
 from tools import import_big_vision
 
 

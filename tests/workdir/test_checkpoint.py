@@ -1,4 +1,4 @@
-"""What is saved comes back; what was not finished does not count."""
+"""A saved state is restored bit for bit; an unfinished checkpoint does not count."""
 
 import jax
 import jax.numpy as jnp
@@ -126,7 +126,10 @@ def test_a_best_that_was_not_kept_is_none_to_beat(tmp_path, capsys):
   with Checkpoints(tmp_path, keep=1, keep_best=True) as checkpoints:
     checkpoints.restore_newest(place_like(make_state(0), sharding.make_mesh()).items())
     assert checkpoints.best == Best()
-  assert "after step 1, 1 came since, but it was not kept; the next one counts as the first" in capsys.readouterr().out
+  assert (
+    "after step 1, 1 came since, but it was not kept; the next evaluation counts as the first"
+    in capsys.readouterr().out
+  )
 
 
 def test_a_changed_note_is_noticed(tmp_path):

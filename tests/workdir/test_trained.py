@@ -16,7 +16,7 @@ from jet_jax.data.npz import NpzWriter
 from jet_jax.sampling import sampler
 from jet_jax.training import evaluator
 from jet_jax.workdir.metrics import MetricLog
-from jet_jax.workdir.run import load_run
+from jet_jax.workdir.trained import load_run
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +61,7 @@ def test_evaluation_from_the_work_directory_repeats_the_figure_of_training(workd
   assert other["bits_per_dim"] != result["bits_per_dim"]
 
 
+@pytest.mark.fault(21)
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_images_that_are_not_finite_are_counted_told_and_never_averaged_away(
   workdir, tmp_path, monkeypatch, capsys, value
@@ -108,6 +109,7 @@ def test_sampling_writes_a_grid_and_an_array(workdir, tmp_path, capsys):
   np.testing.assert_array_equal(grid[2:50:6, 52:100:6, 0], np.round(images[1, ..., 0] * (255 / 16)))
 
 
+@pytest.mark.fault(22)
 def test_samples_that_are_not_finite_are_counted_and_told(workdir, tmp_path, monkeypatch, capsys):
   monkeypatch.setattr(sampler, "CHUNK", 4)
   command = [f"--workdir={workdir}", "--num=6", f"--out={tmp_path}/a.png"]
@@ -130,6 +132,7 @@ def test_samples_that_are_not_finite_are_counted_and_told(workdir, tmp_path, mon
   assert f"warning: {sum(bad)} of 6 images have NaN or infinite numbers" in output.err
 
 
+@pytest.mark.fault(22)
 def test_a_grid_of_samples_that_are_not_finite_is_told_in_the_metrics(tiny_config, tmp_path, monkeypatch, capsys):
   monkeypatch.setattr(likelihood, "sample_prior", lambda keys, shape: jnp.full((len(keys), *shape), jnp.inf))
   train.train(train.prepare(tiny_config(total_steps=1, eval_steps=0, sample_steps=1), tmp_path))

@@ -1,0 +1,90 @@
+"""Loading a trained run: its config, model and variables."""
+
+import pathlib
+import sys
+from collections.abc import Iterator
+from typing import Literal, NamedTuple
+
+import jax
+
+from jet_jax import config as config_lib
+from jet_jax.devices import processes, sharding
+from jet_jax.jet import Jet
+from jet_jax.workdir.checkpoint import Checkpoints, choose_step
+from jet_jax.workdir.verify import Damaged
+
+Step = int | Literal["best"] | None  # of a checkpoint; None is the latest
+
+
+class Trained(NamedTuple):
+  """A trained run: `variables` are `params` (or their average) and `permutations`, from checkpoint `step`."""
+
+  config: config_lib.Config
+  model: Jet
+  variables: dict
+  step: int
+  mesh: jax.sharding.Mesh
+
+
+def step_argument(text: str) -> int | Literal["best"]:
+  """Parses the --step of a command: a number or "best"."""
+  return "best" if text == "best" else int(text)
+
+
+def load_run(
+  workdir: str | pathlib.Path, step: Step = None, mesh=None, dtype: str | None = None, weights: str = ""
+) -> Trained:
+  """Loads a trained run for evaluation and sampling.
+
+  Args:
+    workdir: of the run.
+    step: None for the latest checkpoint that is not damaged, "best" for the one with the lowest val/bits_per_dim.
+    mesh: devices; by default the mesh of the run, as far as there are devices for it.
+    dtype: of the transformers; by default the run's own.
+    weights: "params" or "ema"; by default the average if the run has one.
+
+  Raises:
+    ValueError: no such work directory or step, or a damaged one.
+  """
+  config = config_lib.load(workdir)
+  model = Jet(**config.model)
+  model = model.clone(dtype=dtype or model.dtype)
+  mesh = sharding.nearest_mesh(config.mesh) if mesh is None else mesh
+  try:
+    model.check_device(mesh.devices.flat[0], config.image_shape)
+  except ValueError:
+    model = model.clone(attention="xla")  # which runs everywhere
+  like = model.abstract_variables(config.image_shape)
+  like["ema"] = like["params"] if config.ema_decay else None
+  like = sharding.place_like(like, mesh)
+  damaged = Damaged(f"no checkpoint in {workdir}")
+  with Checkpoints(workdir) as checkpoints:
+    for number, candidate in enumerate(_of_first_process(_candidates(workdir, step, checkpoints))):
+      if number and processes.is_writer():
+        print(f"warning: {damaged}; falling back to step {candidate}", file=sys.stderr, flush=True)
+      try:
+        variables = checkpoints.restore_variables(candidate, like, weights)
+        return Trained(config, model, variables, candidate, mesh)
+      except Damaged as error:
+        damaged = error
+  raise damaged
+
+
+def _candidates(workdir: str | pathlib.Path, step: Step, checkpoints: Checkpoints) -> Iterator[int]:
+  """Yields the steps to try in turn: the chosen one and, if that is the latest, then older ones.
+
+  A run that still trains may delete the chosen one before it is read; then there is a newer latest or best one.
+  """
+  chosen = choose_step(workdir, step)
+  yield chosen
+  while step in (None, "best") and chosen not in checkpoints.reload():
+    chosen = choose_step(workdir, step)
+    yield chosen
+  if step is None:
+    yield from (older for older in reversed(checkpoints.steps()) if older < chosen)
+
+
+def _of_first_process(steps: Iterator[int]) -> Iterator[int]:
+  """Yields in every process the steps that the first one sees: training may save another meanwhile."""
+  while step := processes.exchange(str(next(steps, "")))[0]:
+    yield int(step)
