@@ -1,7 +1,7 @@
 # make demo       trains Jet on handwritten digits, evaluates and samples it; under 5 minutes on 2 cores, all included
 # make test       passes the tests
 # make test-slow  passes the tests that take minutes
-# make test-faults  kills, corrupts and starves runs, and prints the table of docs/reliability.md; SOAK=30 for a longer soak
+# make test-faults  kills, corrupts and starves runs, and prints the table of docs/reference/reliability.md; SOAK=30 for a longer soak
 # make lint       style and types
 # Each makes the environment in .venv first if it is missing. PYTHON=python3.12 picks another interpreter.
 

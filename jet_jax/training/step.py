@@ -17,7 +17,7 @@ Images = UInt8[Array | np.ndarray, "batch height width channels"]
 
 
 class TrainState(struct.PyTreeNode):
-  """All that changes during training, and the permutations, which never do: arrays, their shapes or their shardings.
+  """State of a training run: arrays, or their shapes, or their shardings. The permutations never change.
 
   Attributes:
     step: int32 (), steps taken so far.

@@ -1,4 +1,4 @@
-"""Every fault of docs/reliability.md has a test, and no test is marked with another number."""
+"""Every fault of docs/reference/reliability.md has a test, and no test is marked with another number."""
 
 import ast
 import pathlib

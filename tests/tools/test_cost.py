@@ -35,7 +35,7 @@ def test_hours_are_operations_by_the_used_part_of_the_peak():
   assert cost.hours(3600 * 1e15, peak=2e15, utilisation=0.25) == pytest.approx(2)
   config = config_lib.from_file("configs/imagenet64.py")
   result = cost.cost(config)
-  # 337 GFLOPs an image (docs/performance.md), 200 epochs; 989 TFLOP/s by NVIDIA's data sheet, 197 by Google's.
+  # 337 GFLOPs an image, by `train_flops`; 200 epochs; 989 TFLOP/s by NVIDIA's data sheet, 197 by Google's.
   assert result["flops"] == pytest.approx(337e9 * 200 * 1_281_149, rel=2e-3)
   assert result["hours"]["H200"] == pytest.approx(result["flops"] / (0.5 * 989e12 * 3600))
   assert result["hours"]["v5e-256"] == pytest.approx(result["flops"] / (0.5 * 256 * 197e12 * 3600))

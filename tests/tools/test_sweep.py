@@ -209,7 +209,7 @@ def test_every_sweep_has_configs_that_can_be_read(path, tmp_path):
 
 @pytest.mark.parametrize("name", ["architecture", "depth"])
 def test_architectures_that_are_compared_take_the_same_operations(name):
-  """The comparisons of docs/experiments.md are at equal cost."""
+  """The comparisons of docs/reference/experiments.md are at equal cost."""
   runs = sweep.load(f"configs/sweeps/{name}.py", {"images": "digits"})
   flops = []
   for argument in runs.values():
