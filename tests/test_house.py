@@ -73,6 +73,7 @@ if __name__ == "__main__":  # its processes import this file
 """
 
 
+@pytest.mark.process
 def test_preparing_training_and_evaluating_import_no_tensorflow(tmp_path):
   (tmp_path / "tensorflow.py").write_text("raise RuntimeError('something imported tensorflow')")  # in workers too
   (tmp_path / "job.py").write_text(TRAIN_FROM_RECORDS)

@@ -18,10 +18,13 @@ SETTINGS = (
 JOB = """
 import dataclasses, hashlib, json, sys
 import jax, numpy as np
-from jet_jax import cluster, config, sharding, train
-from jet_jax.checkpoint import Checkpoints
+from jet_jax import config, train
+from jet_jax.devices import processes, sharding
+from jet_jax.workdir.checkpoint import Checkpoints
 
-cluster.join()
+pytestmark = pytest.mark.process
+
+processes.join()
 run = train.prepare(config.from_file(sys.argv[1]), sys.argv[2])
 run = dataclasses.replace(run, total_steps=int(sys.argv[3]))  # stops early; the schedule stays
 

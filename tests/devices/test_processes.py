@@ -15,6 +15,7 @@ def train(environment, workdir):
   return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
 
 
+@pytest.mark.process
 def test_half_of_what_says_that_there_are_others_is_refused(tmp_path):
   result = train({"JAX_COORDINATOR_ADDRESS": "localhost:1", "JAX_PROCESS_ID": "0"}, tmp_path / "run")
   assert result.returncode != 0
@@ -25,6 +26,7 @@ def test_half_of_what_says_that_there_are_others_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("number", [0, 1])
+@pytest.mark.process
 def test_processes_that_do_not_come_up_are_missed_by_name(tmp_path, number):
   environment = {
     "JAX_COORDINATOR_ADDRESS": f"localhost:{19750 + number}",  # the two tests may run at once

@@ -46,6 +46,7 @@ def command(file, out, *more, length="10"):
   return [sys.executable, "-m", "tools.sweep", *map(str, arguments)]
 
 
+@pytest.mark.process
 def test_all_runs_are_trained_and_tabulated(file, tmp_path):
   out = tmp_path / "out"
   result = subprocess.run(
@@ -85,6 +86,7 @@ def flops_of(config):
 BASE = "configs/digits.py:total_steps=10"
 
 
+@pytest.mark.process
 def test_what_starts_from_a_run_that_failed_is_not_started(tmp_path, monkeypatch):
   runs = {"a": BASE, "b": BASE + ",init_from={out}/a", "c": BASE + ",init_from={out}/x/../b@best", "d": BASE}
   started = []
@@ -156,6 +158,7 @@ def test_a_run_that_diverged_or_has_just_begun_is_in_the_table_as_it_is(tmp_path
 
 
 @pytest.mark.slow
+@pytest.mark.process
 def test_a_sweep_that_is_asked_to_stop_saves_and_goes_on(file, tmp_path):
   out = tmp_path / "out"
   environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache")}

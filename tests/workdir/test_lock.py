@@ -29,6 +29,7 @@ def holder(path):
   return process
 
 
+@pytest.mark.process
 def test_a_second_run_in_a_work_directory_is_refused_and_a_killed_one_is_not_in_the_way(tmp_path, cache):
   settings = {"total_steps": 100000, "checkpoint_steps": 10, "max_nonfinite_steps": 0}
   first = small_runs.start(tmp_path, cache, **settings)
@@ -48,6 +49,7 @@ def test_a_second_run_in_a_work_directory_is_refused_and_a_killed_one_is_not_in_
   third.wait(timeout=60)
 
 
+@pytest.mark.process
 def test_a_stopped_holder_still_holds_and_processes_forked_from_it_do_not(tmp_path):
   process = holder(tmp_path / "lock")
   process.send_signal(signal.SIGSTOP)
