@@ -4,16 +4,13 @@ import importlib.metadata
 import os
 import pathlib
 
-# Compiled programs outlive the process: most tests train the same few runs. `make clean` removes them. JAX reads where
-# they are from the environment, here and in every process that a test starts.
-CACHE = pathlib.Path(
-  os.environ.get("JAX_COMPILATION_CACHE_DIR") or f".cache/jax-{importlib.metadata.version('jax')}"
-).absolute()
-os.environ |= {
-  "JAX_COMPILATION_CACHE_DIR": str(CACHE),
-  "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",  # however quick one was to compile
-  "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-}
+# Compiled programs outlive the process: most tests train the same few runs. `make clean` removes them. JAX reads from
+# the environment where they are, here and in every process that a test starts.
+os.environ.setdefault(
+  "JAX_COMPILATION_CACHE_DIR", str(pathlib.Path(f".cache/jax-{importlib.metadata.version('jax')}").absolute())
+)
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"  # however quick one was to compile
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
@@ -81,8 +78,8 @@ def optimized():
 
 @pytest.fixture(scope="session")
 def cache():
-  """A folder for the compiled programs of small runs (small_runs.py)."""
-  return CACHE
+  """The folder for the compiled programs of small runs (small_runs.py)."""
+  return pathlib.Path(os.environ["JAX_COMPILATION_CACHE_DIR"])
 
 
 @pytest.fixture(scope="session")

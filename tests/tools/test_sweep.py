@@ -3,7 +3,6 @@
 import csv
 import inspect
 import json
-import os
 import pathlib
 import re
 import signal
@@ -49,10 +48,7 @@ def command(file, out, *more, length="10"):
 @pytest.mark.process
 def test_all_runs_are_trained_and_tabulated(file, tmp_path):
   out = tmp_path / "out"
-  result = subprocess.run(
-    command(file, out, "--jobs=2"), capture_output=True, text=True, timeout=300, check=False,
-    env=os.environ | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache")},
-  )  # fmt: skip
+  result = subprocess.run(command(file, out, "--jobs=2"), capture_output=True, text=True, timeout=300, check=False)
   assert result.returncode == 1, result.stderr
   assert "error: 1 of the runs did not end well: wrong" in result.stderr
   assert re.search(r"wrong: error: .*/nowhere\.npz", result.stdout)
@@ -161,9 +157,8 @@ def test_a_run_that_diverged_or_has_just_begun_is_in_the_table_as_it_is(tmp_path
 @pytest.mark.process
 def test_a_sweep_that_is_asked_to_stop_saves_and_goes_on(file, tmp_path):
   out = tmp_path / "out"
-  environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache")}
   one = [*command(file, out, "--index=1", length="100000")]
-  process = subprocess.Popen(one, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+  process = subprocess.Popen(one, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
   metrics = out / "first/seed0/metrics.jsonl"
   until = time.monotonic() + 120
   while not (metrics.exists() and "val/" in metrics.read_text()):
@@ -178,7 +173,7 @@ def test_a_sweep_that_is_asked_to_stop_saves_and_goes_on(file, tmp_path):
   config = json.loads((out / "first/seed0/config.json").read_text())
   assert config["total_steps"] == 100000
   shorter = [part.replace("length=100000", f"length={saved + 5}") for part in one]
-  assert subprocess.run(shorter, check=False, timeout=300, env=environment).returncode == 0
+  assert subprocess.run(shorter, check=False, timeout=300).returncode == 0
   assert f"resuming from step {saved}" in (out / "first/seed0.log").read_text()
   sweep.main([f"--out={out}", "--table"])
   assert (out / "groups.csv").read_text().splitlines()[1].startswith(f"first,1,1,{saved + 5},")
