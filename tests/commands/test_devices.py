@@ -11,6 +11,8 @@ from PIL import Image
 
 from process_group import outputs, start
 
+pytestmark = pytest.mark.process
+
 SETTINGS = (
   "couplings=2,block_depth=1,width=32,heads=2,batch_size=16,log_steps=1,eval_steps=10,sample_steps=20,"
   "sample_num=5,checkpoint_steps=5,ema_decay=0.9"
@@ -21,8 +23,6 @@ import jax, numpy as np
 from jet_jax import config, train
 from jet_jax.devices import processes, sharding
 from jet_jax.workdir.checkpoint import Checkpoints
-
-pytestmark = pytest.mark.process
 
 processes.join()
 run = train.prepare(config.from_file(sys.argv[1]), sys.argv[2])
