@@ -17,9 +17,9 @@ class Tiers:
   """Refuses processes to tests without the mark `process`, and more processor time than `budget` to any test.
 
   Args:
-    budget: seconds of processor time of pytest's own process, over all its threads, for the call of a test; 0 for no
-      limit. A test for which something was compiled is exempt, so that the first run on a machine is not judged. Time
-      on the clock does not count, so that a machine that is busy with other work fails nobody.
+    budget: seconds of processor time of pytest's own process, over all its threads, for a test without its fixtures; 0
+      for no limit. A test for which something was compiled is exempt: the first run on a machine is not judged. Time
+      on the clock does not count: other work on the machine fails nobody.
   """
 
   def __init__(self, budget):
@@ -60,17 +60,36 @@ class Tiers:
       self.may_start = True
 
   @pytest.hookimpl(wrapper=True)
+  def pytest_runtest_setup(self, item):
+    """Counts the processor time of the fixtures."""
+    start = time.process_time()
+    result = yield
+    item.user_properties.append(("cpu", time.process_time() - start))
+    return result
+
+  @pytest.hookimpl(wrapper=True)
   def pytest_runtest_call(self, item):
     """Fails a test that starts a process where nobody sees the refusal, or that takes too much processor time."""
     compiled, start = self.compiled, time.process_time()
     self.refused.clear()
     result = yield
     seconds = time.process_time() - start
+    item.user_properties.append(("cpu", seconds))
     if self.refused:
       pytest.fail(f"{self.refused} were refused: a test that starts processes has @pytest.mark.process", pytrace=False)
     if self.budget and seconds > self.budget and self.compiled == compiled:
       pytest.fail(f"took {seconds:.1f} s of processor time of {self.budget:g}; make it smaller or mark it slow", False)
     return result
+
+  def pytest_terminal_summary(self, terminalreporter):
+    """Prints where the processor time went, if there is a budget."""
+    if not self.budget:
+      return
+    reports = [*terminalreporter.getreports("passed"), *terminalreporter.getreports("failed")]
+    spent = {r.nodeid: sum(v for name, v in r.user_properties if name == "cpu") for r in reports if r.when == "call"}
+    terminalreporter.write_line(f"{sum(spent.values()):.0f} s of processor time in {len(spent)} tests, the most in:")
+    for name in sorted(spent, key=spent.get, reverse=True)[:10]:
+      terminalreporter.write_line(f"{spent[name]:6.1f} s {name}")
 
 
 def program_of(arguments):
