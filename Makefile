@@ -1,8 +1,10 @@
 # make demo       trains Jet on handwritten digits, evaluates and samples it; under 5 minutes on 2 cores, all included
-# make test       passes the tests
-# make test-slow  passes the tests that take minutes
+# make check      style, types and the tests that start no process; under 3 minutes from the second time on
+# make test       passes the tests, those that start processes included; under 12 minutes on a clean clone
+# make test-all   passes all of them, those that take minutes and `make test-faults` included
 # make test-faults  kills, corrupts and starves runs, and prints the table of docs/reference/reliability.md; SOAK=30 for a longer soak
 # make lint       style and types
+# make docs-tables  writes the tables of figures from docs/results/
 # Each makes the environment in .venv first if it is missing. PYTHON=python3.12 picks another interpreter.
 
 PYTHON ?= python3
@@ -10,8 +12,9 @@ BIN := .venv/bin
 LIBTPU := $(CURDIR)/.venv/libtpu/libtpu/libtpu.so
 DEMO ?= runs/digits
 SOAK ?= 10
+BUDGET ?= 10
 
-.PHONY: demo test test-slow test-faults lint clean
+.PHONY: demo check test test-all test-faults lint docs-tables clean
 
 .venv/installed: requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "jet_jax needs Python 3.11 or newer, not " + sys.version.split()[0] + "; try make PYTHON=python3.11")'
@@ -31,21 +34,32 @@ demo: .venv/installed
 
 WITH_LIBTPU := if test -f $(LIBTPU); then export TPU_LIBRARY_PATH=$(LIBTPU); fi;
 
+# `worksteal` keeps the tests of a file together as long as it can: what they share is made once a worker.
+PYTEST := $(BIN)/python -m pytest -n auto --dist worksteal
+
+# BUDGET: seconds of processor time that no test takes which finds its programs compiled (tests/support/tiers.py).
+check: lint
+	$(PYTEST) -m "not process and not slow" --cpu_budget=$(BUDGET)
+
 test: .venv/installed .venv/libtpu
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(WITH_LIBTPU) $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
+	$(WITH_LIBTPU) $(PYTEST) -m "not slow"
 
-test-slow: .venv/installed .venv/libtpu
-	$(WITH_LIBTPU) $(BIN)/python -m pytest -m "slow and not fault"
+test-all: .venv/installed .venv/libtpu
+	$(WITH_LIBTPU) $(PYTEST) --soak_minutes=$(SOAK)
 
 test-faults: .venv/installed
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m fault --soak_minutes=$(SOAK)
+	$(PYTEST) -m fault --soak_minutes=$(SOAK)
 
 lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+# Writes the tables of README, configs/ and docs/ from docs/results/.
+docs-tables: .venv/installed
+	$(BIN)/python -m tools.results
 
 clean:
 	rm -rf .venv .cache runs

@@ -1,8 +1,16 @@
-"""What several tests share: tiny flows with random, non-zero parameters."""
+"""Shares among the tests: the tiers, the compile cache, and tiny flows with random, non-zero parameters."""
 
+import importlib.metadata
 import os
 import pathlib
 
+# Compiled programs outlive the process: most tests train the same few runs. `make clean` removes them. JAX reads from
+# the environment where they are, here and in every process that a test starts.
+os.environ.setdefault(
+  "JAX_COMPILATION_CACHE_DIR", str(pathlib.Path(f".cache/jax-{importlib.metadata.version('jax')}").absolute())
+)
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"  # however quick one was to compile
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
@@ -14,23 +22,24 @@ from jaxtyping import install_import_hook
 install_import_hook(["jet_jax.flow", "jet_jax.jet", "jet_jax.likelihood", "jet_jax.training.step"], "beartype.beartype")
 
 import small_runs
+import tiers
 from faults import FAULTS
 from flows import randomize
 from jet_jax.jet import Jet
 
-# Compiled programs outlive the process: most tests train the same few runs. `make clean` removes them.
-CACHE = pathlib.Path(os.environ.get("JAX_COMPILATION_CACHE_DIR") or f".cache/jax-{jax.__version__}").absolute()
 
+def pytest_configure(config):
+  """Leaves programs without most of XLA's optimizations: most of them run for milliseconds, once.
 
-def pytest_configure():
-  """Keeps every compiled program, however quick it was to compile."""
-  jax.config.update("jax_compilation_cache_dir", str(CACHE))
-  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-  jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+  Processes that a test starts optimize theirs, as a user's do, and a test that needs it has the fixture `optimized`.
+  """
+  jax.config.update("jax_disable_most_optimizations", True)
+  config.pluginmanager.register(tiers.Tiers(config.getoption("cpu_budget")))
 
 
 def pytest_addoption(parser):
-  """Options of the tests."""
+  """Adds the options of the tests."""
+  parser.addoption("--cpu_budget", type=float, default=0, help="seconds of processor time a test may take; 0: any")
   parser.addoption("--soak_minutes", type=float, default=10, help="length of the soak in tests/faults/test_kill.py")
 
 
@@ -59,10 +68,20 @@ def pytest_terminal_summary(terminalreporter, config):
     write(f"{number:2} {text:53}{passed:8}{failed:8}{kills:8}{flips:8}{seconds:9.0f}")
 
 
+@pytest.fixture(scope="module")
+def optimized():
+  """Compiles as a user's runs do, for tests of a program's costs and of the last digits of its results."""
+  jax.clear_caches()  # what other tests have compiled is not optimized
+  jax.config.update("jax_disable_most_optimizations", False)
+  yield
+  jax.config.update("jax_disable_most_optimizations", True)
+  jax.clear_caches()
+
+
 @pytest.fixture(scope="session")
 def cache():
-  """A folder for the compiled programs of small runs (small_runs.py)."""
-  return CACHE
+  """The folder for the compiled programs of small runs (small_runs.py)."""
+  return pathlib.Path(os.environ["JAX_COMPILATION_CACHE_DIR"])
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,10 @@ import pathlib
 import subprocess
 import sys
 
+import numpy as np
+import pytest
+from PIL import Image
+
 COMMANDS = {"train", "evaluate", "sample"}
 # What each wing of jet_jax may import of the others: a folder, or a file that stands on top. Commands may import all.
 ALLOWED = {
@@ -58,10 +62,13 @@ def test_the_table_itself_has_no_circle():
 
 TRAIN_FROM_RECORDS = """
 import sys
+
+import pytest
 from tools import prepare_data
 if __name__ == "__main__":  # its processes import this file
   folder = sys.argv[1]
-  prepare_data.main(f"--dataset=images --name=set --source=photos --size=8 --data_dir={folder} --workers=1".split())
+  what = f"--dataset=images --name=set --source=folder:{folder}/images --size=8"
+  prepare_data.main([*what.split(), f"--data_dir={folder}", "--workers=1"])
   from jet_jax.config import default_config, override
   from jet_jax.train import prepare, train
   config = override(default_config(), {
@@ -73,9 +80,15 @@ if __name__ == "__main__":  # its processes import this file
 """
 
 
+@pytest.mark.process
 def test_preparing_training_and_evaluating_import_no_tensorflow(tmp_path):
   (tmp_path / "tensorflow.py").write_text("raise RuntimeError('something imported tensorflow')")  # in workers too
   (tmp_path / "job.py").write_text(TRAIN_FROM_RECORDS)
+  # As few as will do: of the photographs, evaluation had thousands of batches.
+  for split, count in (("train", 16), ("validation", 8)):
+    (tmp_path / "data/images" / split).mkdir(parents=True)
+    for number, pixels in enumerate(np.random.default_rng(0).integers(0, 256, (count, 8, 8, 3), np.uint8)):
+      Image.fromarray(pixels).save(tmp_path / "data/images" / split / f"{number}.png")
   environment = os.environ | {"PYTHONPATH": f"{tmp_path}:{pathlib.Path.cwd()}"}
   command = [sys.executable, str(tmp_path / "job.py"), str(tmp_path / "data")]
   result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, env=environment)

@@ -213,6 +213,7 @@ def test_an_empty_split_is_refused(tiny_config, tmp_path, split):
     (["--config=configs/digits.py", "extra"], "unknown arguments"),
   ],
 )
+@pytest.mark.process
 def test_the_command_line_names_what_is_wrong(arguments, message, tmp_path):
   command = [sys.executable, "-m", "jet_jax.train", f"--workdir={tmp_path / 'run'}", *arguments]
   result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)

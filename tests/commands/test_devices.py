@@ -11,6 +11,8 @@ from PIL import Image
 
 from process_group import outputs, start
 
+pytestmark = pytest.mark.process
+
 SETTINGS = (
   "couplings=2,block_depth=1,width=32,heads=2,batch_size=16,log_steps=1,eval_steps=10,sample_steps=20,"
   "sample_num=5,checkpoint_steps=5,ema_decay=0.9"
@@ -18,10 +20,11 @@ SETTINGS = (
 JOB = """
 import dataclasses, hashlib, json, sys
 import jax, numpy as np
-from jet_jax import cluster, config, sharding, train
-from jet_jax.checkpoint import Checkpoints
+from jet_jax import config, train
+from jet_jax.devices import processes, sharding
+from jet_jax.workdir.checkpoint import Checkpoints
 
-cluster.join()
+processes.join()
 job = train.prepare(config.from_file(sys.argv[1]), sys.argv[2])
 run = dataclasses.replace(job.run, total_steps=int(sys.argv[3]))  # stops early; the schedule stays
 job = dataclasses.replace(job, run=run)

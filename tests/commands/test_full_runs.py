@@ -1,4 +1,4 @@
-"""The runs of README's table, at full length: `make test-slow`."""
+"""The runs of README's table, at full length, in `make test-all` alone."""
 
 import json
 import signal
@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.process]
 
 
 def start(config, workdir):

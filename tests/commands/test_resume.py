@@ -43,6 +43,7 @@ def test_a_run_goes_on_from_the_newest_step_that_is_there_whatever_the_clock_say
   check_same_end((resumed, workdir), (straight, tmp_path / "straight"))
 
 
+@pytest.mark.process
 @pytest.mark.fault(14)
 def test_the_number_of_workers_may_change_within_a_run_and_changes_nothing(tmp_path, tiny_config):
   config, more_workers = (tiny_config(workers=workers, eval_steps=0, sample_steps=0) for workers in (0, 2))

@@ -201,6 +201,7 @@ def test_the_parts_of_a_batch_make_the_same_batch_on_any_number_of_processes(pro
 
 
 @pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.process
 def test_worker_processes_change_nothing(workers):
   batches = data.train_batches(digits(), 32, seed=1, flip=True)
   reader = data.Reader(batches, start=4, workers=workers)
@@ -257,7 +258,7 @@ def test_an_unreadable_image_is_counted_and_the_next_one_stands_in(holes):
 
 
 @pytest.mark.fault(15)
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.process)])
 def test_more_unreadable_images_than_allowed_end_the_reading_by_name(holes, workers):
   (pathlib.Path(holes.removeprefix("folder:")) / "train" / "07.png").write_text("no image")
   for cap, message in (

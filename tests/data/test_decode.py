@@ -165,6 +165,7 @@ except decode.BadImage:
 
 @pytest.mark.fault(19)
 @pytest.mark.parametrize("name", ["bomb", "large"])
+@pytest.mark.process
 def test_nothing_is_allocated_for_a_size_that_is_refused(name):
   command = [sys.executable, "-c", PEAK_OF_DECODING, HOSTILE[name][0].hex(), encoded(RGB).hex()]
   result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)

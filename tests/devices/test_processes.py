@@ -16,6 +16,7 @@ def train(environment, workdir):
   return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
 
 
+@pytest.mark.process
 def test_an_incomplete_description_of_a_cluster_is_rejected(tmp_path):
   result = train({"JAX_COORDINATOR_ADDRESS": "localhost:1", "JAX_PROCESS_ID": "0"}, tmp_path / "run")
   assert result.returncode != 0
@@ -26,6 +27,7 @@ def test_an_incomplete_description_of_a_cluster_is_rejected(tmp_path):
 
 
 @pytest.mark.parametrize("number", [0, 1])
+@pytest.mark.process
 def test_a_process_whose_others_do_not_come_ends_and_names_their_place(tmp_path, number):
   environment = {
     "JAX_COORDINATOR_ADDRESS": f"localhost:{19750 + number}",  # the two tests may run at once

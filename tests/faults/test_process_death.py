@@ -11,6 +11,8 @@ from PIL import Image
 
 from process_group import start
 
+pytestmark = pytest.mark.process
+
 ARGUMENT = "couplings=2,block_depth=1,width=8,heads=2,patch_size=2,batch_size=16,levels=256,data.size=4,log_steps=1"
 
 

@@ -19,6 +19,9 @@ from jet_jax.config import load
 from jet_jax.workdir.trained import load_run
 from tools.import_big_vision import CHANNEL_MASKS, PREDICTOR, SPATIAL_MASKS, convert, export_npz, main
 
+# Held to the last digits of the official code, as a user's programs are compiled.
+pytestmark = pytest.mark.usefixtures("optimized")
+
 GOLDEN = sorted(pathlib.Path("tests/golden").glob("*.npz"))
 TINY = pathlib.Path("tests/golden/jet_tiny_16px.npz")
 QUERY = PREDICTOR + "vit/encoderblock_0/MultiHeadDotProductAttention_0/query/kernel"

@@ -44,9 +44,9 @@ def start(workdir, cache, sabotage=None, extra=None, **settings):
 def start_several(workdir, cache, count, sabotage=None, **settings):
   """Starts the same run as several processes."""
   shared = {"JAX_COORDINATOR_ADDRESS": f"localhost:{process_group.free_port()}", "JAX_NUM_PROCESSES": str(count)}
-  # Each has a cache of its own: they compile together, and one that finds its program would not wait for the others.
+  # They share a cache: JAX writes to it from process 0 alone, so with one of its own any other would always compile.
   return [
-    start(workdir, f"{cache}/{count}/{number}", sabotage, extra=shared | {"JAX_PROCESS_ID": str(number)}, **settings)
+    start(workdir, cache, sabotage, extra=shared | {"JAX_PROCESS_ID": str(number)}, **settings)
     for number in range(count)
   ]
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
+import jax
 import pytest
 
 from jet_jax.sampling.sampler import CHUNK
@@ -15,6 +16,7 @@ from tools import compile_pod as pod
 from tools.measuring import collectives
 
 SMALL = "configs/imagenet64.py:couplings=6,block_depth=1,width=128,heads=2,batch_size=32,mesh.fsdp=4"
+TINY = "configs/imagenet64.py:couplings=2,block_depth=1,width=64,heads=2,batch_size=8"
 SHARED = f"{SMALL},microbatches=2,sample_num=3"
 HAS_COMPILER = importlib.util.find_spec("libtpu") is not None or "TPU_LIBRARY_PATH" in os.environ
 
@@ -24,6 +26,12 @@ needs_compiler = pytest.mark.skipif(not HAS_COMPILER, reason="needs the TPU's co
 def compile_pod(*arguments):
   command = [sys.executable, "-m", "tools.compile_pod", *arguments]
   return subprocess.run(command, capture_output=True, text=True, check=False, timeout=400)
+
+
+@pytest.fixture
+def on_this_device(monkeypatch):
+  """Lets `main` run here, whose devices it can no longer choose: there is one, and it is a CPU."""
+  monkeypatch.setattr(jax.config, "update", lambda name, _: None)
 
 
 def run_script(script, *arguments):
@@ -59,6 +67,7 @@ def check(result):
   return report
 
 
+@pytest.mark.process
 def test_any_config_compiles_for_simulated_devices():
   report = check(compile_pod(f"--config={SHARED}", "--platform=cpu", "--devices=8"))
   assert report["topology"] == "cpu:8"
@@ -66,28 +75,40 @@ def test_any_config_compiles_for_simulated_devices():
 
 
 @needs_compiler
+@pytest.mark.process
 def test_a_small_config_compiles_for_a_tpu_pod():
   report = check(compile_pod(f"--config={SHARED},dtype=bfloat16", "--topology=v5e:2x4"))
   assert report["chip"] == "TPU v5 lite"
   assert all(report[program]["fits"] for program in ("train", "eval", "sample"))
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
   ("arguments", "message"),
   [
     (["--topology=v5e:3x5"], "--topology=v5e:3x5 cannot be compiled for"),
     (["--platform=cpu", "--devices=6"], "must multiply to the 6 devices"),
-    (["--platform=cpu", "--programs=train,test"], "--programs has test"),
-    (["--platform=cpu", "--find_batch"], "the memory of a device, and that of cpu is unknown; give --hbm_gib=N"),
-    (["--platform=cpu", "--find_batch", "--hbm_gib=0.001"], "not even batch_size=8 fits 0.001 GiB a device"),
-    (["--platform=cpu", "--hbm_gib=0"], "--hbm_gib=0 must be positive"),
   ],
 )
-def test_what_cannot_be_compiled_is_refused_in_one_line(arguments, message):
+def test_devices_that_cannot_be_compiled_for_are_refused_in_one_line(arguments, message):
   result = compile_pod(f"--config={SMALL}", *arguments)
   assert result.returncode != 0
   assert message in result.stderr.splitlines()[-1]
   assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+  ("arguments", "message"),
+  [
+    (["--programs=train,test"], "--programs has test"),
+    (["--find_batch"], "the memory of a device, and that of cpu is unknown; give --hbm_gib=N"),
+    (["--find_batch", "--hbm_gib=0.001"], "not even batch_size=1 fits 0.001 GiB a device"),
+    (["--hbm_gib=0"], "--hbm_gib=0 must be positive"),
+  ],
+)
+def test_what_cannot_be_compiled_is_refused_in_one_line(on_this_device, arguments, message):
+  with pytest.raises(SystemExit, match=f"^error: .*{message}.*$"):
+    pod.main([f"--config={TINY}", "--platform=cpu", *arguments])
 
 
 @pytest.mark.parametrize("limit", [1, 2, 7, 8, 9, 23, 64, 100, 1000, 4095])
@@ -107,6 +128,7 @@ def test_the_search_finds_nothing_where_not_even_one_fits():
   "platform",
   [["--platform=cpu", "--devices=2"], pytest.param(["--topology=v5e:2x2"], marks=[needs_compiler, pytest.mark.slow])],
 )
+@pytest.mark.process
 def test_the_batch_that_is_found_fits_the_memory_that_is_given(platform):
   small = "configs/imagenet64.py:couplings=1,block_depth=1,width=32,heads=2"
   result = compile_pod(f"--config={small}", *platform, "--programs=train", "--find_batch", "--hbm_gib=0.009")
@@ -121,15 +143,15 @@ def test_the_batch_that_is_found_fits_the_memory_that_is_given(platform):
   assert report["train"]["hbm_bytes_per_chip"] <= pod.USABLE * 0.009 * 2**30
 
 
-def test_a_program_that_needs_more_than_the_memory_that_is_given_does_not_fit():
-  result = compile_pod(f"--config={SMALL}", "--platform=cpu", "--programs=sample", "--hbm_gib=0.001")
-  assert result.returncode == 0, result.stderr
-  report = json.loads(result.stdout.splitlines()[-1])
+def test_a_program_that_needs_more_than_the_memory_that_is_given_does_not_fit(on_this_device, capsys):
+  pod.main([f"--config={TINY}", "--platform=cpu", "--programs=sample", "--hbm_gib=0.001"])
+  report = json.loads(capsys.readouterr().out.splitlines()[-1])
   assert report["sample"]["fits"] is False
   assert report["sample"]["hbm_bytes_per_chip"] > 0.001 * 2**30
 
 
 @needs_compiler
+@pytest.mark.process
 def test_a_program_that_the_compiler_refuses_does_not_fit():
   huge = SMALL.replace("batch_size=32", "batch_size=131072")
   result = compile_pod(f"--config={huge},dtype=bfloat16", "--topology=v5e:2x4", "--programs=train")
@@ -206,6 +228,7 @@ print(json.dumps(available))
 
 
 @needs_compiler
+@pytest.mark.process
 def test_the_memory_of_a_device_is_what_its_compiler_finds_there():
   assert {kind for _, kind in TOPOLOGIES.values()} == set(pod.HBM)
   available = run_script(MEMORY, *TOPOLOGIES)
@@ -314,6 +337,7 @@ print(json.dumps(counted))
 """
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("platform", ["cpu", pytest.param("v5e:2x4", marks=needs_compiler)])
 def test_collectives_of_known_size_count_the_bytes_of_their_results(platform):
   """Two arrays of 2 MiB on each of 8 devices; only of these two kinds has the result another size."""
@@ -325,6 +349,7 @@ def test_collectives_of_known_size_count_the_bytes_of_their_results(platform):
     assert found[kind]["bytes"] == 2 * 2 * 2**20 * ratio.get(kind, 1)
 
 
+@pytest.mark.process
 @pytest.mark.slow
 @needs_compiler
 def test_the_attention_kernel_compiles_for_a_tpu_pod_and_each_device_computes_its_images():

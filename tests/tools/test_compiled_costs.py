@@ -45,6 +45,7 @@ needs_compiler = pytest.mark.skipif(
     pytest.param(ON_TPU, ",dtype=bfloat16,mesh.fsdp=2", ["--topology=v5e:2x2"], id="tpu", marks=needs_compiler),
   ],
 )
+@pytest.mark.process
 def test_programs_cost_no_more_than_they_did(recorded, setting, flags, remat):
   command = [sys.executable, "-m", "tools.compile_pod", f"--config={SMALL},remat={remat}{setting}", *flags]
   programs = f"--programs={','.join(recorded[remat])}"

@@ -14,6 +14,9 @@ from jet_jax.flow.coupling import scale_and_log
 from jet_jax.jet import Jet
 from tools import import_big_vision, invertibility
 
+# What is promised is promised of the programs that a user runs.
+pytestmark = pytest.mark.usefixtures("optimized")
+
 KINDS = {"channels": ("channels",), "spatial": ("spatial",), "both": ("channels", "channels", "spatial")}
 
 

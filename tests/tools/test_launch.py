@@ -15,6 +15,8 @@ import time
 
 import pytest
 
+pytestmark = pytest.mark.process
+
 FOLDER = pathlib.Path("tools/launch").absolute()
 SCRIPTS = sorted(FOLDER.glob("*.sh"))
 ARGUMENT = "couplings=2,block_depth=1,width=8,heads=2,batch_size=16,total_steps=400,checkpoint_steps=20,eval_steps=400"

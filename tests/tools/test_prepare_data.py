@@ -75,6 +75,7 @@ def digest(batches, count=5):
   return hasher.hexdigest()
 
 
+@pytest.mark.process
 def test_batches_are_the_same_from_the_archive_and_from_records(prepared, archive):
   digests = {digest(data.train_batches(source, 16, 3, flip=True)) for source in open_all(prepared, archive, "train")}
   assert len(digests) == 1
@@ -83,6 +84,7 @@ def test_batches_are_the_same_from_the_archive_and_from_records(prepared, archiv
       assert {name: value.tolist() for name, value in ours.items()} == {n: v.tolist() for n, v in theirs.items()}
 
 
+@pytest.mark.process
 def test_plain_tfds_reads_what_is_prepared(prepared):
   for encoding in ("png", "raw"):
     builder = tfds.builder_from_directory(prepared / encoding / "8x8" / "1.0.0")
@@ -95,6 +97,7 @@ def test_plain_tfds_reads_what_is_prepared(prepared):
       assert example["label"] == k % 2
 
 
+@pytest.mark.process
 def test_the_manifest_tells_what_went_in(prepared, archive):
   manifest = json.loads((prepared / "png/8x8/1.0.0/manifest.json").read_text())
   (source,) = manifest["sources"]
@@ -129,6 +132,7 @@ def half_way(archive, tmp_path):
   process.communicate()
 
 
+@pytest.mark.process
 def test_a_killed_preparation_goes_on_where_it_was(half_way, archive, tmp_path):
   process, common, folder = half_way
   process.send_signal(signal.SIGKILL)
@@ -151,6 +155,7 @@ def test_a_killed_preparation_goes_on_where_it_was(half_way, archive, tmp_path):
   assert all(np.array_equal(one["image"], other["image"]) for one, other in zip(ours, theirs, strict=True))
 
 
+@pytest.mark.process
 def test_a_killed_worker_ends_the_preparation_with_advice(half_way):
   process, common, folder = half_way
   os.kill(children(process)[0], signal.SIGKILL)
@@ -162,6 +167,7 @@ def test_a_killed_worker_ends_the_preparation_with_advice(half_way):
   assert run(*common)["splits"] == {"train": 50, "validation": 10}
 
 
+@pytest.mark.process
 def test_two_preparations_of_one_data_set_do_not_run_together(half_way):
   _, common, _ = half_way
   with pytest.raises(SystemExit, match=r"another command is writing .*unfinished; wait"):
@@ -221,6 +227,7 @@ def images_of(source, tmp_path, *more):
   return [*arguments, "--workers=1", *more]
 
 
+@pytest.mark.process
 def test_validation_and_test_splits_of_one_size_are_both_kept(tmp_path):
   path = folder_of(tmp_path / "images", {"train": 3, "val": 2, "test": 2})
   prepare_data.main(images_of(f"folder:{path}", tmp_path))
@@ -243,6 +250,7 @@ def test_a_broken_split_is_not_taken_for_a_missing_one(tmp_path):
     prepare_data.main(images_of(f"npz:{tmp_path / 'set.npz'}", tmp_path))
 
 
+@pytest.mark.process
 def test_sources_that_changed_are_not_mixed(tmp_path, monkeypatch):
   path = folder_of(tmp_path / "images", {"train": 4, "val": 2})
   (path / "train/2.png").write_text("no image")
@@ -260,6 +268,7 @@ def test_sources_that_changed_are_not_mixed(tmp_path, monkeypatch):
     prepare_data.main(images_of("folder:images", tmp_path))
 
 
+@pytest.mark.process
 def test_an_archive_that_changed_is_another_source(archive, tmp_path):
   path = tmp_path / "set.zip"
   path.write_bytes(archive.read_bytes())
@@ -270,6 +279,7 @@ def test_an_archive_that_changed_is_another_source(archive, tmp_path):
     prepare_data.main(images_of(f"archive:{path}", tmp_path))
 
 
+@pytest.mark.process
 @pytest.mark.fault(27)
 def test_the_cap_covers_the_first_image_and_files_that_are_too_long(tmp_path):
   path = folder_of(tmp_path / "images", {"train": 5, "val": 1})
@@ -283,6 +293,7 @@ def test_the_cap_covers_the_first_image_and_files_that_are_too_long(tmp_path):
   assert [int(example["image"][0, 0, 0]) for example in opened] == [1, 2, 4]
 
 
+@pytest.mark.process
 def test_a_split_without_a_readable_image_is_refused(tmp_path):
   path = folder_of(tmp_path / "images", {"train": 3, "val": 1})
   (path / "val/0.png").write_text("no image")
@@ -291,6 +302,7 @@ def test_a_split_without_a_readable_image_is_refused(tmp_path):
   assert not (tmp_path / "data/few/4x4/1.0.0").exists()
 
 
+@pytest.mark.process
 def test_names_that_are_no_utf8_are_kept(tmp_path):
   path = folder_of(tmp_path / "images", {"train": 2, "val": 1})
   with open(os.fsencode(path / "train") + b"/\xff.png", "wb") as file:  # noqa: PTH123
@@ -327,12 +339,14 @@ def test_numbers_without_sense_are_refused(tmp_path, capsys, argument, message):
   assert f"{argument} must be {message}" in capsys.readouterr().err
 
 
+@pytest.mark.process
 def test_a_data_set_can_be_checked_without_its_source(prepared, tmp_path):
   assert run("--dataset=check", f"--source={prepared / 'png/8x8/1.0.0'}", "--workers=1")["checked"] == 60
   with pytest.raises(SystemExit, match=r"has no dataset_info\.json; give the folder of one version"):
     prepare_data.main(["--dataset=check", f"--source={prepared}"])
 
 
+@pytest.mark.process
 def test_another_plan_is_not_mixed_with_what_is_there(prepared, archive):
   command = ["--dataset=images", f"--source=archive:{archive}", f"--data_dir={prepared}", "--size=8"]
   with pytest.raises(SystemExit, match="holds another data set"):
@@ -340,6 +354,7 @@ def test_another_plan_is_not_mixed_with_what_is_there(prepared, archive):
 
 
 @pytest.mark.parametrize("cap", [0, 1, 2])
+@pytest.mark.process
 def test_unreadable_images_are_left_out_up_to_a_cap(tmp_path, cap):
   for split, values in (("train", range(6)), ("val", range(2))):
     (tmp_path / "images" / split).mkdir(parents=True)
@@ -360,6 +375,7 @@ def test_unreadable_images_are_left_out_up_to_a_cap(tmp_path, cap):
     assert [name in message for name, message in zip(("2.png", "4.png"), left_out, strict=True)] == [True, True]
 
 
+@pytest.mark.process
 @pytest.mark.fault(16)
 def test_broken_shards_are_named(prepared, tmp_path):
   folder = tmp_path / "raw/8x8/1.0.0"
@@ -386,6 +402,7 @@ def test_broken_shards_are_named(prepared, tmp_path):
     sources.open_source("tfds:raw/8x8", 8, 256, "train", data_dir=str(tmp_path))
 
 
+@pytest.mark.process
 def test_the_newest_version_counts_and_any_can_be_named(prepared, tmp_path):
   for version in ("1.0.0", "9.0.0", "10.0.0"):
     shutil.copytree(prepared / "png/8x8/1.0.0", tmp_path / "png/8x8" / version)
@@ -393,6 +410,7 @@ def test_the_newest_version_counts_and_any_can_be_named(prepared, tmp_path):
   assert records.find("png/8x8:9.0.0", str(tmp_path)).name == "9.0.0"
 
 
+@pytest.mark.process
 def test_data_sets_that_are_not_there_are_refused_with_what_there_is(prepared):
   for name, message in {
     "tfds:jpg/8x8": "is not prepared in .*, which holds png/8x8/1.0.0, raw/8x8/1.0.0",
@@ -423,6 +441,7 @@ def tfrecords(prepared, tmp_path):
   return folder
 
 
+@pytest.mark.process
 def test_tfrecords_are_refused_with_the_command_that_converts_them(tfrecords, prepared, tmp_path):
   with pytest.raises(ValueError, match="tfrecord, which can only be read from start to end") as error:
     sources.open_source("tfds:png/8x8", 8, 256, "train", data_dir=str(tmp_path / "old"))
@@ -437,6 +456,7 @@ def test_tfrecords_are_refused_with_the_command_that_converts_them(tfrecords, pr
 
 
 @pytest.mark.parametrize(("at", "message"), [(3, "record 0 of .*broken header"), (-30, "record 8 of .*cut off")])
+@pytest.mark.process
 def test_broken_tfrecords_are_named(tfrecords, tmp_path, at, message):
   path = next(tfrecords.glob("png-train*"))
   content = bytearray(path.read_bytes())
@@ -454,6 +474,7 @@ def test_a_tfrecord_takes_no_more_memory_than_its_file_has(tmp_path):
     list(tfrecord.read(tmp_path / "a.tfrecord"))
 
 
+@pytest.mark.process
 def test_the_old_downsampled_imagenet(tmp_path):
   images = np.random.default_rng(1).integers(0, 256, (9, 32, 32, 3), np.uint8)
   for split, part in (("train", images[:6]), ("valid", images[6:])):
@@ -473,6 +494,7 @@ def test_the_old_downsampled_imagenet(tmp_path):
     prepare_data.main([*arguments, "--size=48"])
 
 
+@pytest.mark.process
 def test_the_new_downsampled_imagenet_has_another_name(tmp_path):
   rng = np.random.default_rng(2)
   pixels, labels = rng.integers(0, 256, (11, 2, 3 * 32 * 32), np.uint8), rng.integers(1, 1001, (11, 2))
@@ -514,6 +536,7 @@ def write_cifar(path, kind, pixels, labels):
 
 
 @pytest.mark.parametrize("kind", ["python", "binary"])
+@pytest.mark.process
 def test_cifar10_from_either_release(tmp_path, kind):
   rng = np.random.default_rng(3)
   pixels, labels = rng.integers(0, 256, (6, 4, 3072), np.uint8), rng.integers(0, 10, (6, 4))
@@ -611,6 +634,7 @@ def test_data_sets_of_others_need_an_image_and_may_have_any_label(tmp_path):
     sources.open_source("tfds:any", 0, 256, "train", data_dir=str(tmp_path / "x"))
 
 
+@pytest.mark.process
 def test_broken_metadata_is_refused_by_name(prepared, tmp_path):
   for name in ("dataset_info.json", "features.json"):
     folder = tmp_path / name
@@ -620,6 +644,7 @@ def test_broken_metadata_is_refused_by_name(prepared, tmp_path):
       sources.open_source("tfds:png/8x8", 8, 256, "train", data_dir=str(folder))
 
 
+@pytest.mark.process
 def test_imagenet21k_is_resized_and_holds_out_by_name(tmp_path, monkeypatch):
   monkeypatch.setattr("tools.preparing.releases.HELD_OUT_21K", 0.2)
   with tarfile.open(tmp_path / "winter21_whole.tar", "w") as whole:

@@ -3,7 +3,6 @@
 import csv
 import inspect
 import json
-import os
 import pathlib
 import re
 import signal
@@ -46,12 +45,10 @@ def command(file, out, *more, length="10"):
   return [sys.executable, "-m", "tools.sweep", *map(str, arguments)]
 
 
+@pytest.mark.process
 def test_all_runs_are_trained_and_tabulated(file, tmp_path):
   out = tmp_path / "out"
-  result = subprocess.run(
-    command(file, out, "--jobs=2"), capture_output=True, text=True, timeout=300, check=False,
-    env=os.environ | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache")},
-  )  # fmt: skip
+  result = subprocess.run(command(file, out, "--jobs=2"), capture_output=True, text=True, timeout=300, check=False)
   assert result.returncode == 1, result.stderr
   assert "error: 1 of the runs did not end well: wrong" in result.stderr
   assert re.search(r"wrong: error: .*/nowhere\.npz", result.stdout)
@@ -85,6 +82,7 @@ def flops_of(config):
 BASE = "configs/digits.py:total_steps=10"
 
 
+@pytest.mark.process
 def test_what_starts_from_a_run_that_failed_is_not_started(tmp_path, monkeypatch):
   runs = {"a": BASE, "b": BASE + ",init_from={out}/a", "c": BASE + ",init_from={out}/x/../b@best", "d": BASE}
   started = []
@@ -156,11 +154,11 @@ def test_a_run_that_diverged_or_has_just_begun_is_in_the_table_as_it_is(tmp_path
 
 
 @pytest.mark.slow
+@pytest.mark.process
 def test_a_sweep_that_is_asked_to_stop_saves_and_goes_on(file, tmp_path):
   out = tmp_path / "out"
-  environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache")}
   one = [*command(file, out, "--index=1", length="100000")]
-  process = subprocess.Popen(one, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+  process = subprocess.Popen(one, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
   metrics = out / "first/seed0/metrics.jsonl"
   until = time.monotonic() + 120
   while not (metrics.exists() and "val/" in metrics.read_text()):
@@ -175,7 +173,7 @@ def test_a_sweep_that_is_asked_to_stop_saves_and_goes_on(file, tmp_path):
   config = json.loads((out / "first/seed0/config.json").read_text())
   assert config["total_steps"] == 100000
   shorter = [part.replace("length=100000", f"length={saved + 5}") for part in one]
-  assert subprocess.run(shorter, check=False, timeout=300, env=environment).returncode == 0
+  assert subprocess.run(shorter, check=False, timeout=300).returncode == 0
   assert f"resuming from step {saved}" in (out / "first/seed0.log").read_text()
   sweep.main([f"--out={out}", "--table"])
   assert (out / "groups.csv").read_text().splitlines()[1].startswith(f"first,1,1,{saved + 5},")

@@ -13,6 +13,9 @@ from jet_jax.jet import Jet
 from jet_jax.training import cost
 from jet_jax.training.run import Run
 
+# Memory is that of the programs that a user runs.
+pytestmark = pytest.mark.usefixtures("optimized")
+
 
 @pytest.mark.parametrize(("block_depth", "kinds"), [(1, ("channels",)), (3, ("spatial",))])
 def test_forward_flops_are_those_that_xla_counts(block_depth, kinds):

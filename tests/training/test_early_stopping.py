@@ -122,6 +122,7 @@ def test_the_best_can_be_evaluated_from_the_command_line(judged, tiny_config, tm
 
 
 @pytest.mark.parametrize(("patience", "status"), [(1, 0), (0, 75)])
+@pytest.mark.process
 def test_a_run_that_ended_early_is_no_stopped_run(patience, status, tmp_path, cache):
   """The launch scripts start a stopped run again, and not one that has ended."""
   settings = {"eval_steps": 1, "lr": 0.0, "wd": 0.0, "patience": patience, "total_steps": 1000}

@@ -29,6 +29,7 @@ def holder(path):
   return process
 
 
+@pytest.mark.process
 @pytest.mark.fault(26)
 def test_a_second_run_in_a_work_directory_is_rejected_and_a_killed_one_does_not_block_the_next(tmp_path, cache):
   settings = {"total_steps": 100000, "checkpoint_steps": 10, "max_nonfinite_steps": 0}
@@ -49,6 +50,7 @@ def test_a_second_run_in_a_work_directory_is_rejected_and_a_killed_one_does_not_
   third.wait(timeout=60)
 
 
+@pytest.mark.process
 @pytest.mark.fault(26)
 def test_a_stopped_process_keeps_its_lock_and_a_forked_one_does_not_inherit_it(tmp_path):
   process = holder(tmp_path / "lock")

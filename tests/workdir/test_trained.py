@@ -170,6 +170,7 @@ def test_a_draw_that_is_broken_off_leaves_the_old_file(tmp_path):
   assert [one.name for one in path.parent.iterdir()] == ["a.npz"]
 
 
+@pytest.mark.process
 def test_a_full_disk_is_told_in_a_line_and_leaves_nothing(workdir, tmp_path):
   limited = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (2**14, 2**14)); "
   draw = f"from jet_jax import sample; sample.main(['--workdir={workdir}', '--num=512', '--npz={tmp_path}/a.npz'])"
