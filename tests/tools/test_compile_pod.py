@@ -44,7 +44,7 @@ def check(result):
   assert report["image_shape"] == [64, 64, 3]
   assert {program: report[program]["batch_size"] for program in pod.PROGRAMS} == {"train": 32, "eval": 16, "sample": 8}
   assert f"does {report['model_flops_per_chip'] / 1e9:.1f} GFLOPs of the model in a training step" in result.stdout
-  assert "loop's body, as the scan over couplings, counts once" in result.stdout
+  assert "loop's body, such as the scan over couplings, counts once" in result.stdout
   assert "counts once" in report["notes"]["flops_per_chip, bytes_per_chip"]
   for program in pod.PROGRAMS:
     row = report[program]
