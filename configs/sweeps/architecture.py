@@ -1,10 +1,10 @@
-"""Which couplings, and how deep: 4:1 against channels or spatial splits only, more couplings against deeper ones.
+"""Compares kinds of split and depths: channels and spatial 4:1 or one kind alone, more couplings or deeper couplings.
 
   python -m tools.sweep --sweep=configs/sweeps/architecture.py --out=runs/architecture --define images=archive:PATH
 
-`20x1` has 20 couplings of one block. Every group takes as many operations a step as that, to 6%. c couplings with
-scales up to m stretch a dimension by m^(c/2) on average at most: the groups with a bound of their own can stretch as
-far as `20x1`. Results: docs/experiments.md.
+`20x1` has 20 couplings of one block. Every group has the operations per step of `20x1`, within 6%. c couplings with
+scales up to m scale a dimension by m^(c/2) on average at most. The groups with a bound in their name have the same
+largest scale as `20x1`. Results: docs/reference/experiments.md.
 """
 
 GROUPS = {
@@ -20,6 +20,6 @@ SEEDS = (0, 1)
 
 
 def get_sweep(images):
-  """`images` is a data.source of 32x32."""
+  """Runs of the sweep; `images` is a data.source of 32x32 images."""
   base = f"configs/small32.py:data.source={images},total_steps=500,keep_best=True"
   return {f"{group}/seed{seed}": f"{base},seed={seed}{more}" for seed in SEEDS for group, more in GROUPS.items()}

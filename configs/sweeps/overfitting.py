@@ -1,16 +1,21 @@
-"""Very few images: learned by heart from scratch, and what pretraining, patience and freezing do about it.
+"""Measures overfitting on very few images, from scratch and with pretraining, patience and frozen blocks.
 
   python -m tools.sweep --sweep=configs/sweeps/overfitting.py --out=runs/overfitting \
       --define pretraining=runs/transfer/pretraining few=npz:PATH
 
-Results, and the line that makes the npz: docs/experiments.md.
+Results, and the command that writes the npz: docs/reference/experiments.md.
 """
 
 SEEDS = (0, 1)
 
 
 def get_sweep(pretraining, few):
-  """`pretraining` is a work directory of configs/sweeps/transfer.py, `few` a data.source of 32x32."""
+  """Runs of the sweep.
+
+  Args:
+    pretraining: work directory of a run of configs/sweeps/transfer.py.
+    few: data.source of 32x32 images.
+  """
   base = f"configs/small32.py:data.source={few},total_steps=800,eval_steps=25,keep_best=True"
   sweep = {}
   for seed in SEEDS:

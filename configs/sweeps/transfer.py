@@ -1,16 +1,16 @@
-"""Pretraining on many images, then training on few, against training on the few alone, as long and twice as long.
+"""Compares transfer from many images to few with training on the few from scratch, for as many steps and for twice.
 
   python -m tools.sweep --sweep=configs/sweeps/transfer.py --out=runs/transfer \
       --define many=archive:PATH --define few=npz:PATH
 
-Results: docs/experiments.md.
+Results: docs/reference/experiments.md.
 """
 
 SEEDS = (0, 1, 2)
 
 
 def get_sweep(many, few):
-  """`many` and `few` are each a data.source of 32x32."""
+  """Runs of the sweep; `many` and `few` are data.sources of 32x32 images."""
   short = f"configs/small32.py:data.source={few},total_steps=400,eval_steps=50,keep_best=True"
   sweep = {"pretraining": f"configs/small32.py:data.source={many},total_steps=2000"}
   for seed in SEEDS:

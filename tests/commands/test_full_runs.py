@@ -1,4 +1,4 @@
-"""The runs of README's table, at full length: `make test-slow`."""
+"""The runs of README's table train at full length; they are marked slow."""
 
 import json
 import signal

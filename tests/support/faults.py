@@ -1,4 +1,4 @@
-"""The faults of docs/reliability.md, by their numbers: what happens, and the tests of what is done about it.
+"""Faults of docs/reference/reliability.md by number: a description, and the tests of each fault.
 
 A test is named by its file and a part of its name, "kill::at_random" for one in test_kill.py.
 """
@@ -61,13 +61,13 @@ FAULTS = {
 
 
 def names_test(pattern: str, file: str, name: str) -> bool:
-  """Whether a pattern of `FAULTS` means the test `name` of a file."""
+  """True if a pattern of `FAULTS` matches the test `name` of a file."""
   stem, _, part = pattern.partition("::")
   return file.endswith(f"test_{stem}.py") and part in name
 
 
 def faults_of(file: str, name: str) -> list[int]:
-  """Numbers of the faults that a test is about."""
+  """Numbers of the faults that a test covers."""
   return [
     number
     for number, (_, patterns) in FAULTS.items()

@@ -12,7 +12,7 @@ def free_port():
 
 
 def start(command, processes=1, devices=1):
-  """A Popen for each of `processes`, with `devices` each; PROCESS in the command becomes the number of each."""
+  """Starts `processes` processes with `devices` devices each; PROCESS in the command becomes the process number."""
   environment = {
     **os.environ,
     "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
@@ -35,7 +35,7 @@ def start(command, processes=1, devices=1):
 
 
 def outputs(started, timeout=400):
-  """What each printed, after all have ended well."""
+  """Waits until all processes exit with status 0, and returns the standard output of each."""
   ends = [process.communicate(timeout=timeout) for process in started]
   for process, (_, errors) in zip(started, ends, strict=True):
     assert process.returncode == 0, errors

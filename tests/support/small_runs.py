@@ -1,4 +1,4 @@
-"""Small training runs to kill and to start again, and what tells whether two of them are the same in every bit."""
+"""Small training runs to kill and resume, and comparisons of two runs in every bit."""
 
 import concurrent.futures
 import json
@@ -23,7 +23,7 @@ def command(workdir, **settings):
 def start(workdir, cache, sabotage=None, extra=None, **settings):
   """Starts a run as a process group of its own.
 
-  Its compiled programs are kept in `cache`, and something may go wrong in it (sabotage.py).
+  Compiled programs are kept in `cache`. `sabotage` causes a failure in the run (sabotage.py).
   """
   environment = os.environ | {
     "JAX_COMPILATION_CACHE_DIR": str(cache),
@@ -42,7 +42,7 @@ def start(workdir, cache, sabotage=None, extra=None, **settings):
 
 
 def start_several(workdir, cache, count, sabotage=None, **settings):
-  """The same run as several processes."""
+  """Starts a run as several processes."""
   shared = {"JAX_COORDINATOR_ADDRESS": f"localhost:{process_group.free_port()}", "JAX_NUM_PROCESSES": str(count)}
   # Each has a cache of its own: they compile together, and one that finds its program would not wait for the others.
   return [
@@ -52,20 +52,20 @@ def start_several(workdir, cache, count, sabotage=None, **settings):
 
 
 def finish(process, timeout=300):
-  """What a run that has to end well has printed."""
+  """Waits for a run that must exit with status 0, and returns its output."""
   output, errors = process.communicate(timeout=timeout)
   assert process.returncode == 0, output + errors
   return output + errors
 
 
 def finish_all(several, timeout=300):
-  """The same of each of several, read from at once: one that nobody reads from would wait, and the others for it."""
+  """Outputs of several processes, read in parallel: a process with a full pipe would block, and the others with it."""
   with concurrent.futures.ThreadPoolExecutor(len(several)) as threads:
     return list(threads.map(lambda process: finish(process, timeout), several))
 
 
 def wait_for(condition, process, timeout=120):
-  """Waits until `condition()` holds, while the process lives. Returns whether it still did."""
+  """Waits until `condition()` holds; returns False if the process exits first."""
   until = time.monotonic() + timeout
   while not condition():
     assert time.monotonic() < until
@@ -76,35 +76,35 @@ def wait_for(condition, process, timeout=120):
 
 
 def saved_steps(workdir):
-  """Complete checkpoints, the newest last."""
+  """Steps of the complete checkpoints, in ascending order."""
   return sorted(int(path.parent.name) for path in pathlib.Path(workdir).glob(f"checkpoints/*/{COMMIT_FILE}"))
 
 
 def logged(workdir):
-  """The last step whose metrics are there."""
+  """Last step with complete metrics; 0 if there is none."""
   path = pathlib.Path(workdir) / "metrics.jsonl"
   lines = path.read_text().splitlines() if path.exists() else []
   return json.loads(lines[-2])["step"] if len(lines) > 1 else 0  # the last line may be half written
 
 
 def digests(workdir, step):
-  """Of every array of a checkpoint, as they were saved."""
+  """Saved digests of every array of a checkpoint."""
   return json.loads((pathlib.Path(workdir) / f"checkpoints/{step}/digests/metadata").read_text())["arrays"]
 
 
 def metrics(workdir):
-  """Everything logged but the speed."""
+  """All logged metrics but the speed."""
   lines = [json.loads(line) for line in (pathlib.Path(workdir) / "metrics.jsonl").read_text().splitlines()]
   return [{name: value for name, value in line.items() if name != "train/images_per_second"} for line in lines]
 
 
 def samples(workdir):
-  """The bytes of every picture."""
+  """Name -> bytes of every image grid."""
   return {path.name: path.read_bytes() for path in pathlib.Path(workdir).glob("samples/*.png")}
 
 
 def assert_same(one, other, step):
-  """Parameters, optimizer, average and permutations, all metrics and all pictures are the same in every bit."""
+  """Asserts that two runs have the same checkpoint at `step`, metrics and image grids, in every bit."""
   assert digests(one, step) == digests(other, step)
   assert metrics(one) == metrics(other)
   assert samples(one) == samples(other)

@@ -1,4 +1,4 @@
-"""Prepared data sets are those that went in, whatever happens on the way."""
+"""Prepared data sets equal their sources, in spite of interruptions and damage."""
 
 import hashlib
 import io
@@ -114,7 +114,7 @@ def children(process) -> list[int]:
 
 @pytest.fixture
 def half_way(archive, tmp_path):
-  """A running preparation of which some shards are written and most are not, its arguments, and its folder."""
+  """A running preparation with some shards written and most missing, its arguments, and its folder."""
   common = ["--dataset=images", "--name=png", f"--source=archive:{archive}", "--size=1024", f"--data_dir={tmp_path}"]
   common += ["--workers=2", "--shard_examples=1"]  # each takes some hundredths of a second
   command = [sys.executable, "-m", "tools.prepare_data", *common]
@@ -485,7 +485,7 @@ def test_the_new_downsampled_imagenet_has_another_name(tmp_path):
 
 
 def cifar(path, kind, pixels, labels):
-  """Writes the release of CIFAR-10 that is called so. `pixels`: uint8 (6, N, 3072)."""
+  """Writes a release of CIFAR-10 under a name. `pixels`: uint8 (6, N, 3072)."""
   with tarfile.open(path / f"cifar-10-{kind}.tar.gz", "w:gz") as archive:
     for k in range(6):
       name = f"data_batch_{k + 1}" if k < 5 else "test_batch"
