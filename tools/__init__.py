@@ -1,1 +1,1 @@
-"""Things done around a run; each is `python -m tools.NAME`."""
+"""Commands around a run: `python -m tools.NAME`."""

@@ -17,7 +17,7 @@ FORWARD, INVERSE = "#1b6ca8", "#b3541e"
 
 
 def box(axes, x, y, width, height, text, kind, size=10.5) -> None:
-  """A rounded box around its centre, with text."""
+  """Draws a rounded box around the centre (x, y), with text."""
   shape = "round,pad=0,rounding_size=0.12"
   axes.add_patch(
     FancyBboxPatch(
@@ -28,19 +28,19 @@ def box(axes, x, y, width, height, text, kind, size=10.5) -> None:
 
 
 def arrow(axes, start, end, color=INK, width=1.3) -> None:
-  """A straight arrow."""
+  """Draws a straight arrow."""
   axes.add_patch(
     FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=12, color=color, linewidth=width, shrinkA=0, shrinkB=0)
   )
 
 
 def label(axes, x, y, text, color=INK, size=9.5, **more) -> None:
-  """Text without a box."""
+  """Writes text without a box."""
   axes.text(x, y, text, fontsize=size, color=color, ha=more.pop("ha", "center"), va="center", **more)
 
 
 def draw(axes) -> None:
-  """The whole figure, in units of about a box's height."""
+  """Draws the whole figure; a unit is about the height of a box."""
   middle = 3.0
   for x, text, kind in ((0.85, "image\n(B, H, W, C)", "data"), (2.75, "patchify", "constant")):
     box(axes, x, middle, 1.45, 0.95, text, kind)
@@ -69,10 +69,10 @@ def draw(axes) -> None:
   arrow(axes, (split, 2.15), (8.45, 2.15))
   label(axes, 6.2, 4.12, "x1")
   label(axes, 6.2, 1.92, "x2")
-  # x1 passes unchanged, between the two.
+  # x1 passes unchanged between the branches of ViT and x2.
   axes.plot([split, join], [middle, middle], color=INK, linewidth=1.3)
   label(axes, 7.45, 2.79, "x1 unchanged", size=9)
-  # Bias and scale cross over it.
+  # Bias and scale cross the line of x1.
   axes.plot([8.48, 9.5], [3.9, 3.9], color=INK, linewidth=1.3)
   axes.plot([9.5, 9.5], [3.9, 3.12], color=INK, linewidth=1.3)
   arrow(axes, (9.5, 2.88), (9.5, 2.55))
@@ -91,9 +91,10 @@ def draw(axes) -> None:
 
 
 def main(argv=None) -> None:
-  """Writes the figure, on white so that it reads on light and on dark pages."""
+  """Writes the figure and prints its path; the white background suits light and dark pages."""
   parser = argparse.ArgumentParser(
-    prog="python -m tools.architecture_figure", description="Figure of the architecture."
+    prog="python -m tools.architecture_figure",
+    description="Draws the architecture of Jet, and prints the path of the figure.",
   )
   parser.add_argument("--out", default="docs/figures/architecture.png", help="PNG or SVG file")
   args = parser.parse_args(argv)

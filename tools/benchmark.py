@@ -1,15 +1,22 @@
-"""How fast things are.
+"""Measures the speed of training, evaluation, sampling and the input pipeline.
 
 python -m tools.benchmark --config=configs/imagenet64.py:batch_size=32 --what=train,eval,sample
     [--compare=dtype=float32 --compare=dtype=bfloat16,attention=cudnn ...] [--profile=DIR] [--json=FILE]
 
-train, eval, sample: milliseconds of a training step, an evaluation and a draw of one batch (median, fastest and slowest
-of several turns), images a second, share of the device's peak (MFU; operations of the model, recomputation not
-counted), memory and compile time. `--compare` adds settings to the config; all of them run turn by turn in one process.
+`--what=train,eval,sample` measures one batch of a training step, of an evaluation and of sampling:
+- milliseconds (median, fastest and slowest over several turns) and images a second
+- MFU, the share of the device's peak that the model's operations reach; recomputation is not counted
+- memory and compile time
+Each `--compare` adds settings to the config. All settings run turn by turn in one process.
 
-data: images a second of the input pipeline alone, for the config's data set and for up to 8,192 of its images prepared
-as PNG and as raw records, by number of worker processes; memory over 10 epochs; and the share of a training step that
-is spent waiting for data: the same steps with the pipeline and with one batch that stays, turn by turn.
+`--what=data` measures the input pipeline:
+- images a second of the pipeline alone, by number of worker processes: for the data set of the config, and for up to
+  8,192 of its images prepared as PNG and as raw records
+- memory over 10 epochs
+- the share of a training step spent waiting for data: the same steps run with the pipeline and with one fixed batch,
+  turn by turn
+
+Prints a table, and one JSON object last.
 """
 
 import argparse
@@ -37,11 +44,11 @@ from tools.compile_pod import image_shape_of
 from tools.measuring import timing
 from tools.preparing import releases
 
-SUBSET = 8192
+SUBSET = 8192  # images that are prepared as records
 
 
-class _Every:
-  """Evenly spaced examples of a data set: at most `count`."""
+class _EvenlySpaced:
+  """At most `count` examples of a data set, evenly spaced."""
 
   def __init__(self, examples, count: int):
     self.examples, self.classes = examples, examples.classes
@@ -55,10 +62,17 @@ class _Every:
 
 
 def images_per_second(source, batch_size: int, workers: int, seconds: float) -> dict[str, float]:
-  """Speed of the pipeline alone: median over five spans of time, with the smallest and the largest."""
+  """Measures the pipeline alone: images a second, as the median, smallest and largest of five spans of time.
+
+  Args:
+    source: sequence of examples.
+    batch_size: images a batch; at most the whole source.
+    workers: number of worker processes; 0 reads in threads.
+    seconds: length of all five spans together.
+  """
   batches = data.train_batches(source, min(batch_size, len(source)), seed=0)
   with contextlib.closing(data.Reader(batches, workers=workers)) as reader:
-    for _ in range(3 + 2 * workers):  # start of processes, first fill of the buffers
+    for _ in range(3 + 2 * workers):  # the processes start and the buffers fill
       next(reader)
     speeds = []
     for _ in range(5):
@@ -70,7 +84,7 @@ def images_per_second(source, batch_size: int, workers: int, seconds: float) -> 
 
 
 def memory_by_epoch(source, batch_size: int, epochs: int) -> list[float]:
-  """MiB of resident memory after each epoch of reading."""
+  """Resident memory of this process in MiB, after each epoch of reading."""
   batches = data.train_batches(source, batch_size, seed=0)
   sizes = []
   with contextlib.closing(data.Reader(batches)) as reader:
@@ -82,8 +96,13 @@ def memory_by_epoch(source, batch_size: int, epochs: int) -> list[float]:
   return sizes
 
 
-def waiting(job: train.Job, steps_a_turn: int, turns: int) -> dict[str, float]:
-  """Milliseconds of a training step with the pipeline and with a batch that stays, and the difference as a share."""
+def waiting(job: train.Job, steps_per_turn: int, turns: int) -> dict[str, float]:
+  """Compares training steps on the pipeline with training steps on one fixed batch.
+
+  Returns:
+    "step_ms" with the pipeline, "step_ms_one_batch" with the fixed batch, and "waiting", the share of a step spent
+    waiting for data. Each is a median over turns.
+  """
   run = job.run
   init_key, key = jax.random.split(jax.random.key(run.config.seed))
   step = run.compile_train_step(compile_lib.memory_limit(jax.local_devices()))
@@ -96,99 +115,128 @@ def waiting(job: train.Job, steps_a_turn: int, turns: int) -> dict[str, float]:
     for name, stream in streams.items():
       jax.block_until_ready(state)
       began = time.perf_counter()
-      for _ in range(steps_a_turn):
+      for _ in range(steps_per_turn):
         state, _ = step(state, next(stream), key)
       jax.block_until_ready(state)
-      if turn:  # the first one warms up
-        times[name].append((time.perf_counter() - began) / steps_a_turn * 1e3)
+      if turn:  # turn 0 warms up
+        times[name].append((time.perf_counter() - began) / steps_per_turn * 1e3)
   reader.close()
-  with_data, without = (statistics.median(times[name]) for name in ("pipeline", "one_batch"))
-  shares = [1 - one / piped for piped, one in zip(times["pipeline"], times["one_batch"], strict=True)]
-  return {"step_ms": with_data, "step_ms_one_batch": without, "waiting": statistics.median(shares)}
+  step_ms, one_batch_ms = (statistics.median(times[name]) for name in ("pipeline", "one_batch"))
+  shares = [1 - fixed / piped for piped, fixed in zip(times["pipeline"], times["one_batch"], strict=True)]
+  return {"step_ms": step_ms, "step_ms_one_batch": one_batch_ms, "waiting": statistics.median(shares)}
 
 
 def benchmark_data(config, workers: list[int], seconds: float, turns: int) -> dict:
-  """All figures of `--what=data`."""
+  """Measures everything of `--what=data`, and prints the speed of each pipeline; `turns=0` leaves out training."""
   rows = []
   with tempfile.TemporaryDirectory() as folder:
-    run_job = train.prepare(config, pathlib.Path(folder) / "run")
-    run = run_job.run
-    source, _ = sources.open_both(run.config)
-    sets = {run.config.data.source: source}
-    release = releases.Release("subset", {"train": _Every(source, SUBSET)}, [], "")
+    job = train.prepare(config, pathlib.Path(folder) / "run")
+    source, _ = sources.open_both(job.run.config)
+    sets = {job.run.config.data.source: source}
+    release = releases.Release("subset", {"train": _EvenlySpaced(source, SUBSET)}, [], "")
     for encoding in ("png", "raw"):
-      job = prepare_data.Job(pathlib.Path(folder) / f"{encoding}.unfinished", release, run.config.image_shape, encoding)
-      prepare_data.prepare(job, pathlib.Path(folder) / encoding, os.cpu_count() or 1)
-      sets[encoding] = records.Records(pathlib.Path(folder) / encoding, "train", 0)
+      unfinished, finished = (pathlib.Path(folder) / f"{encoding}{end}" for end in (".unfinished", ""))
+      preparation = prepare_data.Job(unfinished, release, job.run.config.image_shape, encoding)
+      prepare_data.prepare(preparation, finished, os.cpu_count() or 1)
+      sets[encoding] = records.Records(finished, "train", 0)
     for (name, examples), count in itertools.product(sets.items(), workers):
       rows.append({"set": name, "workers": count, **images_per_second(examples, config.batch_size, count, seconds)})
     for row in rows:
       print(f"{row['set']:40} {row['workers']} workers {row['images_per_second']:10,.0f} images/s")
     memory = memory_by_epoch(sets["raw"], min(config.batch_size, len(sets["raw"])), 10)
     result = {"rows": rows, "memory_mib_by_epoch": memory}
-    return result | waiting(run_job, steps_a_turn=5, turns=turns) if turns else result
+    return result | waiting(job, steps_per_turn=5, turns=turns) if turns else result
 
 
-def benchmark_programs(args, what: list[str]) -> dict:
-  """All figures of training, evaluation and sampling, the first row's at the top; and a table of them on the way."""
-  compiled, refused, states = [], [], timing.States()
+def compile_settings(args, what: list[str]) -> tuple[list[timing.Program], list[dict], jax.sharding.Mesh]:
+  """Compiles every program of every setting.
+
+  A program that is rejected does not stop the others: its error is printed and recorded.
+
+  Returns:
+    The compiled programs, the rejected ones as dicts with "what", "setting" and "error", and the mesh of devices.
+
+  Raises:
+    ValueError: an unusable config, or no program that can run.
+  """
+  compiled, rejected, states = [], [], timing.States()
   mesh = None
   for setting in args.compare or [""]:
     path, _, argument = args.config.partition(":")
     config = config_lib.from_file(f"{path}:{','.join(filter(None, [argument, setting]))}")
     config.image_shape = image_shape_of(config)
     mesh = sharding.make_mesh(config.mesh)
-    for program in what:
+    for what_runs in what:
       try:
-        one = timing.prepare(program, setting, config, mesh, states)
-        jax.block_until_ready(one.call())
-        compiled.append(one)
-      except (ValueError, jax.errors.JaxRuntimeError) as error:  # the others still tell something
-        refused.append({"what": program, "setting": setting, "error": str(error)})
-        print(f"{program} {setting}: {error}", flush=True)
+        program = timing.prepare(what_runs, setting, config, mesh, states)
+        jax.block_until_ready(program.call())
+        compiled.append(program)
+      except (ValueError, jax.errors.JaxRuntimeError) as error:
+        rejected.append({"what": what_runs, "setting": setting, "error": str(error)})
+        print(f"{what_runs} {setting}: {error}", flush=True)
   if mesh is None or not compiled:
-    raise ValueError("none of the settings can run here; the reasons are above")
-  peak, source = timing.peak_of(mesh.devices.flat[0])
-  timing.measure(compiled, args.turns, args.seconds)
-  rows = [program.row(peak, mesh.size) for program in compiled]
-  print(
-    f"{'':7}{'batch':>6}{'ms':>9}{'from':>9}{'to':>9}{'images/s':>10}{'MFU':>7}{'MiB':>9}{'compile s':>10}  setting"
-  )
+    raise ValueError("none of the settings can run here; read the reasons above, and change --config or --compare")
+  return compiled, rejected, mesh
+
+
+def print_rows(rows: list[dict]) -> None:
+  """Prints a table of measured programs."""
+  head = f"{'':7}{'batch':>6}{'ms':>9}{'fastest':>9}{'slowest':>9}{'images/s':>10}{'MFU':>7}{'MiB':>9}{'compile s':>10}"
+  print(f"{head}  setting")
   for row in rows:
     print(
       f"{row['what']:7}{row['batch_size']:6}{row['step_ms']:9.1f}{row['step_ms_min']:9.1f}{row['step_ms_max']:9.1f}"
       f"{row['images_per_second']:10,.1f}{row['mfu']:7.1%}{row['peak_bytes'] / 2**20:9,.0f}{row['compile_s']:10.1f}"
       f"  {row['setting']}"
     )
-  print(f"MFU is of {peak / 1e12:,.2f} TFLOP/s a device ({source})")
+
+
+def benchmark_programs(args, what: list[str]) -> dict:
+  """Measures training, evaluation and sampling for every setting, and prints a table.
+
+  Returns:
+    All rows under "rows", and the figures of the first row once more at the top level.
+
+  Raises:
+    ValueError: an unusable config, or no program that can run.
+  """
+  compiled, rejected, mesh = compile_settings(args, what)
+  peak, source = timing.peak_of(mesh.devices.flat[0])
+  timing.measure(compiled, args.turns, args.seconds)
+  rows = [program.row(peak, mesh.size) for program in compiled]
+  print_rows(rows)
+  print(f"MFU is the share of {peak / 1e12:,.2f} TFLOP/s a device ({source})")
   first = {name: value for name, value in rows[0].items() if name not in ("what", "setting")}
-  result = first | {"peak_flops": peak, "peak_source": source, "rows": rows, "refused": refused}
+  result = first | {"peak_flops": peak, "peak_source": source, "rows": rows, "refused": rejected}
   if args.profile:
     result["profile"] = timing.profile(compiled[0], args.profile)
-    print(f"\nthe costliest operations of {compiled[0].what} {compiled[0].setting}; the trace is in {args.profile}")
-    for one in result["profile"]:
-      print(f"{one['ms']:9.2f} ms {one['share']:6.1%}  {one['operation']:32} {one['source']}")
+    print(f"\nten costliest operations of {compiled[0].what} {compiled[0].setting}; the trace is in {args.profile}")
+    for row in result["profile"]:
+      print(f"{row['ms']:9.2f} ms {row['share']:6.1%}  {row['operation']:32} {row['source']}")
   return result
 
 
 def main(argv=None) -> None:
-  """Prints a table and one JSON object."""
-  parser = argparse.ArgumentParser(prog="python -m tools.benchmark", description="How fast things are.")
+  """Measures, and prints a table and one JSON object."""
+  parser = argparse.ArgumentParser(
+    prog="python -m tools.benchmark",
+    description="Prints the speed of a config's programs or of its input pipeline: a table, and one JSON object last.",
+  )
   parser.add_argument("--config", required=True, help="config file, with its argument after a colon")
   parser.add_argument("--what", default="train,eval,sample", help="some of train,eval,sample; or data")
-  parser.add_argument("--compare", action="append", help="settings to measure, as after the colon; may be repeated")
-  parser.add_argument("--turns", type=int, default=5, help="figures for each; of data 0 leaves training out")
-  parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement, at least")
+  parser.add_argument("--compare", action="append", help="settings to add to the config; may be repeated")
+  parser.add_argument("--turns", type=int, default=5, help="measurements of each program; for data, 0 skips training")
+  parser.add_argument("--seconds", type=float, default=2.0, help="shortest duration of a measurement, in seconds")
   parser.add_argument("--profile", help="folder for a trace of the first program")
-  parser.add_argument("--json", help="file for the JSON object, too")
-  parser.add_argument("--workers", default="0,1,2", help="numbers of worker processes to try for data")
+  parser.add_argument("--json", help="file for a copy of the JSON object")
+  parser.add_argument("--workers", default="0,1,2", help="numbers of worker processes, for data")
   args = parser.parse_args(argv)
   what = args.what.split(",")
   try:
     if what != ["data"] and set(what) - set(timing.PROGRAMS):
       raise ValueError(f"--what={args.what} must be data, or some of {','.join(timing.PROGRAMS)}")
     if args.turns < 1 and what != ["data"]:
-      raise ValueError(f"--turns={args.turns} must be at least 1")
+      raise ValueError(f"--turns={args.turns} must be at least 1; only --what=data takes 0")
     if what == ["data"]:
       config = config_lib.from_file(args.config)
       result = benchmark_data(config, [int(n) for n in args.workers.split(",")], args.seconds, args.turns)

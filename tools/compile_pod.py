@@ -1,9 +1,9 @@
-"""Compiles a run for a TPU pod that is not there, on any CPU: does it fit, and what does a step cost?
+"""Compiles a run for a TPU pod on any CPU: prints the memory and the operations of each program per device.
 
 python -m tools.compile_pod --config=configs/imagenet64.py:large,mesh.fsdp=16,dtype=bfloat16 --topology=v5e:16x16
 
-The compiler is the pod's own, from the libtpu wheel (pip install -e '.[tpu]'). `--platform=cpu --devices=8` compiles
-for simulated CPU devices instead. Prints a table and one JSON object.
+The pod's own compiler is in the libtpu wheel (pip install -e '.[tpu]'). `--platform=cpu --devices=8` compiles for
+simulated CPU devices instead. Prints a table, and one JSON object last.
 """
 
 import argparse
@@ -28,28 +28,32 @@ from jet_jax.training import cost, evaluator
 from jet_jax.training.run import Run
 from tools.measuring import collectives
 
-# GiB of memory of a JAX device, which is a chip or, of v2, v3 and 7x, half of one. From the pages of each version under
-# https://cloud.google.com/tpu/docs (read 2026), and within a tenth of what the compiler says is available there.
+# GiB of memory of a JAX device: a chip, or half a chip of v2, v3 and 7x. Source: the page of each version under
+# https://cloud.google.com/tpu/docs (read 2026). The compiler reports available memory within a tenth of these.
 HBM = {"TPU v2": 8, "TPU v3": 16, "TPU v4": 32, "TPU v5 lite": 16, "TPU v5": 95, "TPU v6 lite": 32, "TPU7x": 96}
-USABLE = 0.95  # the rest is for the runtime, batches on their way, and what other programs leave behind
+USABLE = 0.95  # the rest is for the runtime, batches in transfer and arrays of other programs
 PROGRAMS = ("train", "eval", "sample")
-EXAMPLES = 10**6  # of a data set whose size is not known
+EXAMPLES = 10**6  # assumed size of a data set of unknown size
 NOTES = {
-  "per_chip": "of one JAX device: a chip, but half of one of TPU v2, v3 and 7x",
-  "flops_per_chip, bytes_per_chip": "XLA's counts: the body of a loop, as the scan over couplings, counts once",
-  "model_flops_per_chip": "of a training step in full, without recomputation",
-  "collectives": "bytes of the results on one device; in a loop they count as often as it runs",
+  "per_chip": "per JAX device: a chip, or half a chip of TPU v2, v3 and 7x",
+  "flops_per_chip, bytes_per_chip": "XLA's counts: the body of a loop, such as the scan over couplings, counts once",
+  "model_flops_per_chip": "operations of a whole training step, without recomputation",
+  "collectives": "bytes of the results on one device; a collective in a loop counts once per iteration",
 }
 
 
 def topology_devices(topology: str) -> list:
-  """Devices of a TPU topology such as "v5e:16x16". ValueError if libtpu is missing or knows no such topology."""
-  # libtpu would look for the host that it is on, and wait; and would let one process at a time use it.
+  """Devices of a TPU topology such as "v5e:16x16".
+
+  Raises:
+    ValueError: libtpu is missing, or has no such topology.
+  """
+  # By default libtpu waits for the metadata of a TPU host, and lets only one process use it at a time.
   os.environ.update({"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0"})
   os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
   from jax.experimental import topologies  # noqa: PLC0415
 
-  # JAX on a v4 joins the two cores of a chip to one device; the compiler by itself does so for v5p alone.
+  # JAX joins the two cores of a v4 chip to one device. The compiler's default does so for v5p alone.
   options = {"chip_config_name": "megacore"} if topology.startswith("v4:") else {}
   try:
     return list(topologies.get_topology_desc(platform="tpu", topology_name=topology, **options).devices)
@@ -57,33 +61,33 @@ def topology_devices(topology: str) -> list:
     reason = str(error).strip().splitlines()[0]
     raise ValueError(
       f"--topology={topology} cannot be compiled for ({reason}); install the compiler with pip install 'jax[tpu]', "
-      "and give a topology such as v5e:4x4, v5e:16x16, v5p:2x2x2 or v6e:4x4"
+      "or give a topology such as v5e:4x4, v5e:16x16, v5p:2x2x2 or v6e:4x4"
     ) from error
 
 
 def image_shape_of(config) -> tuple[int, int, int]:
-  """(H, W, C): square RGB of `data.size`, or what the data set has if that is 0."""
+  """Image shape (H, W, C) of a config: square RGB of `data.size`, or the data set's own shape if `data.size` is 0."""
   if config.data.size:
     return (config.data.size, config.data.size, 3)
   return sources.open_config(config, ["train"])[0][0]["image"].shape
 
 
 def run_of(config, mesh) -> Run:
-  """The run of a config; how long it is changes constants of its programs alone."""
+  """The run of a config. The number of examples affects only constants of its programs, so a guess serves."""
   return Run.from_config(config, config.data.num_examples or EXAMPLES, mesh)
 
 
 def batch_of(program: str, config, mesh) -> int:
-  """Images that one of `PROGRAMS` takes at a time: training the whole batch, the others at most a microbatch of it."""
+  """Images in a call of one of `PROGRAMS`: the whole batch in training, otherwise at most a microbatch."""
   if program == "train":
     return config.batch_size
-  part = config.batch_size // config.microbatches
-  count = part if program == "eval" else min(part, sampler.CHUNK, config.sample_num)
+  microbatch = config.batch_size // config.microbatches
+  count = microbatch if program == "eval" else min(microbatch, sampler.CHUNK, config.sample_num)
   return sharding.round_up(count, mesh)
 
 
 def lower(program: str, run: Run) -> Any:
-  """One of `PROGRAMS`, traced for the devices of a run and not yet compiled."""
+  """Traces one of `PROGRAMS` for the devices of a run, without compiling."""
   if program == "train":
     return run.train_program(run.model.remat).lower(*run.train_arguments)
   model, config, mesh = run.model, run.config, run.mesh
@@ -96,7 +100,7 @@ def lower(program: str, run: Run) -> Any:
 
 
 def needed_by(message: str) -> int | None:
-  """Bytes of HBM that a compiler's message says were needed; None if it says nothing of that."""
+  """Bytes of HBM that a program needed, by the error message of the compiler; None if the message has no size."""
   needed = re.search(
     r"(?:in memory space hbm\. Used |on HBM, the total memory required .*?\()([\d.]+)([KMGT])", message
   )
@@ -104,38 +108,41 @@ def needed_by(message: str) -> int | None:
 
 
 def compile_fitting(program: str, config, mesh, hbm_gib: float | None) -> dict[str, Any]:
-  """`compile_one` with the rematerialization that "auto" would choose; adds "remat" for training."""
+  """Compiles a program by `compile_one`; for training with the `remat` that "auto" chooses, reported as "remat"."""
   if program != "train":
     return compile_one(program, config, mesh, hbm_gib)
   result = {}
   for remat in AUTO_REMAT if config.model.remat == "auto" else [config.model.remat]:
-    tried = config.copy_and_resolve_references()
-    tried.model.remat = remat
-    result = compile_one(program, tried, mesh, hbm_gib) | {"remat": remat}
+    candidate = config.copy_and_resolve_references()
+    candidate.model.remat = remat
+    result = compile_one(program, candidate, mesh, hbm_gib) | {"remat": remat}
     if result["fits"] is not False:
       break
   return result
 
 
 def compile_one(program: str, config, mesh, hbm_gib: float | None) -> dict[str, Any]:
-  """Memory and costs of a program on each device; if it does not fit, only what the compiler says of that.
+  """Compiles a program, and returns its memory and operations per device; `NOTES` defines the counts.
 
-  `NOTES` says what the figures count.
+  A program that the compiler rejects for want of HBM has only "batch_size", "fits", "hbm_bytes_per_chip" and "error".
 
   Args:
     program: one of `PROGRAMS`.
     config: resolved, with `image_shape`.
-    mesh: of the devices to compile for.
-    hbm_gib: GiB of memory of a device; None if unknown, and then so is "fits".
+    mesh: devices to compile for.
+    hbm_gib: GiB of memory of a device. If None, "fits" is None too.
+
+  Raises:
+    jax.errors.JaxRuntimeError: any other failure to compile.
   """
   batch = batch_of(program, config, mesh)
   try:
     compiled = lower(program, run_of(config, mesh)).compile()
   except jax.errors.JaxRuntimeError as error:
     if "RESOURCE_EXHAUSTED" not in str(error) or (needed := needed_by(str(error))) is None:
-      raise  # other memories than HBM run out too
-    said = str(error).splitlines()[0][:300]
-    return {"batch_size": batch, "fits": False, "hbm_bytes_per_chip": needed, "error": said}
+      raise  # RESOURCE_EXHAUSTED may also mean another memory, such as VMEM
+    first_line = str(error).splitlines()[0][:300]
+    return {"batch_size": batch, "fits": False, "hbm_bytes_per_chip": needed, "error": first_line}
   memory, counts = compiled.memory_analysis(), compiled.cost_analysis()
   needed = compile_lib.bytes_of_program(compiled)
   kinds = collectives.collectives(compiled.as_text())
@@ -154,10 +161,10 @@ def compile_one(program: str, config, mesh, hbm_gib: float | None) -> dict[str, 
 
 
 def largest(attempt: Callable[[int], bool]) -> int:
-  """The largest count whose attempt succeeds, or one that with an eighth more would fail; 0 if that of 1 fails.
+  """Largest count whose attempt succeeds, within an eighth; 0 if the attempt of 1 fails.
 
   Args:
-    attempt: true up to some count, false from there on.
+    attempt: returns true up to some count, and false above that count.
   """
   low, high = 0, 1
   while attempt(high):
@@ -169,7 +176,11 @@ def largest(attempt: Callable[[int], bool]) -> int:
 
 
 def find_batch(config, mesh, hbm_gib: float | None) -> None:
-  """Sets `config.batch_size` to the largest whose training step fits, within an eighth. ValueError if none does."""
+  """Sets `config.batch_size` to the largest batch whose training step fits, within an eighth.
+
+  Raises:
+    ValueError: the memory of a device is unknown, or no batch fits.
+  """
   if hbm_gib is None:
     kind = mesh.devices.flat[0].device_kind
     raise ValueError(f"--find_batch needs the memory of a device, and that of {kind} is unknown; give --hbm_gib=N")
@@ -190,7 +201,7 @@ def find_batch(config, mesh, hbm_gib: float | None) -> None:
 
 
 def report(config, mesh, chosen, hbm_gib) -> dict[str, Any]:
-  """The JSON object: what was compiled, and `compile_fitting` of each of the chosen programs."""
+  """The JSON object: devices and sizes of the run, and `compile_fitting` of each chosen program."""
   model = Jet(**config.model)
   shapes = model.abstract_variables(config.image_shape)
   return {
@@ -206,7 +217,7 @@ def report(config, mesh, chosen, hbm_gib) -> dict[str, Any]:
 
 
 def table(result: dict[str, Any]) -> str:
-  """The report for people: figures of one device, and under them what they count."""
+  """The report as text: a row for each program, with the figures of one device, and a note on the counts."""
   lines = [
     f"{'':8}{'batch':>8}{'fits':>6}{'HBM GB':>9}{'arguments':>11}{'temporary':>11}{'GFLOPs*':>10}{'GB moved*':>11}"
     "  collectives"
@@ -223,23 +234,27 @@ def table(result: dict[str, Any]) -> str:
     elif row:
       lines.append(f"{program:8}{row['batch_size']:8}{row['fits']!s:>6}  {row['error']}")
   lines += [
-    f"Each device does {result['model_flops_per_chip'] / 1e9:.1f} GFLOPs of the model in a training step, not counting",
-    "recomputation. * is XLA's own count, in which a loop's body, as the scan over couplings, counts once; collectives",
-    "are the bytes of their results, as often as they run.",
+    f"Each device does {result['model_flops_per_chip'] / 1e9:.1f} GFLOPs of the model in a training step, without",
+    "recomputation. *: XLA's own count; a loop's body, such as the scan over couplings, counts once.",
+    "Collectives: bytes of the results on one device; a collective in a loop counts once per iteration.",
   ]
   return "\n".join(lines)
 
 
 def main(argv=None) -> None:
-  """Compiles and prints."""
-  parser = argparse.ArgumentParser(prog="python -m tools.compile_pod", description="Compile a run for a pod on a CPU.")
+  """Compiles a run, and prints a table and one JSON object."""
+  parser = argparse.ArgumentParser(
+    prog="python -m tools.compile_pod",
+    description="Prints memory and operations per device of a run compiled for a TPU pod: a table, and one JSON object "
+    "last.",
+  )
   parser.add_argument("--config", required=True, help="config file, with its argument after a colon")
-  parser.add_argument("--topology", default="v5e:4x4", help="of the TPU: v5e:16x16, v5p:2x2x4, v6e:8x8, ...")
-  parser.add_argument("--platform", choices=("tpu", "cpu"), default="tpu")
-  parser.add_argument("--devices", type=int, default=8, help="simulated devices of --platform=cpu")
-  parser.add_argument("--programs", default="train,eval,sample", help="which to compile")
+  parser.add_argument("--topology", default="v5e:4x4", help="TPU topology: v5e:16x16, v5p:2x2x4, v6e:8x8, ...")
+  parser.add_argument("--platform", choices=("tpu", "cpu"), default="tpu", help="platform to compile for")
+  parser.add_argument("--devices", type=int, default=8, help="number of simulated devices of --platform=cpu")
+  parser.add_argument("--programs", default="train,eval,sample", help="programs to compile")
   parser.add_argument("--find_batch", action="store_true", help="find the largest batch whose training step fits")
-  parser.add_argument("--hbm_gib", type=float, help="GiB of memory of a device, in place of what is known of its kind")
+  parser.add_argument("--hbm_gib", type=float, help="GiB of memory of a device, in place of the known size")
   args = parser.parse_args(argv)
   try:
     chosen = args.programs.split(",")
@@ -247,7 +262,7 @@ def main(argv=None) -> None:
       raise ValueError(f"--programs has {', '.join(unknown)}; use some of {','.join(PROGRAMS)}")
     if args.hbm_gib is not None and args.hbm_gib <= 0:
       raise ValueError(f"--hbm_gib={args.hbm_gib:g} must be positive; give the GiB of memory of a device, such as 16")
-    jax.config.update("jax_platforms", "cpu")  # this machine's own accelerator stays out of it
+    jax.config.update("jax_platforms", "cpu")  # leaves this machine's accelerator unused
     if args.platform == "cpu":
       jax.config.update("jax_num_cpu_devices", args.devices)
     devices = topology_devices(args.topology) if args.platform == "tpu" else jax.devices()

@@ -1,10 +1,10 @@
-"""What a whole run takes, before anything is prepared or compiled: parameters, operations, hours.
+"""Estimates the parameters, operations and hours of whole runs, before any data is prepared or compiled.
 
   python -m tools.cost [--config=configs/imagenet64.py:large ...] [--utilisation=0.5]
 
-Hours are operations by the devices' peak of dense 16-bit products (tools/speed.py) and by the share of it that is used.
-They are a sum, not a measurement. Without `--config` it takes every config of a prepared data set, with its variants.
-Prints a table, and one JSON object last.
+Hours are operations / (peak * utilisation). The peak is that of dense 16-bit products (tools/measuring/timing.py), and
+the utilisation is the share of the peak in use. Hours are computed, not measured. Without `--config`, the command lists
+every config whose data set must be prepared first, with its variants. Prints a table, and one JSON object last.
 """
 
 import argparse
@@ -21,20 +21,23 @@ from jet_jax.training.cost import train_flops
 from tools.compile_pod import image_shape_of
 from tools.measuring.timing import PEAK
 
-# What hours are given on: name -> device kind, how many of them.
+# Hardware of the estimated hours: name -> device kind, number of devices.
 MACHINES = {"H200": ("NVIDIA H200", 1), "v5e-256": ("TPU v5 lite", 256)}
 UTILISATION = 0.5
 
 
 def cost(config, utilisation: float = UTILISATION) -> dict:
-  """What a run takes.
+  """Training cost of a run.
 
   Args:
     config: resolved, with `data.num_examples`.
-    utilisation: share of the devices' peak.
+    utilisation: share of the devices' peak in use, above 0 and at most 1.
 
   Returns:
-    "parameters", "steps", "images" in the run, "flops" of the whole training, and "hours" on each of MACHINES.
+    "parameters", "steps", "images" (steps * batch size), "flops" of the whole training, "hours" on each of MACHINES.
+
+  Raises:
+    ValueError: a flow that does not fit the image shape.
   """
   model = Jet(**config.model)
   image_shape = image_shape_of(config)
@@ -53,12 +56,12 @@ def cost(config, utilisation: float = UTILISATION) -> dict:
 
 
 def hours(flops: float, peak: float, utilisation: float) -> float:
-  """Hours that so many operations take at a share of a peak in operations a second."""
+  """Hours for `flops` operations at the share `utilisation` of `peak` operations a second."""
   return flops / (peak * utilisation) / 3600
 
 
 def sentence(config) -> str:
-  """The cost of a run in the words of its config's header."""
+  """Training cost of a run as one line, as in the header of its config."""
   row = cost(config)
   times = ", ".join(f"{_short(value)} h on {name}" for name, value in row["hours"].items())
   return f"{row['parameters'] / 1e6:,.1f} M parameters, {row['flops']:.2e} operations: {times}"
@@ -69,34 +72,37 @@ def _short(value: float) -> str:
 
 
 def paper_configs() -> list[str]:
-  """Every config, with each of its variants, of a data set that has to be prepared first."""
-  found = []
+  """Configs whose data set must be prepared first, each with its variants: "FILE" and "FILE:VARIANT"."""
+  names = []
   for path in sorted(pathlib.Path("configs").glob("*.py")):
     module = importlib.import_module(f"configs.{path.stem}")
-    found += [f"{path}:{variant}".rstrip(":") for variant in ("", *getattr(module, "VARIANTS", {}))]
-  return [name for name in found if _is_prepared(config_lib.from_file(name))]
+    names += [f"{path}:{variant}".rstrip(":") for variant in ("", *getattr(module, "VARIANTS", {}))]
+  return [name for name in names if _needs_preparation(config_lib.from_file(name))]
 
 
-def _is_prepared(config) -> bool:
-  """Whether a run is on a data set that is not here, so that the config itself tells its size."""
+def _needs_preparation(config) -> bool:
+  """True for a prepared data set, whose size stands in the config because the data may be missing here."""
   return bool(config.data.num_examples) and config.data.source.startswith("tfds:")
 
 
 def main(argv=None) -> None:
-  """Prints what runs take."""
-  parser = argparse.ArgumentParser(prog="python -m tools.cost", description="What whole runs take.")
-  parser.add_argument("--config", action="append", help="config file, with its argument after a colon")
+  """Prints the training cost of runs: a table and one JSON object."""
+  parser = argparse.ArgumentParser(
+    prog="python -m tools.cost",
+    description="Prints the parameters, operations and hours of whole runs: a table, and one JSON object last.",
+  )
+  parser.add_argument("--config", action="append", help="config file, with its argument after a colon; may be repeated")
   parser.add_argument("--utilisation", type=float, default=UTILISATION, help="share of the devices' peak, 0 to 1")
   args = parser.parse_args(argv)
-  jax.config.update("jax_platforms", "cpu")  # nothing is computed
+  jax.config.update("jax_platforms", "cpu")  # no accelerator is needed
   rows = {}
   try:
     if not 0 < args.utilisation <= 1:
-      raise ValueError(f"--utilisation={args.utilisation} must be above 0 and at most 1")
+      raise ValueError(f"--utilisation={args.utilisation} must be above 0 and at most 1; try {UTILISATION}")
     for name in args.config or paper_configs():
       config = config_lib.from_file(name)
       if not config.data.num_examples:
-        raise ValueError(f"{name} does not tell how many images it trains on; add num_examples=N after a colon")
+        raise ValueError(f"{name} lacks its number of training images; add num_examples=N after a colon")
       rows[name] = cost(config, args.utilisation)
   except ValueError as error:
     sys.exit(f"error: {error}")

@@ -1,10 +1,10 @@
-"""Official Jet weights (big_vision, a flat npz) to ours, and back:
+"""Converts official Jet weights (big_vision, a flat npz) to ours, and back.
 
 python -m tools.import_big_vision --npz=FILE --image_shape=H,W,C --workdir=DIR [--scale_bound=2.0] [--source=SOURCE]
 
-The work directory serves `jet_jax.evaluate` and `jet_jax.sample`. The architecture and the permutation of every
-coupling are read off the arrays; only the bound on the scale is not in them. Arrays are reshaped and never computed
-with, so that a round trip keeps every bit.
+Writes a work directory for `jet_jax.evaluate` and `jet_jax.sample`, and prints one JSON object. The architecture and
+the permutation of every coupling are inferred from the arrays. Only the bound of the scale is not in the file. Arrays
+are only reshaped, so a round trip keeps every bit.
 """
 
 import argparse
@@ -33,12 +33,12 @@ from jet_jax.training.step import fresh_state
 from jet_jax.workdir.checkpoint import Checkpoints
 
 ROOT = "params/"
-CHANNEL_MASKS = ROOT + "channel_coupling_masks-FREEZE_ME"  # (couplings, K, K) one-hot; zero where a split is spatial
-SPATIAL_MASKS = ROOT + "spatial_coupling_masks-FREEZE_ME"  # (couplings, N, N) one-hot; zero where it is by channel
+CHANNEL_MASKS = ROOT + "channel_coupling_masks-FREEZE_ME"  # (couplings, K, K) one-hot; zero for a spatial coupling
+SPATIAL_MASKS = ROOT + "spatial_coupling_masks-FREEZE_ME"  # (couplings, N, N) one-hot; zero for a coupling by channel
 PREDICTOR = ROOT + "couplings/dnn/"
 BLOCK = "vit/encoderblock_{}/"
 ATTENTION = BLOCK + "MultiHeadDotProductAttention_0/"
-MODULES = {  # our names, theirs; {} is the number of a transformer block
+MODULES = {  # our name -> official name; {} is the number of a transformer block
   "embed": "init_proj",
   "head": "final_proj",
   "final_norm": "vit/encoder_norm",
@@ -51,27 +51,27 @@ MODULES = {  # our names, theirs; {} is the number of a transformer block
   "block{}_mlp/up": BLOCK + "MlpBlock_0/Dense_0",
   "block{}_mlp/down": BLOCK + "MlpBlock_0/Dense_1",
 }
-UNNAMED = "imported"  # a spatial split that is none of `PATTERNS`; it lives in the table and cannot be drawn anew
+UNNAMED = "imported"  # a spatial split outside `PATTERNS`: only the index table defines it
 
 
 def convert(npz: str | pathlib.Path, image_shape, scale_bound: float = 2.0):
-  """Official weights as a model of ours.
+  """Converts official weights to a model of ours.
 
-  A file fits every image shape of as many patches with as many numbers in each. A warning is given if no spatial split
-  has a name on the grid of this shape, as when height and width are swapped. Where all splits are by channel, nothing
-  tells such shapes apart.
+  A file fits every image shape with the same number of patches and of values per patch. Swapped height and width are
+  one example. A warning is given if no spatial split has a name on the grid of `image_shape`. If all splits are by
+  channel, such shapes cannot be distinguished.
 
   Args:
-    npz: path of a flat npz; its arrays below "params/" are read, others are ignored, nothing is unpickled.
-    image_shape: (H, W, C) of the images that the model is for.
+    npz: path of a flat npz. Arrays below "params/" are read, other arrays are ignored, and nothing is unpickled.
+    image_shape: (H, W, C) of the images of the model.
     scale_bound: the official `scale_factor`.
 
   Returns:
-    `(model, variables)`, to be used as `model.apply(variables, images)`; numpy arrays, float32 and int32.
+    `(model, variables)` for `model.apply(variables, images)`; the variables are numpy arrays, float32 and int32.
 
   Raises:
-    ValueError: an image shape or bound that cannot be, an unreadable file, a missing or extra key, a wrong shape or
-      dtype, a number that is not finite, a mask that is no permutation; by name.
+    ValueError: an invalid image shape or bound, an unreadable file, a missing or extra key, a wrong shape or dtype, a
+      non-finite number, or a mask that is no permutation. The message names the key.
   """
   image_shape = _check_image_shape(image_shape)
   if not isinstance(scale_bound, numbers.Real):
@@ -83,7 +83,8 @@ def convert(npz: str | pathlib.Path, image_shape, scale_bound: float = 2.0):
     extra = {name for name in arrays if name.startswith(ROOT)} - known - {CHANNEL_MASKS, SPATIAL_MASKS}
     if extra:
       raise ValueError(
-        f"{npz} has keys that no Jet of {model.couplings} x {model.block_depth} has: {', '.join(sorted(extra))}"
+        f"{npz} has keys that no Jet of {model.couplings} x {model.block_depth} has: {', '.join(sorted(extra))}; "
+        "export the parameters of one Jet alone"
       )
     read = lambda path, leaf: _checked(arrays, *_official(path, leaf.shape, model.heads)).reshape(leaf.shape)
     params = tree_map_with_path(read, shapes)
@@ -91,7 +92,7 @@ def convert(npz: str | pathlib.Path, image_shape, scale_bound: float = 2.0):
   if set(spatial) == {UNNAMED}:
     warnings.warn(
       f"{npz}: on image_shape={image_shape} no spatial split is one of {', '.join(PATTERNS)}; "
-      "if it was trained with these, the shape is another one's, perhaps with height and width swapped",
+      "if the model was trained with these splits, image_shape is wrong, perhaps with height and width swapped",
       stacklevel=2,
     )
   model = model.clone(kinds=kinds, spatial=spatial)
@@ -102,18 +103,18 @@ def export_npz(model: Jet, variables, image_shape, npz: str | pathlib.Path) -> N
   """Writes a model of ours as official weights: the inverse of `convert`, bit for bit.
 
   Args:
-    model: with a `scale_floor` of 0, which the official code does not have.
-    variables: its `params` and `permutations`.
-    image_shape: (H, W, C).
+    model: a flow with a `scale_floor` of 0; the official code has no floor.
+    variables: `params` and `permutations` of the model.
+    image_shape: (H, W, C) of the images of the model.
     npz: path to write.
 
   Raises:
-    ValueError: variables that are not those of this model on such images, or what the official code does not have: a
-      `scale_floor`, a split that is neither by channel nor spatial.
+    ValueError: variables of another model or image shape, or a feature that the official code lacks: a `scale_floor`,
+      or a split that is neither by channel nor spatial.
   """
   image_shape = _check_image_shape(image_shape)
   if model.scale_floor:
-    raise ValueError(f"scale_floor={model.scale_floor} has no official counterpart; only models with 0 can be exported")
+    raise ValueError(f"scale_floor={model.scale_floor} has no official counterpart; export a model with scale_floor=0")
   model.check(image_shape, draws_splits=False)
   _check_variables(variables, _shapes(model, image_shape))
   arrays = {}
@@ -126,7 +127,7 @@ def export_npz(model: Jet, variables, image_shape, npz: str | pathlib.Path) -> N
   arrays[SPATIAL_MASKS] = np.zeros((model.couplings, tokens, tokens), np.float32)
   for i, row in enumerate(np.asarray(variables["permutations"]["table"])):
     of_tokens = row[::token_dim] // token_dim
-    of_channels = row.reshape(2, tokens, token_dim // 2)[:, 0].ravel()  # of the first token, whose numbers come first
+    of_channels = row.reshape(2, tokens, token_dim // 2)[:, 0].ravel()  # token 0: an index is a channel
     is_permutation = np.array_equal(np.sort(row), np.arange(row.size))
     if is_permutation and tokens > 1 and np.array_equal(row, _spatial_row(of_tokens, token_dim)):
       arrays[SPATIAL_MASKS][i, of_tokens, np.arange(tokens)] = 1
@@ -135,7 +136,7 @@ def export_npz(model: Jet, variables, image_shape, npz: str | pathlib.Path) -> N
     else:
       raise ValueError(
         f"row {i} of permutations/table splits neither the channels of every token alike nor whole tokens; "
-        "the official code has no other splits, and this model cannot be exported"
+        "the official code has no other splits, so export a model whose kinds are channels and spatial"
       )
   with pathlib.Path(npz).open("wb") as file:
     np.savez(file, **arrays)
@@ -149,37 +150,37 @@ def _check_image_shape(image_shape) -> tuple[int, int, int]:
   return height, width, channels
 
 
-def _check_variables(variables, like) -> None:
-  """Raises ValueError if a tree of arrays has not the names, shapes and dtypes of another."""
+def _check_variables(variables, shapes) -> None:
+  """Raises ValueError unless `variables` have the names, shapes and dtypes of the tree `shapes`."""
   by_name = lambda tree: {keystr(path, simple=True, separator="/"): leaf for path, leaf in tree_leaves_with_path(tree)}
-  given, expected = by_name(variables), by_name(like)
+  given, expected = by_name(variables), by_name(shapes)
   for name in sorted(given.keys() | expected.keys()):
     if name not in given or name not in expected:
       raise ValueError(
-        f"{name} is {'missing' if name in expected else 'no variable of this model'}; give its variables"
+        f"{name} is {'missing' if name in expected else 'no variable of this model'}; give the model's own variables"
       )
     have, want = given[name], expected[name]
     if (have.shape, have.dtype) != (want.shape, want.dtype):
       raise ValueError(
-        f"{name} is {have.dtype} {have.shape}, and of this model on such images {want.dtype} {want.shape}; "
-        "give the model and image_shape that it is of, and its variables as they were trained"
+        f"{name} is {have.dtype} {have.shape}, but of this model on such images {want.dtype} {want.shape}; "
+        "give the model, image_shape and variables of one training run"
       )
 
 
 def _checked(arrays: Npz, name, shape) -> np.ndarray:
-  """An array by its official name, if `_checked_shape` lets it pass and it is finite."""
-  _checked_shape(arrays, name, shape)  # from the header: memory for the array is taken after
+  """Reads an array by its official name. ValueError for a wrong shape or dtype, or a non-finite number."""
+  _checked_shape(arrays, name, shape)  # reads the header alone, before memory for the array is allocated
   array = arrays[name]
   if not np.isfinite(array).all():
-    raise ValueError(f"{name} in {arrays.path} has NaN or infinite numbers; export a checkpoint that has none")
+    raise ValueError(f"{name} in {arrays.path} has NaN or infinite numbers; export a checkpoint without them")
   return array
 
 
 def _checked_shape(arrays: Npz, name, shape) -> tuple[int, ...]:
-  """The shape of an array by its official name, checked against one in which None stands for any size."""
+  """Shape of an array by its official name. ValueError unless it matches `shape`, where None stands for any size."""
   if name not in arrays:
     has_prefix = name.removeprefix(ROOT) not in arrays
-    fix = f"export all arrays below {ROOT}" if has_prefix else f"its keys lack the prefix {ROOT}, put it before them"
+    fix = f"export all arrays below {ROOT}" if has_prefix else f"its keys lack the prefix {ROOT}, add it"
     raise ValueError(f"the key {name} is missing in {arrays.path}; {fix}")
   have, dtype = arrays.header(name)
   if len(have) != len(shape) or any(want not in (None, size) for want, size in zip(shape, have, strict=True)):
@@ -191,29 +192,32 @@ def _checked_shape(arrays: Npz, name, shape) -> tuple[int, ...]:
 
 
 def _infer_model(arrays: Npz, image_shape, scale_bound) -> Jet:
-  """The architecture, but for the kinds of couplings."""
+  """Infers the architecture from the shapes of arrays; `kinds` and `spatial` are placeholders."""
   couplings, token_dim, columns = _checked_shape(arrays, CHANNEL_MASKS, (None, None, None))
   if token_dim != columns:
-    raise ValueError(f"{CHANNEL_MASKS} in {arrays.path} has masks of {token_dim}x{columns}; they must be square")
+    raise ValueError(
+      f"{CHANNEL_MASKS} in {arrays.path} has masks of {token_dim}x{columns}; they must be square, export them again"
+    )
   *_, width = _checked_shape(arrays, PREDICTOR + "init_proj/kernel", (couplings, token_dim // 2, None))
   blocks = {match[1] for name in arrays if (match := re.match(PREDICTOR + BLOCK.format(r"(\d+)"), name))}
   block_depth = next(i for i in itertools.count() if str(i) not in blocks)
   if 0 < block_depth < len(blocks):
     raise ValueError(
       f"{PREDICTOR}{BLOCK.format(block_depth)} is missing in {arrays.path}, which has {len(blocks)} blocks; "
-      "they must be numbered from 0 on"
+      "export all blocks, numbered from 0"
     )
   query = PREDICTOR + ATTENTION.format(0) + "query/kernel"
   *_, heads, head_width = _checked_shape(arrays, query, (couplings, width, None, None))
   if heads * head_width != width:
     raise ValueError(
-      f"{query} in {arrays.path} has {heads} heads of {head_width}; they must make up the width of {width} together"
+      f"{query} in {arrays.path} has {heads} heads of {head_width}; their product must be the width of {width}, "
+      "export the weights as they were trained"
     )
   patch_size = math.isqrt(token_dim // image_shape[2])
   if patch_size**2 * image_shape[2] != token_dim:
     raise ValueError(
-      f"image_shape={image_shape}: {CHANNEL_MASKS} is for tokens of {token_dim} numbers, which is no square "
-      f"of a patch size times {image_shape[2]} channels; give the shape that the model was trained on"
+      f"image_shape={image_shape}: {CHANNEL_MASKS} is for tokens of {token_dim} numbers, which is no square of a patch "
+      f"size times {image_shape[2]} channels; give the image shape of the training data"
     )
   model = Jet(couplings, block_depth, width, heads, patch_size, kinds=("channels",), scale_bound=scale_bound)
   model.check(image_shape)
@@ -223,18 +227,18 @@ def _infer_model(arrays: Npz, image_shape, scale_bound) -> Jet:
 
 
 def _patches(model: Jet, image_shape) -> tuple[tuple[int, int], int]:
-  """Rows and columns of patches, and how many numbers each holds."""
+  """Rows and columns of patches, and the number of values in a patch."""
   height, width, channels = image_shape
   return (height // model.patch_size, width // model.patch_size), model.patch_size**2 * channels
 
 
 def _shapes(model: Jet, image_shape):
-  """Shapes and dtypes of the variables, which do not depend on the kinds."""
+  """Shapes and dtypes of the variables; they are the same for all kinds."""
   return model.abstract_variables(image_shape)
 
 
 def _official(key_path, shape, heads) -> tuple[str, tuple[int, ...]]:
-  """Official name and shape of a parameter of ours; theirs keeps the heads of attention on an axis of their own."""
+  """Official name and shape of a parameter of ours; the official shape has a separate axis for attention heads."""
   _couplings, _vit, *modules, parameter = (key.key for key in key_path)
   if parameter == "position_embedding":
     return PREDICTOR + "posemb", (shape[0], 1, *shape[1:])
@@ -249,7 +253,7 @@ def _official(key_path, shape, heads) -> tuple[str, tuple[int, ...]]:
 
 
 def _table(arrays: Npz, model, image_shape):
-  """Index table of all couplings, and the kinds and patterns it was made of, as short as they repeat."""
+  """Index table of all couplings, int32 (couplings, N * K), with the shortest repeating kinds and spatial patterns."""
   grid, token_dim = _patches(model, image_shape)
   tokens = math.prod(grid)
   channel_masks = _checked(arrays, CHANNEL_MASKS, (model.couplings, token_dim, token_dim))
@@ -257,8 +261,10 @@ def _table(arrays: Npz, model, image_shape):
   rows, kinds, patterns = [], [], []
   for i, (channel_mask, spatial_mask) in enumerate(zip(channel_masks, spatial_masks, strict=True)):
     if channel_mask.any() == spatial_mask.any():
-      both = "both" if channel_mask.any() else "none"
-      raise ValueError(f"coupling {i} has {both} of {CHANNEL_MASKS} and {SPATIAL_MASKS}; exactly one must be non-zero")
+      count = "both" if channel_mask.any() else "none"
+      raise ValueError(
+        f"coupling {i} has {count} of {CHANNEL_MASKS} and {SPATIAL_MASKS}; exactly one must be non-zero; export again"
+      )
     if channel_mask.any():
       rows.append(_channel_row(_order(channel_mask, f"{CHANNEL_MASKS}[{i}]"), tokens))
       kinds.append("channels")
@@ -280,38 +286,40 @@ def _spatial_row(order, token_dim) -> np.ndarray:
 
 
 def _order(mask, name) -> np.ndarray:
-  """Column j of a one-hot mask picks the source of output j."""
+  """Permutation of a one-hot mask: entry j is the row of the 1 in column j."""
   is_permutation = np.isin(mask, (0, 1)).all() and (mask.sum(0) == 1).all() and (mask.sum(1) == 1).all()
   if not is_permutation:
-    raise ValueError(f"{name} is no permutation: every row and column must hold one 1 and zeros; export it again")
+    raise ValueError(
+      f"{name} is no permutation: every row and column must have a single 1 and otherwise zeros; export it again"
+    )
   return mask.argmax(axis=0).astype(np.int32)
 
 
 def _shortest_repeat(sequence) -> tuple[str, ...]:
-  """The shortest beginning that repeats into the whole."""
+  """Shortest prefix whose repetition gives the sequence."""
   n = len(sequence)
   return next(tuple(sequence[:p]) for p in range(1, n + 1) if all(sequence[i] == sequence[i % p] for i in range(n)))
 
 
 def write_workdir(workdir: pathlib.Path, model: Jet, variables, image_shape, source: str | None) -> None:
-  """A work directory with the weights as checkpoint 0, and a config for evaluation and sampling.
+  """Writes a work directory with the weights as checkpoint 0, and a config for evaluation and sampling.
 
   Args:
-    workdir: to write; may be there, but with no run in it.
-    model, variables, image_shape: of `convert`.
-    source: data to evaluate on. None stands for photos, which are then not opened: sampling needs none.
+    workdir: directory to write; an existing directory must have no run in it.
+    model, variables, image_shape: as returned by and given to `convert`.
+    source: data to evaluate on. None stands for photos, which are not opened, because sampling needs no data.
 
   Raises:
-    ValueError: a work directory in use, or a source that cannot be opened; before anything is written.
+    ValueError: a work directory in use, or a source that cannot be opened. Nothing is written then.
   """
   for path in (workdir / "config.json", *(workdir / "checkpoints").glob("*")):
     if path.exists():
-      raise ValueError(f"{path} is there already, of a run or of an import that was cut off; give another --workdir")
+      raise ValueError(f"{path} is there already, from a run or an interrupted import; give another --workdir")
   config = config_lib.default_config()
   for name in config.model:
     config.model[name] = getattr(model, name)
   name = sources.absolute(source or "photos")
-  size = 0 if name.startswith(("digits", "npz:")) else image_shape[0]  # these come in the size they have
+  size = 0 if name.startswith(("digits", "npz:")) else image_shape[0]  # data of a fixed size
   config_lib.override(config, {"data.source": name, "data.size": size, "total_steps": 1})
   config.image_shape = tuple(image_shape)
   config = config_lib.resolve(config)
@@ -328,19 +336,21 @@ def write_workdir(workdir: pathlib.Path, model: Jet, variables, image_shape, sou
 def main(argv=None) -> None:
   """Imports a file and prints one JSON object."""
   parser = argparse.ArgumentParser(
-    prog="python -m tools.import_big_vision", description="Official Jet weights to ours."
+    prog="python -m tools.import_big_vision",
+    description="Converts official Jet weights to a work directory, and prints one JSON object: the path, the number "
+    "of parameters and the architecture.",
   )
   parser.add_argument("--npz", required=True, help="flat npz of the official parameters")
-  parser.add_argument("--image_shape", required=True, help="H,W,C of the images that the model is for")
+  parser.add_argument("--image_shape", required=True, help="H,W,C of the images of the model")
   parser.add_argument("--workdir", required=True, type=pathlib.Path, help="work directory to write")
   parser.add_argument("--scale_bound", type=float, default=2.0, help="the official scale_factor")
   parser.add_argument(
-    "--source", help="data to evaluate on, as config.data.source; without it photos, not looked at before evaluation"
+    "--source", help="data to evaluate on, as config.data.source; the default, photos, is first opened by an evaluation"
   )
   args = parser.parse_args(argv)
   try:
     if not re.fullmatch(r"\d+,\d+,\d+", args.image_shape):
-      raise ValueError(f"--image_shape={args.image_shape} must be three numbers H,W,C; for example 64,64,3")
+      raise ValueError(f"--image_shape={args.image_shape} must be three numbers H,W,C, for example 64,64,3")
     image_shape = tuple(int(size) for size in args.image_shape.split(","))
     model, variables = convert(args.npz, image_shape, args.scale_bound)
     write_workdir(args.workdir, model, variables, image_shape, args.source)

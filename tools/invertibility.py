@@ -1,12 +1,12 @@
-"""How exactly a flow undoes itself: a table, and one JSON object last on standard output.
+"""Measures the round-trip errors of a flow.
 
 python -m tools.invertibility --workdir=DIR [--step=N|best] [--num=8]
 python -m tools.invertibility --config=configs/NAME.py[:argument] [--num=8]     (a flow at initialization)
 
-Every input goes forward and back, with a float32 and a bfloat16 predictor, through the first 1, 2, 4, ... couplings
-and through all. The inputs are images of the data at the centre of their bins, and what no data looks like: constants,
-noise, all 1, -1, 100 and -100. Latents, from the prior and 100 times as large, go back and forward. In the JSON null
-stands for what is not finite.
+A round trip is a forward and an inverse pass, with a float32 and with a bfloat16 predictor. Images of the data, at the
+centres of their bins, go through the first 1, 2, 4, ... couplings and through all. Other inputs go through all
+couplings: constants, noise, and all values 1, -1, 100 or -100. Latents from the prior, and 100 times as large, go
+through an inverse and then a forward pass. Prints a table, and one JSON object last, where null is a non-finite number.
 """
 
 import argparse
@@ -27,50 +27,50 @@ from jet_jax.jet import Jet
 from jet_jax.workdir.metrics import as_json
 from jet_jax.workdir.trained import Trained, load_run, step_argument
 
-# A relative error above this is more than rounding: about a hundred units in the last place of float32.
+# Largest relative error that rounding explains: about a hundred units in the last place of float32.
 GROWTH = 1e-5
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _there_and_back(model: Jet, inverse_first: bool, variables, x):
-  there, then = ("inverse", "__call__") if inverse_first else ("__call__", "inverse")
+def _round_trip(model: Jet, inverse_first: bool, variables, x):
+  first_method, second_method = ("inverse", "__call__") if inverse_first else ("__call__", "inverse")
   apply = functools.partial(model.apply, variables, mutable=["intermediates"])
-  (halfway, logdet), there_record = apply(x, method=there)
-  (back, logdet_back), then_record = apply(halfway, method=then)
-  first: Any = there_record["intermediates"]["couplings"]
-  second: Any = then_record["intermediates"]["couplings"]
-  # On the way back a repeat leaves what entered it on the way there.
+  (halfway, first_logdet), first_record = apply(x, method=first_method)
+  (returned, second_logdet), second_record = apply(halfway, method=second_method)
+  first: Any = first_record["intermediates"]["couplings"]
+  second: Any = second_record["intermediates"]["couplings"]
+  # Without rounding, each coupling's output of the second pass is that coupling's input of the first pass.
   entered, left = first["entered"][0], second["left"][0]
   largest = lambda states: jnp.max(jnp.abs(states), axis=(1, 2))
   scale_range, reach = first["coupling"]["scale_range"][0], jnp.max(jnp.abs(halfway))
-  return back, logdet + logdet_back, largest(entered - left), largest(entered), scale_range, reach
+  return returned, first_logdet + second_logdet, largest(entered - left), largest(entered), scale_range, reach
 
 
 def measure(model: Jet, variables, x, inverse_first: bool = False) -> dict:
-  """Round trip of one batch.
+  """Measures the round trip of one batch.
 
   Args:
     model: the flow.
-    variables: its `params` and `permutations`.
-    x: float32 (B, H, W, C).
-    inverse_first: whether x are latents, which go back and forward, and not images, which go forward and back.
+    variables: `params` and `permutations` of the flow.
+    x: float32 (B, H, W, C); images in [-1, 1], or latents.
+    inverse_first: True for latents, with the inverse as the first pass; False for images, with the forward pass first.
 
   Returns:
-    "max_error", "mean_error": of |x - back| over all numbers.
-    "relative_error": `max_error` divided by the largest |x|, or by 1 if that is less.
-    "logdet_error": the largest |logdet_there + logdet_back| of an image, in nats a dimension.
-    "reach": the largest number halfway.
-    "error_by_coupling": the largest difference between what entered a coupling on the way there and what left it on the
-      way back.
-    "first_growth": the first coupling on the way back where that exceeds `GROWTH`, or `GROWTH` times the largest number
-      that entered if it is above 1, and so the one that made the error; None if there is none.
+    "max_error", "mean_error": maximum and mean of |x - back| over all numbers.
+    "relative_error": `max_error` divided by the largest |x|, or by 1 if the largest |x| is below 1.
+    "logdet_error": the largest |sum of the logdets of both passes| of an image, in nats per dimension.
+    "reach": the largest absolute number after the first pass.
+    "error_by_coupling": the largest difference between a coupling's input in the first pass and the same coupling's
+      output in the second pass, in the order of the forward pass.
+    "first_growth": index of the coupling that caused the error, or None if every error is rounding. It is the first
+      coupling of the second pass with an error above `GROWTH` times its largest input, or times 1 if that is below 1.
     "scale_range": smallest and largest scale of each coupling.
-    "back": what came back.
-    What is not finite stays so.
+    "back": the result of both passes, of the shape of x.
+    Non-finite numbers stay non-finite.
   """
-  result = jax.tree.map(np.asarray, _there_and_back(model, inverse_first, variables, x))
-  back, logdet_sum, errors, sizes, scale_range, reach = result
-  error = np.abs(np.asarray(x, np.float64) - back)
+  result = jax.tree.map(np.asarray, _round_trip(model, inverse_first, variables, x))
+  returned, logdet_sum, errors, sizes, scale_range, reach = result
+  error = np.abs(np.asarray(x, np.float64) - returned)
   magnitude = max(1.0, float(np.abs(x).max()))
   grown = [i for i, (e, size) in enumerate(zip(errors, sizes, strict=True)) if not e <= GROWTH * max(1.0, size)]
   return {
@@ -82,27 +82,27 @@ def measure(model: Jet, variables, x, inverse_first: bool = False) -> dict:
     "first_growth": (min if inverse_first else max)(grown, default=None),
     "error_by_coupling": [float(e) for e in errors],
     "scale_range": [[float(low), float(high)] for low, high in scale_range],
-    "back": back,
+    "back": returned,
   }
 
 
 def truncated(model: Jet, variables, couplings: int):
-  """The flow of the first couplings alone: `(model, variables)`."""
+  """The flow of the first `couplings` couplings: `(model, variables)`."""
   return model.clone(couplings=couplings), jax.tree.map(lambda leaf: leaf[:couplings], variables)
 
 
 def report(model: Jet, variables, images, levels: int) -> list[dict]:
-  """Round trips of all inputs, both predictors and all depths.
+  """Measures the round trips of all inputs, both predictors and all depths.
 
   Args:
     model: the flow.
-    variables: its `params` and `permutations`.
-    images: uint8 (B, H, W, C), of the data.
+    variables: `params` and `permutations` of the flow.
+    images: uint8 (B, H, W, C), images of the data.
     levels: number of pixel values.
 
   Returns:
-    One dict each, as of `measure`, with "input", "predictor" and "couplings"; for images also "exact_pixels", the share
-    of pixels that come back finite and are the same after rounding.
+    A dict for each round trip: that of `measure` without "back", and "input", "predictor" and "couplings". Images have
+    also "exact_pixels", the share of pixels whose round trip is finite and exact after rounding to pixel values.
   """
   width = likelihood.bin_width(levels)
   shape = images.shape
@@ -123,16 +123,16 @@ def report(model: Jet, variables, images, levels: int) -> list[dict]:
       for name, x in inputs.items() if depth == model.couplings else [("images", inputs["images"])]:
         result = measure(*flow, jnp.asarray(x), inverse_first=name.startswith("latents"))
         row = {"predictor": predictor, "couplings": depth, "input": name} | result
-        back = row.pop("back")
-        if name == "images":  # NaN, too, rounds to some pixel
-          same = np.asarray(likelihood.quantize(back, levels)) == images
-          row["exact_pixels"] = float(np.mean(same & np.isfinite(back)))
+        returned = row.pop("back")
+        if name == "images":  # NaN also rounds to a pixel value, so finiteness is checked too
+          same = np.asarray(likelihood.quantize(returned, levels)) == images
+          row["exact_pixels"] = float(np.mean(same & np.isfinite(returned)))
         rows.append(row)
   return rows
 
 
 def table(rows: list[dict]) -> str:
-  """The report for people."""
+  """The report as a text table."""
   lines = [
     f"{'predictor':9} {'couplings':>9} {'input':11} {'max error':>10} {'mean error':>10} {'exact pixels':>12} "
     f"{'logdet/dim':>10} {'scale min':>10} {'scale max':>10} {'reach':>9} {'first growth':>12}"
@@ -149,7 +149,7 @@ def table(rows: list[dict]) -> str:
 
 
 def _initial_run(config_argument: str):
-  """The `Trained` of a config file at initialization."""
+  """A `Trained` of the flow of a config file at initialization, as step 0."""
   config = config_lib.from_file(config_argument)
   (source,) = sources.open_config(config, ["validation"])
   config.image_shape = source[0]["image"].shape
@@ -160,9 +160,13 @@ def _initial_run(config_argument: str):
 
 
 def _open_run(args):
-  """The `Trained` and images, uint8 (num, H, W, C), for the flags of the command."""
+  """Opens the flow and images of the command: `(Trained, images)`, with images uint8 (num, H, W, C).
+
+  Raises:
+    ValueError: flags that do not fit each other or the data, or a run, config or source that cannot be opened.
+  """
   if args.config and args.step is not None:
-    raise ValueError(f"--step={args.step} is a checkpoint of a --workdir, and --config has none; leave it out")
+    raise ValueError(f"--step={args.step} is a checkpoint of a --workdir, and --config has none; leave out --step")
   run = load_run(args.workdir, args.step) if args.workdir else _initial_run(args.config)
   config = run.config
   (source,) = sources.open_config(config, ["validation"])
@@ -172,7 +176,8 @@ def _open_run(args):
   images = np.stack([source[i]["image"] for i in chosen])
   if images.shape[1:] != config.image_shape:
     raise ValueError(
-      f"{config.data.source} has images of {images.shape[1:]}, the flow is for {config.image_shape}; give others"
+      f"{config.data.source} has images of {images.shape[1:]}, the flow is for {config.image_shape}; "
+      "give a flow for such images"
     )
   return run, images
 
@@ -180,17 +185,18 @@ def _open_run(args):
 def main(argv=None) -> None:
   """Prints the report of a run or a config."""
   parser = argparse.ArgumentParser(
-    prog="python -m tools.invertibility", description="How exactly a flow undoes itself."
+    prog="python -m tools.invertibility",
+    description="Prints the round-trip errors of a flow: a table, and one JSON object last.",
   )
-  what = parser.add_mutually_exclusive_group(required=True)
-  what.add_argument("--workdir", help="work directory of a training run")
-  what.add_argument(
+  flow = parser.add_mutually_exclusive_group(required=True)
+  flow.add_argument("--workdir", help="work directory of a training run")
+  flow.add_argument(
     "--config",
-    help="config file, with its argument after a colon; with a scale_bound of 2 a new flow is the identity, whose "
-    "report is exact whatever the maths",
+    help="config file, with its argument after a colon; with scale_bound=2 a new flow is the identity, whose "
+    "round trip is always exact",
   )
-  parser.add_argument("--step", type=step_argument, help="checkpoint of the run, or best; the newest by default")
-  parser.add_argument("--num", type=int, default=8, help="images")
+  parser.add_argument("--step", type=step_argument, help="step of a checkpoint, or best; the latest by default")
+  parser.add_argument("--num", type=int, default=8, help="number of validation images")
   args = parser.parse_args(argv)
   try:
     (config, model, variables, step, _), images = _open_run(args)

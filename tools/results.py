@@ -1,8 +1,10 @@
 """Writes the tables of README, configs/README.md and docs from the figures in docs/results.
 
   python -m tools.results            rewrites the tables between their markers
-  python -m tools.results --check    changes nothing; fails if a table differs from the figures
+  python -m tools.results --check    changes nothing; exits with status 1 if a table differs from the figures
   python -m tools.results --add=WORKDIR --id=digits [--evaluation=FILE] [--command=...]    records a run, then rewrites
+
+Prints one JSON object: the pages that were rewritten or, with `--check`, that differ.
 
 A table stands between `<!-- results:NAME -->` and `<!-- /results -->`. NAME is a key of `measuring.tables.TABLES`.
 `--add` reads `config.json` and the last evaluation in `metrics.jsonl` of a work directory. FILE, if given, holds the
@@ -25,7 +27,7 @@ BLOCK = re.compile(r"(<!-- results:(\w+) -->\n).*?(<!-- /results -->)", re.DOTAL
 
 
 def evidence() -> list[Row]:
-  """All rows of docs/results."""
+  """Reads all rows of docs/results."""
   return [row for path in (RUNS, PERFORMANCE) for row in json.loads(path.read_text())]
 
 
@@ -35,7 +37,7 @@ def pages() -> list[pathlib.Path]:
 
 
 def with_tables(text: str, rows: list[Row]) -> str:
-  """The text of a page, with its tables written anew from the figures."""
+  """Text of a page, with its tables rewritten from the figures."""
   return BLOCK.sub(lambda block: block[1] + render(block[2], rows) + block[3], text)
 
 
@@ -45,10 +47,14 @@ def drifted(rows: list[Row]) -> list[pathlib.Path]:
 
 
 def result_of(workdir: pathlib.Path, evaluation: pathlib.Path | None = None) -> Row:
-  """Bits/dim of the run in a work directory, with error, step and seed.
+  """Bits/dim of the run in a work directory, with standard error, step and seed.
+
+  Args:
+    workdir: work directory of the run.
+    evaluation: output of `jet_jax.evaluate`; None for the last finite evaluation in `metrics.jsonl`.
 
   Raises:
-    ValueError: no evaluation in `metrics.jsonl`, and none given.
+    ValueError: no finite evaluation in `metrics.jsonl`, and no `evaluation`.
   """
   config = json.loads((workdir / "config.json").read_text())
   if evaluation is not None:
@@ -72,7 +78,7 @@ def add(rows: list[Row], id: str, result: Row, command: str | None) -> Row:
   """Updates or appends the row of a run in `rows`, in place, and returns it.
 
   Raises:
-    ValueError: a new row without the command that made it.
+    ValueError: a new row without the command of its run.
   """
   row = next((row for row in rows if row["id"] == id), None)
   if row is None:
@@ -87,27 +93,30 @@ def add(rows: list[Row], id: str, result: Row, command: str | None) -> Row:
 
 
 def commit() -> str | None:
-  """Short name of the commit that is checked out, if there is one."""
+  """Short hash of the current commit, or None outside a repository."""
   result = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
   return result.stdout.strip() or None
 
 
 def save(path: pathlib.Path, rows: list[Row]) -> None:
-  """Writes rows as JSON, one a line, so that a change of one figure is a change of one line."""
+  """Writes rows as JSON, one per line, so that a changed figure changes one line."""
   path.write_text("[\n" + ",\n".join("  " + json.dumps(row, ensure_ascii=False) for row in rows) + "\n]\n")
 
 
 def main(argv=None) -> None:
-  """Rewrites or checks the tables and prints one JSON object: the pages that changed, or differ."""
-  parser = argparse.ArgumentParser(prog="python -m tools.results", description="Tables of README and docs.")
-  parser.add_argument("--check", action="store_true", help="change nothing; status 1 if a table is out of date")
+  """Rewrites or checks the tables, and prints one JSON object: the pages rewritten, or the pages that differ."""
+  parser = argparse.ArgumentParser(
+    prog="python -m tools.results",
+    description="Rewrites the tables of README and docs, and prints one JSON object: the pages rewritten.",
+  )
+  parser.add_argument("--check", action="store_true", help="change nothing; exit with status 1 if a table differs")
   parser.add_argument("--add", type=pathlib.Path, help="work directory of a run to record")
   parser.add_argument("--id", help="row of docs/results/runs.json that --add writes")
   parser.add_argument("--evaluation", type=pathlib.Path, help="output of jet_jax.evaluate, in place of metrics.jsonl")
   parser.add_argument("--command", help="command that trained the run, for a new row")
   args = parser.parse_args(argv)
   if bool(args.add) != bool(args.id) or (args.add and args.check):
-    parser.error("--add and --id go together, without --check")
+    parser.error("give --add and --id together, and without --check")
   if args.add:
     rows = json.loads(RUNS.read_text())
     try:

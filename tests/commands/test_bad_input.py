@@ -1,4 +1,4 @@
-"""What cannot work is refused before anything is compiled or written, with value, rule and fix."""
+"""Unusable input is rejected before anything is compiled or written, with value, rule and fix."""
 
 import os
 import pathlib

@@ -1,4 +1,4 @@
-"""Any mesh and any number of processes train the same run: simulated devices, local processes."""
+"""Any mesh and any number of processes train the same run, on simulated devices and local processes."""
 
 import itertools
 import json
@@ -46,7 +46,7 @@ print(json.dumps({"start": start, "end": digest(state), "share": share}))
 
 
 def run(workdir, stop=20, devices=1, processes=1, **settings):
-  """What the job prints, after `processes` of it have trained together on so many devices each."""
+  """Trains as several processes with `devices` each, and returns the JSON object that every process prints."""
   (workdir / "job.py").write_text(JOB)
   argument = ",".join(
     [SETTINGS, "total_steps=20", *(f"{name.replace('__', '.')}={value}" for name, value in settings.items())]
@@ -58,7 +58,7 @@ def run(workdir, stop=20, devices=1, processes=1, **settings):
 
 
 def losses(workdir):
-  """Of each of 20 steps, and of the evaluations after 10 and 20; a run that stops evaluates there too."""
+  """Losses of 20 steps and of the evaluations after 10 and 20; evaluations at another last step are left out."""
   lines = [json.loads(line) for line in (workdir / "run" / "metrics.jsonl").read_text().splitlines()]
   train, validation = ([line for line in lines if f"{name}/bits_per_dim" in line] for name in ("train", "val"))
   assert [line["step"] for line in train] == list(range(1, 21))

@@ -1,4 +1,4 @@
-"""A run that was stopped goes on bit for bit as if it had never been."""
+"""A stopped run resumes bit for bit, as if it had never stopped."""
 
 import dataclasses
 import json
@@ -17,7 +17,7 @@ from jet_jax.workdir.metrics import MetricLog
 
 
 def check_same_end(one, other):
-  """`one` and `other`: (state at the end, work directory) of two runs."""
+  """Asserts that two runs, each given as (state at the end, work directory), are equal in every bit."""
   chex.assert_trees_all_equal(one[0], other[0])
   assert small_runs.metrics(one[1]) == small_runs.metrics(other[1])
 

@@ -1,4 +1,4 @@
-"""The benchmark measures what it says; no figure is held to a limit here."""
+"""The benchmark's figures are consistent; no test limits a speed."""
 
 import itertools
 import json

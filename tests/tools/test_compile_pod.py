@@ -1,4 +1,4 @@
-"""Programs are compiled for devices that are not there."""
+"""Programs compile for absent devices, with their memory, operations and collectives."""
 
 import importlib.util
 import json
@@ -35,7 +35,7 @@ def on_this_device(monkeypatch):
 
 
 def run_script(script, *arguments):
-  """What a script prints last, as JSON. It runs in a process of its own, whose devices it chooses."""
+  """Last line of a script's output, parsed as JSON; the script runs in its own process and chooses its devices."""
   command = [sys.executable, "-c", script, *arguments]
   result = subprocess.run(
     command, capture_output=True, text=True, check=False, timeout=400, env={**os.environ, "PYTHONPATH": "."}
@@ -45,14 +45,14 @@ def run_script(script, *arguments):
 
 
 def check(result):
-  """What holds for any platform."""
+  """Checks the results that hold on any platform, and returns the JSON object."""
   assert result.returncode == 0, result.stderr
   report = json.loads(result.stdout.splitlines()[-1])
   assert report["mesh"] == {"data": 2, "fsdp": 4}
   assert report["image_shape"] == [64, 64, 3]
   assert {program: report[program]["batch_size"] for program in pod.PROGRAMS} == {"train": 32, "eval": 16, "sample": 8}
   assert f"does {report['model_flops_per_chip'] / 1e9:.1f} GFLOPs of the model in a training step" in result.stdout
-  assert "loop's body, as the scan over couplings, counts once" in result.stdout
+  assert "loop's body, such as the scan over couplings, counts once" in result.stdout
   assert "counts once" in report["notes"]["flops_per_chip, bytes_per_chip"]
   for program in pod.PROGRAMS:
     row = report[program]
@@ -340,7 +340,7 @@ print(json.dumps(counted))
 @pytest.mark.process
 @pytest.mark.parametrize("platform", ["cpu", pytest.param("v5e:2x4", marks=needs_compiler)])
 def test_collectives_of_known_size_count_the_bytes_of_their_results(platform):
-  """Two arrays of 2 MiB on each of 8 devices; only of these two kinds has the result another size."""
+  """Two arrays of 2 MiB on each of 8 devices; only all-gather and reduce-scatter have results of another size."""
   ratio = {"all-gather": 8, "reduce-scatter": 1 / 8}
   counted = run_script(COLLECTIVES, platform)
   assert set(counted) == set(collectives.KINDS)

@@ -1,6 +1,6 @@
-"""What the compiled programs cost does not creep up. Nothing is timed: the compiler's counts have no noise.
+"""Compiled programs cost no more than recorded. Nothing is timed: the compiler's counts have no noise.
 
-A change that is meant to cost more, or a new release of JAX, records its figures here, with the reason in the commit.
+A new release of JAX, or a change that costs more on purpose, records new figures here, with the reason in the commit.
 """
 
 import importlib.util

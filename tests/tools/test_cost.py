@@ -1,4 +1,4 @@
-"""What a whole run is said to take is what its model, steps and batches make, and configs say no other figures."""
+"""Training cost follows from model, steps and batches, and the headers of configs have the same figures."""
 
 import importlib
 import json
@@ -11,7 +11,7 @@ from tools import cost
 
 
 def test_operations_are_those_of_a_hand_count():
-  """One coupling of one block, width 4, on 4 tokens of 2 numbers: counted by hand, matrix by matrix."""
+  """One coupling of one block, width 4, on 4 tokens of 12 numbers, is counted by hand, matrix by matrix."""
   argument = "source=tfds:x,size=4,patch_size=2,couplings=1,block_depth=1,width=4,heads=1,num_examples=50"
   argument += ",total_steps=None,total_epochs=3,batch_size=10"
   result = cost.cost(config_lib.from_file(f"configs/digits.py:{argument}"))

@@ -1,4 +1,4 @@
-"""The exactness that is promised, by depth and kind of split, with random non-zero parameters; and the report of it."""
+"""Round trips keep the promised exactness, by depth and kind of split, with random non-zero parameters."""
 
 import functools
 import json
@@ -71,7 +71,7 @@ def test_float64_round_trips_are_exact_to_its_rounding(kinds, couplings):
 
 @functools.partial(jax.jit, static_argnums=0)
 def jacobian_and_logdet(model, variables, x):
-  """Of one image, as a vector."""
+  """Jacobian (192, 192) and logdet of one image, given as a vector."""
   forward = lambda x: model.apply(variables, x.reshape(1, 8, 8, 3))
   return jax.jacrev(lambda x: forward(x)[0].ravel())(x), forward(x)[1][0]
 
@@ -128,7 +128,7 @@ def test_a_floor_bounds_the_error_of_a_saturated_flow(tiny_flow, floor):
 
 
 class Inexact(Jet):
-  """A flow whose inverse errs by what the test knows."""
+  """A flow whose inverse has a known error."""
 
   def inverse(self, latents):
     x, logdet = super().inverse(latents)

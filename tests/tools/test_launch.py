@@ -1,6 +1,6 @@
-"""Launch scripts start training, and start it again.
+"""Launch scripts start training, and restart it after a failure.
 
-SLURM and Google Cloud are played by small programs on PATH, which write down their calls; so are the hosts of a pod.
+Small programs on PATH stand in for SLURM, Google Cloud and the hosts of a pod. They record their calls.
 """
 
 import json
@@ -89,7 +89,7 @@ def test_a_run_that_cannot_start_is_given_up(tmp_path):
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_training_and_the_script_without_another_attempt(tmp_path, signum):
-  """Training that saves when it is told to, which takes it a moment."""
+  """Training saves on the signal, and takes a moment."""
   text = f'echo $$ >>{tmp_path}/starts; trap "sleep 0.3; touch {tmp_path}/saved; exit 5" TERM\n'
   python = write_program(tmp_path / "python", text + "while true; do sleep 0.05; done\n")
   script = start_script([FOLDER / "gpus.sh", f"--workdir={tmp_path}"], {"PYTHON": str(python)})
@@ -116,7 +116,7 @@ def test_a_signal_between_attempts_ends_the_script(tmp_path):
 
 @pytest.mark.parametrize("form", [["--workdir=runs/it"], ["--workdir", "runs/it"]])
 def test_relative_paths_are_those_of_the_caller_and_progress_renews_the_attempts(tmp_path, form):
-  """The second of four attempts saves; two in a row without that are given up."""
+  """The second of four attempts saves; two attempts in a row without a save would end the script."""
   text = f'workdir=runs/it\n{SAVE}echo "$PWD $PYTHONPATH $*" >>starts\n'
   text += "case $(wc -l <starts) in 2) save 1 ;; 4) exit 0 ;; esac; exit 1\n"
   write_program(tmp_path / "python", text)
@@ -133,7 +133,7 @@ def test_training_starts_from_another_directory(tmp_path):
 
 
 class Slurm:
-  """A cluster of which `srun` is the text of a program, and the state of the job is a line."""
+  """A stand-in for a SLURM cluster: `srun` is the text of a program, and `job` is the line with the job's state."""
 
   def __init__(self, folder, srun, job="JobState=RUNNING PreemptEligibleTime=2030-01-01 PreemptTime=None"):
     self.folder, self.workdir, self.calls = folder, folder / "work dir", folder / "calls"
@@ -205,7 +205,7 @@ def test_tasks_are_told_to_save_before_the_time_limit_and_the_job_is_queued_agai
 
 
 def test_a_job_that_slurm_ends_is_left_to_slurm(tmp_path):
-  """Its own --requeue puts a preempted job back into the queue; a cancelled one must not come back."""
+  """SLURM's own --requeue queues a preempted job again; a cancelled job must stay cancelled."""
   loop = f"trap 'exit 9' USR2; echo >{tmp_path}/ready; while true; do sleep 0.05; done"
   slurm = Slurm(tmp_path, loop, job="JobState=CANCELLED PreemptTime=None")
   script = slurm.start()
@@ -222,13 +222,13 @@ def test_training_that_saved_for_a_preemption_is_not_taken_for_finished(tmp_path
 
 
 class Cloud:
-  """Google Cloud with one slice of one host, whose home is a folder; `python` there makes an environment of stubs.
+  """A stand-in for Google Cloud with one slice of one host, whose home is a folder and whose `python` is a stub.
 
   Args:
-    folder: of the test.
-    answers: what `describe` answers, one after the other, the last for ever: a state, or "error: TEXT" of a failure.
+    folder: folder of the test.
+    answers: answers of `describe` in sequence, the last one repeated: a state, or "error: TEXT" for a failure.
     train: text of the program that trains.
-    version: of its Python.
+    version: version of the host's Python.
   """
 
   def __init__(self, folder, answers, train="exit 0", version=(3, 11, 0)):
@@ -382,7 +382,7 @@ def test_every_host_runs_the_setup_first(tmp_path):
 
 
 def test_training_that_outlived_its_connection_is_ended_first(tmp_path):
-  """Only for the same work directory, and only once it is gone is there another."""
+  """Earlier training for the same work directory, and no other, stops before training starts."""
   text = f"trap 'sleep 0.3; touch {tmp_path}/gone; exit' TERM; echo >>{tmp_path}/ready\n"
   old = write_program(tmp_path / "old", text + "while true; do sleep 0.05; done\n")
   own, other = (f"--workdir={tmp_path}/a b", f"--workdir={tmp_path}/a b/c")

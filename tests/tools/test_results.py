@@ -1,4 +1,4 @@
-"""Recording a run, and writing the tables of pages from the figures."""
+"""Runs are recorded, and the tables of pages are written from the figures."""
 
 import json
 

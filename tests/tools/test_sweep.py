@@ -1,4 +1,4 @@
-"""A sweep trains every run once, goes on where it was, and its table says what the runs' own files say."""
+"""A sweep trains every run once, resumes, and writes a table with the figures of the runs' own files."""
 
 import csv
 import inspect
@@ -50,7 +50,7 @@ def test_all_runs_are_trained_and_tabulated(file, tmp_path):
   out = tmp_path / "out"
   result = subprocess.run(command(file, out, "--jobs=2"), capture_output=True, text=True, timeout=300, check=False)
   assert result.returncode == 1, result.stderr
-  assert "error: 1 of the runs did not end well: wrong" in result.stderr
+  assert "error: 1 of the runs failed: wrong" in result.stderr
   assert re.search(r"wrong: error: .*/nowhere\.npz", result.stdout)
   printed = json.loads(result.stdout.splitlines()[-1])
   assert printed["failed"] == ["wrong"]
@@ -101,7 +101,7 @@ def test_what_starts_from_a_run_that_failed_is_not_started(tmp_path, monkeypatch
 
 
 def test_one_of_an_array_job_is_refused_until_its_source_is_finished(file, tmp_path):
-  with pytest.raises(SystemExit, match=r"from first/seed1, which is not finished; train that first \(--index=2;"):
+  with pytest.raises(SystemExit, match=r"which is not finished; train first/seed1 first \(--index=2;"):
     sweep.main([f"--sweep={file}", f"--out={tmp_path / 'out'}", "--define", "length=3", "--index=0"])
 
 
@@ -120,7 +120,7 @@ def test_a_comma_in_the_folder_is_refused(tmp_path):
 
 
 def test_a_run_that_diverged_or_has_just_begun_is_in_the_table_as_it_is(tmp_path, capsys):
-  """Its last evaluation is not a number, and its best one is; nothing is left out to look better."""
+  """A last evaluation of NaN stands in the table beside a finite best one; nothing is omitted to look better."""
   lines = {
     "a/seed0": [("val", 5, 4.0), ("train", 10, None), ("val", 10, None)],
     "a/seed1": [("train", 10, 3.0), ("val", 10, 3.5)],

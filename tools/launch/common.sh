@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# What the launch scripts share; they source it, with the arguments of the training command in "$@".
+# Functions shared by the launch scripts, which source this file with the arguments of training in "$@".
 
 # shellcheck disable=SC2034 # used by the scripts
 repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
@@ -13,12 +13,12 @@ for i in "${!arguments[@]}"; do
   esac
 done
 if [[ -z $workdir ]]; then
-  echo "error: no --workdir=DIR among the arguments; it is where training resumes from" >&2
+  echo "error: no --workdir=DIR among the arguments; give the work directory that training resumes from" >&2
   exit 2
 fi
 
-# The list of finished checkpoints, which is another after progress.
-finished() { find "$workdir/checkpoints" -name commit_success.txt 2>/dev/null | sort || true; }
+# Lists the complete checkpoints. A changed list means progress.
+complete_checkpoints() { find "$workdir/checkpoints" -name commit_success.txt 2>/dev/null | sort || true; }
 
 child=
 stopping=
@@ -28,12 +28,12 @@ stop() {
   tell_child 2>/dev/null || true
 }
 
-# Runs a command to its end and gives its status. A TERM or INT meanwhile is passed on to it as TERM.
+# Runs a command and returns its exit status. A TERM or INT to the script is sent to the command as TERM.
 run() {
   trap stop TERM INT
   "$@" &
   child=$!
   if [[ -n $stopping ]]; then stop; fi
-  while kill -0 "$child" 2>/dev/null; do wait "$child" || true; done # a signal ends `wait`, but not the child
+  while kill -0 "$child" 2>/dev/null; do wait "$child" || true; done # a signal interrupts `wait`, but not the child
   wait "$child"
 }

@@ -1,12 +1,16 @@
 #!/usr/bin/env bash
-# Trains on all GPUs of one machine (or on its CPU), in one process, and starts again after a crash or a kill: training
-# resumes from the newest checkpoint. Ends when the run is finished, or after several ends in a row without a new one.
-# A TERM or INT to this script (Ctrl-C) goes to training as TERM, and both end.
+# Trains in one process on all GPUs of one machine, or on the CPU. After a crash or a kill, training resumes from the
+# latest checkpoint. The script exits when the run is finished, or after several failures in a row without a new
+# checkpoint. A TERM or INT (Ctrl-C) to the script is sent to training as TERM; training saves, and both exit.
 #
 #   tools/launch/gpus.sh --config=configs/imagenet64.py:dtype=bfloat16 --workdir=runs/imagenet64
 #
-# It may be called from any directory; paths are relative to that one.
-# PYTHON=.venv/bin/python of the repository, ATTEMPTS=5 (ends in a row without progress), PAUSE=10 (seconds between).
+# The script runs from any directory. Relative paths are relative to the current directory.
+#
+# Environment variables and their defaults:
+#   PYTHON=.venv/bin/python    Python interpreter; the default is in the repository
+#   ATTEMPTS=5                 failures in a row without progress
+#   PAUSE=10                   seconds between attempts
 set -euo pipefail
 # shellcheck source=tools/launch/common.sh
 source "$(dirname "$0")/common.sh"
@@ -18,13 +22,13 @@ export PYTHONPATH=$repository${PYTHONPATH:+:$PYTHONPATH}
 
 left=$attempts
 while ((left > 0)); do
-  before=$(finished)
+  before=$(complete_checkpoints)
   status=0
   run "$python" -m jet_jax.train "$@" || status=$?
   if [[ $status == 0 || -n $stopping ]]; then
     exit "$status"
   fi
-  if [[ $(finished) == "$before" ]]; then
+  if [[ $(complete_checkpoints) == "$before" ]]; then
     left=$((left - 1))
   else
     left=$attempts

@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# Trains on the GPUs of a SLURM cluster: one process a GPU, joined by jax.distributed, which SLURM tells all it needs.
-# Submit it from the repository's root; the work directory must be on a shared file system.
+# Trains on the GPUs of a SLURM cluster: one process per GPU, joined by jax.distributed from SLURM's own variables.
+# Submit the script from the root of the repository. The work directory must be on a shared file system.
 #
 #   sbatch --nodes=4 --ntasks-per-node=8 --gpus-per-node=8 tools/launch/slurm.sh \
 #     --config=configs/imagenet64.py:large,dtype=bfloat16,mesh.fsdp=8 --workdir=/shared/runs/imagenet64
 #
-# A job that is preempted, crashes or comes to its time limit is queued again and resumes from the newest checkpoint,
-# until ATTEMPTS=3 ends in a row have brought no new one. Training is told by TERM to save before the job has to end.
+# A job that crashes, is preempted or reaches its time limit is queued again, and resumes from the latest checkpoint.
+# The script gives up after ATTEMPTS=3 failures in a row without a new checkpoint. Before the time limit, training
+# receives a TERM and saves.
 #
 #SBATCH --job-name=jet_jax
 #SBATCH --requeue
@@ -18,39 +19,39 @@
 set -euo pipefail
 cd "${SLURM_SUBMIT_DIR:?start this with sbatch}"
 # shellcheck source=tools/launch/common.sh
-source tools/launch/common.sh # SLURM runs a copy of this script, so that nothing lies beside it
+source tools/launch/common.sh # by this path, because SLURM runs a copy of the script elsewhere
 
-# srun would answer a TERM by killing the tasks; scancel sends them the signal, and not to this script.
+# A TERM to srun would kill the tasks. scancel sends the signal to the tasks alone, and not to this script.
 tell_child() { scancel --signal=TERM "$SLURM_JOB_ID"; }
-trap stop USR1 # SLURM sends it some minutes before the time limit
+trap stop USR1 # sent by SLURM 300 seconds before the time limit
 
 if [[ -n ${SLURM_CPUS_PER_TASK:-} ]]; then
-  export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK # srun does not take it from sbatch any more
+  export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK # recent versions of srun do not inherit it from sbatch
 fi
 mkdir -p "$workdir"
-count=$workdir/slurm_ends_without_progress # lives on when the job is queued again
+count=$workdir/slurm_ends_without_progress # a file, so that the count survives when the job is queued again
 if ((${SLURM_RESTART_COUNT:-0} == 0)); then rm -f "$count"; fi
 
-before=$(finished)
+before=$(complete_checkpoints)
 status=0
 run srun --kill-on-bad-exit=1 "${PYTHON:-.venv/bin/python}" -m jet_jax.train "$@" || status=$?
 
 job=$(scontrol show job "$SLURM_JOB_ID" || true)
-# Training that was told to save ends with status 0, too. Before a preemption SLURM may tell the tasks alone.
+# Status 0 also comes from training that saved on a signal. Before a preemption, SLURM may signal the tasks alone.
 if [[ $status == 0 && -z $stopping && ! $job =~ PreemptTime=[0-9] ]]; then
   exit 0
 fi
-# Otherwise SLURM is ending the job: a preempted one it queues again by itself, a cancelled one shall stay so.
+# SLURM itself queues a preempted job again, and a cancelled job must stay cancelled.
 if [[ $job != *JobState=RUNNING* ]]; then
   exit "$status"
 fi
-ends=0
-if [[ $(finished) == "$before" ]]; then
-  ends=$(($(cat "$count" 2>/dev/null || echo 0) + 1))
+failures=0
+if [[ $(complete_checkpoints) == "$before" ]]; then
+  failures=$(($(cat "$count" 2>/dev/null || echo 0) + 1))
 fi
-echo "$ends" >"$count"
-if ((status == 2 || ends >= ${ATTEMPTS:-3})); then
-  echo "training ended with status $status, $ends times in a row without a new checkpoint; given up" >&2
+echo "$failures" >"$count"
+if ((status == 2 || failures >= ${ATTEMPTS:-3})); then # status 2: unusable arguments
+  echo "training ended with status $status, $failures times in a row without a new checkpoint; given up" >&2
   exit "$status"
 fi
 echo "training ended with status $status; queueing the job again" >&2

@@ -1,20 +1,28 @@
 #!/usr/bin/env bash
-# Trains on a TPU pod slice of Google Cloud, from your own machine: makes the slice if it is not there, installs the
-# repository on every host, trains on all of them, and after a preemption makes the slice anew and resumes.
+# Trains on a TPU pod slice of Google Cloud, from your own machine. The script creates a missing slice, installs the
+# repository on every host and trains on all hosts. After a preemption it creates a new slice and resumes.
 #
 #   TPU=jet ZONE=us-west4-a TYPE=v5litepod-256 tools/launch/tpu_pod.sh \
 #     --config=configs/imagenet64.py:large,dtype=bfloat16,mesh.fsdp=16 --workdir=/mnt/shared/runs/imagenet64
 #
-# The work directory and the data must be on a file system that all hosts mount (Filestore, or a bucket by gcsfuse);
-# SETUP is a command that every host runs first, to mount it. `python -m tools.compile_pod` says beforehand what fits.
+# The work directory and the data must be on a file system that all hosts mount (Filestore, or a bucket by gcsfuse).
+# `python -m tools.compile_pod` computes on a CPU beforehand whether the run fits.
 #
-# THE SLICE COSTS MONEY UNTIL IT IS DELETED, also after success; the script's last line says how. DELETE=1 deletes it at
-# success. Ctrl-C ends this script, but not always training on the hosts; to start the script again does.
+# THE SLICE COSTS MONEY UNTIL IT IS DELETED, also after success. The last line of output has the command to delete it.
+# Ctrl-C stops this script, but not always training on the hosts. A rerun of the script stops such training first.
 #
-# SPOT=1 asks for a slice that may be preempted. VERSION is the image; if its Python is older than 3.11, let SETUP
-# install one and PYTHON=python3.11 pick it. The hosts run COMMIT (this clone's HEAD) of REPOSITORY (its origin).
-# The script waits for a slice as long as it takes, with PAUSE=60 seconds between questions, but gives up after ATTEMPTS=5
-# ends of training on one slice: the work directory, and so progress, cannot be seen from here.
+# Environment variables and their defaults:
+#   SETUP=true                     command that every host runs first, for example to mount the file system
+#   DELETE=                        1 deletes the slice after success
+#   SPOT=                          1 requests a slice that may be preempted
+#   VERSION=v2-alpha-tpuv5-lite    image of the hosts
+#   PYTHON=python3                 Python on the hosts, 3.11 or newer; SETUP may install one on an older image
+#   REPOSITORY, COMMIT             code on the hosts; by default origin and HEAD of this clone
+#   PAUSE=60                       seconds between checks of the slice
+#   ATTEMPTS=5                     failures of training on one slice
+#
+# The script waits for a slice without limit. It counts failures without regard to progress, because it cannot read the
+# work directory from your machine.
 set -euo pipefail
 # shellcheck source=tools/launch/common.sh
 source "$(dirname "$0")/common.sh"
@@ -29,7 +37,7 @@ attempts=${ATTEMPTS:-5}
 pause=${PAUSE:-60}
 
 if [[ -z ${REPOSITORY:-} && -z $(git -C "$repository" branch --remotes --contains "$commit") ]]; then
-  echo "error: commit $commit is not pushed, and the hosts could not fetch it; push it, or set COMMIT" >&2
+  echo "error: commit $commit is not pushed, so the hosts cannot fetch it; push it, or set COMMIT" >&2
   exit 2
 fi
 
@@ -42,59 +50,60 @@ errors=$(mktemp)
 at_exit() {
   rm -f "$errors"
   if [[ -z $deleted ]]; then
-    echo "$TPU costs money while it is there: gcloud compute tpus tpu-vm delete $TPU --zone=$ZONE" >&2
+    echo "$TPU costs money until it is deleted: gcloud compute tpus tpu-vm delete $TPU --zone=$ZONE" >&2
   fi
 }
 trap at_exit EXIT
 
-# MISSING only if Google Cloud says so: a failure of the network or of a login tells nothing about the slice.
+# Prints the state of the slice: MISSING for a NOT_FOUND of Google Cloud, and nothing after any other error. A failure
+# of the network or of the login must not create a second slice.
 state() {
   if tpu describe --format='value(state)' 2>"$errors"; then return; fi
   if grep -q NOT_FOUND "$errors"; then echo MISSING; else cat "$errors" >&2; fi
 }
 
-# Waits until the slice is ready, and has it made if need be.
+# Waits until the slice is ready, and creates a missing slice.
 await_slice() {
   local now
   while now=$(state) && [[ $now != READY ]]; do
-    echo "state of $TPU: ${now:-not known}" >&2
+    echo "state of $TPU: ${now:-unknown}" >&2
     case $now in
       MISSING)
-        left=$attempts # of a new slice
+        left=$attempts # a new slice has all its attempts
         tpu create --accelerator-type="$TYPE" --version="$version" ${SPOT:+--spot} && continue
         ;;
-      PREEMPTED | TERMINATED) tpu delete --quiet && continue ;; # such a slice never comes back
-      STOPPED) tpu start && continue ;;                         # somebody stopped it; its disks hold all that is installed
-      *) ;;                                                     # it is being made or mended, or not known: wait
+      PREEMPTED | TERMINATED) tpu delete --quiet && continue ;; # such a slice never recovers
+      STOPPED) tpu start && continue ;;                         # stopped by hand; the disks keep the installation
+      *) ;;                                                     # in transition, or unknown: wait
     esac
     sleep "$pause"
   done
 }
 
-# Runs on every host, and can be repeated. Another attempt would not mend what it refuses.
+# Prepares a host. It may run repeatedly. Its "error: on HOST" ends the script, because a new attempt would fail too.
 # shellcheck disable=SC2317 # called on the hosts
 prepare() {
   set -e
-  refuse() { echo "error: on $(hostname): $1" && exit 1; }
-  # Training for this work directory that has outlived its connection.
-  old() {
-    for process in $(pgrep -f '[j]et_jax.train'); do # the brackets keep it from finding the shell that runs this
+  give_up() { echo "error: on $(hostname): $1" && exit 1; }
+  # Prints the processes of earlier training for this work directory that outlived their connection.
+  earlier() {
+    for process in $(pgrep -f '[j]et_jax.train'); do # the brackets exclude the shell that runs this function
       grep -qszxF -e "--workdir=$workdir" -e "$workdir" "/proc/$process/cmdline" && echo "$process"
     done || true
   }
-  old | xargs --no-run-if-empty kill || true
-  for _ in {1..60}; do if [[ -n $(old) ]]; then sleep 1; fi; done
-  old | xargs --no-run-if-empty kill -KILL || true
-  while [[ -n $(old) ]]; do sleep 1; done
+  earlier | xargs --no-run-if-empty kill || true
+  for _ in {1..60}; do if [[ -n $(earlier) ]]; then sleep 1; fi; done
+  earlier | xargs --no-run-if-empty kill -KILL || true
+  while [[ -n $(earlier) ]]; do sleep 1; done
 
   bash -c "$setup"
   "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
-    || refuse "$python is not Python 3.11 or newer; install one by SETUP and name it, as in PYTHON=python3.11 SETUP='sudo \
+    || give_up "$python is not Python 3.11 or newer; install one in SETUP and name it, as in PYTHON=python3.11 SETUP='sudo \
 add-apt-repository -y ppa:deadsnakes/ppa && sudo apt-get install -y python3.11-venv'"
   git init --quiet jet_jax
   cd jet_jax
   git fetch --quiet "$url" '+refs/heads/*:refs/remotes/origin/*'
-  git checkout --quiet --detach "$commit" || refuse "commit $commit is not in $url; push it, or set COMMIT"
+  git checkout --quiet --detach "$commit" || give_up "commit $commit is not in $url; push it, or set COMMIT"
   "$python" -m venv .venv
   .venv/bin/pip install --quiet -e '.[tpu]'
 }
@@ -108,13 +117,13 @@ while ((left > 0)); do
   if [[ $output =~ "error: on "[[:alnum:]] ]]; then
     exit 1
   fi
-  # A host that is shut down asks training to end, which would else count as its success.
+  # Training on a host that shuts down saves and stops. JET_JAX_STOP_STATUS keeps this from counting as success.
   if ((status == 0)) && on_all "cd jet_jax && JET_JAX_STOP_STATUS=75 .venv/bin/python -m jet_jax.train$(printf ' %q' "$@")"; then
     if [[ -n ${DELETE:-} ]]; then tpu delete --quiet && deleted=1; fi
     exit 0
   fi
   left=$((left - 1))
-  echo "this attempt has ended; $left attempts left on this slice" >&2
+  echo "training failed; $left attempts left on this slice" >&2
   sleep "$pause"
 done
 exit 1

@@ -1,1 +1,1 @@
-"""Times programs and reads what XLA made of them."""
+"""Times programs, reads what XLA compiled, and writes tables of measurements."""

@@ -1,8 +1,12 @@
-"""Collectives in a compiled program, from its text: how many, and how many bytes their results have on a device.
+"""Counts the collectives of a compiled program and the bytes of their results per device, from the program's text.
 
-The result is what a device holds afterwards, not what its links carry. On a ring of n devices, each receives for a
-result of R bytes: all-gather and all-to-all (n - 1)/n R, collective-permute R, all-reduce 2 (n - 1)/n R, reduce-scatter
-(n - 1) R.
+A result is the array that a device holds afterwards. The traffic on the links of a device is different. On a ring of n
+devices, with results of R bytes, each device receives:
+
+  all-gather, all-to-all    (n - 1)/n R
+  all-reduce                2 (n - 1)/n R
+  reduce-scatter            (n - 1) R
+  collective-permute        R
 """
 
 import re
@@ -17,7 +21,7 @@ CHANNEL = re.compile(r"channel_id=(\d+)")
 COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*->.*\{$")
 INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?[\w.\-]+ = (.*)$")
 COLLECTIVE = re.compile(rf"^(.*?)\s({'|'.join(KINDS)})(-start)?\(")
-ELEMENT = re.compile(r"\([^()]*\)|\w+\[[\d,]*\]")  # of a tuple: an inner tuple, or an array
+ELEMENT = re.compile(r"\([^()]*\)|\w+\[[\d,]*\]")  # an element of a tuple: an inner tuple, or an array
 ARRAY = re.compile(r"(\w+)\[([\d,]*)\]")
 CALLED = re.compile(
   r"(?:calls|to_apply|body|condition)=%?([\w.\-]+)|(?:branch_computations|called_computations)=\{([^}]*)\}"
@@ -27,49 +31,70 @@ CONDITION = re.compile(r"condition=%?([\w.\-]+)")
 LIMIT = re.compile(r"^s32\[\]\S* constant\((\d+)\)")
 
 
-def collectives(text: str) -> dict[str, dict[str, int]]:
-  """Kind -> "count" and "bytes" of one run of a compiled program; the body of a loop counts as often as it runs.
+class _Computations:
+  """Computations of a program, parsed from its text.
 
-  Args:
-    text: `compiled.as_text()`. The bytes of a collective are those of all its results on one device.
+  Attributes:
+    entry: name of the computation that runs first.
+    collectives: computation -> (channel, kind, bytes of the results) of each collective in it.
+    calls: computation -> (called computation, calling instruction) of each call in it.
+    limits: computation -> largest int32 constant in it. In a loop's condition this is the number of iterations.
   """
-  found: dict[str, list[tuple[str, str, int]]] = defaultdict(list)  # computation -> channel, kind, bytes in it
-  calls: dict[str, list[tuple[str, str]]] = defaultdict(list)  # computation -> those it calls, and by what
-  limits: dict[str, int] = {}  # computation -> the largest integer in it: of a loop's condition, how often it runs
-  entry = name = ""
-  for line in text.splitlines():
-    if header := COMPUTATION.match(line):
-      name = header[2]
-      entry = name if header[1] else entry
-    elif instruction := INSTRUCTION.match(line):
-      body = instruction[1]
-      called = [one for pair in CALLED.findall(body) for one in (pair[0] or pair[1]).split(", ")]
-      calls[name] += [(one.lstrip("%"), body) for one in called]
-      if match := COLLECTIVE.match(body):
-        channel = number[1] if (number := CHANNEL.search(body)) else line
-        found[name].append((channel, match[2], _result_bytes(match[1], match[2] if match[3] else "")))
-      if match := LIMIT.match(body):
-        limits[name] = max(limits.get(name, 0), int(match[1]))
 
-  def repeats(instruction: str) -> int:
+  def __init__(self, text: str):
+    self.entry = name = ""
+    self.collectives: dict[str, list[tuple[str, str, int]]] = defaultdict(list)
+    self.calls: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    self.limits: dict[str, int] = {}
+    for line in text.splitlines():
+      if header := COMPUTATION.match(line):
+        name = header[2]
+        self.entry = name if header[1] else self.entry
+      elif match := INSTRUCTION.match(line):
+        self._add(name, line, match[1])
+
+  def _add(self, computation: str, line: str, instruction: str) -> None:
+    for single, several in CALLED.findall(instruction):
+      for called in (single or several).split(", "):
+        self.calls[computation].append((called.lstrip("%"), instruction))
+    if match := COLLECTIVE.match(instruction):
+      channel = number[1] if (number := CHANNEL.search(instruction)) else line
+      size = _result_bytes(match[1], match[2] if match[3] else "")
+      self.collectives[computation].append((channel, match[2], size))
+    if match := LIMIT.match(instruction):
+      self.limits[computation] = max(self.limits.get(computation, 0), int(match[1]))
+
+  def iterations(self, instruction: str) -> int:
+    """Number of times that a calling instruction runs what it calls: above 1 for loops."""
     if " while(" not in instruction:
       return 1
     if match := TRIPS.search(instruction):
       return int(match[1])
-    condition = CONDITION.search(instruction)  # compilers for TPUs leave the count there alone
-    return limits.get(condition[1], 1) if condition else 1
+    condition = CONDITION.search(instruction)  # TPU compilers write the count in the condition alone
+    return self.limits.get(condition[1], 1) if condition else 1
 
-  # A collective that runs beside other work stands in several computations, with one channel. In one computation, those
-  # of one channel are several: `shard_map` gives all of a kind the same.
+
+def collectives(text: str) -> dict[str, dict[str, int]]:
+  """Kind -> "count" and "bytes" in one run of a compiled program; a collective in a loop counts once per iteration.
+
+  Args:
+    text: `compiled.as_text()`.
+
+  Returns:
+    "bytes" is the size of all results of all collectives of a kind, on one device.
+  """
+  computations = _Computations(text)
+  # A collective that overlaps with other work appears in several computations with the same channel: it counts once.
+  # Within one computation, the same channel means several collectives: `shard_map` gives one channel to all of a kind.
   times_by_channel: dict[tuple[str, str, int], int] = {}
 
   def visit(computation: str, times: int) -> None:
-    for collective, number in Counter(found[computation]).items():
+    for collective, number in Counter(computations.collectives[computation]).items():
       times_by_channel[collective] = max(number * times, times_by_channel.get(collective, 0))
-    for called, instruction in calls[computation]:
-      visit(called, times * repeats(instruction))
+    for called, instruction in computations.calls[computation]:
+      visit(called, times * computations.iterations(instruction))
 
-  visit(entry, 1)
+  visit(computations.entry, 1)
   counts, sizes = Counter(), Counter()
   for (_, kind, size), times in times_by_channel.items():
     counts[kind] += times
@@ -81,9 +106,9 @@ def _result_bytes(shape: str, started: str) -> int:
   """Bytes of a shape such as `f32[8,4]{1,0}` or a tuple of them.
 
   Args:
-    shape: as the text has it.
-    started: the kind of a collective in flight, whose shape is (operands, results, ...), but the results of all-reduce;
-      "" of others.
+    shape: shape in the syntax of the text.
+    started: kind of a collective in flight, or "" for any other. In flight the shape is (operands, results, ...), but
+      for all-reduce the results alone.
   """
   shape = re.sub(r"\{[^}]*\}", "", shape)
   if started and started != "all-reduce":

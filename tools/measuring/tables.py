@@ -1,27 +1,32 @@
-"""Tables of README and docs: how each is written from the rows of docs/results."""
+"""Writes the tables of README and docs from the rows of docs/results."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
 
-README_DECIMALS = 3  # of tables for a first look; the others show all that was measured
+README_DECIMALS = 3  # decimals of the tables in README; other tables show every measured decimal
 
 Row = dict[str, Any]
 
 
 def table(head: str, rows: Iterable[Iterable[object]]) -> str:
-  """A Markdown table; `head` has its columns, separated by " | "."""
+  """A Markdown table of rows; `head` names the columns, separated by " | "."""
   columns = head.split(" | ")
   lines = [columns, ["---"] * len(columns), *rows]
   return "".join("| " + " | ".join(str(cell) for cell in line) + " |\n" for line in lines)
 
 
 def plus_minus(pair: Iterable[float], decimals: int) -> str:
-  """A value and its error, "2.145 ± 0.019"."""
+  """A value and its standard error or spread, such as "2.145 ± 0.019"."""
   return " ± ".join(f"{number:.{decimals}f}" for number in pair)
 
 
 def figure(row: Row, most: int = 9) -> str:
-  """Bits/dim of a run with its error, at its own number of decimals or `most`; "none" if there is no figure."""
+  """Bits/dim of a run with standard error or spread, or "none" if there is no figure.
+
+  Args:
+    row: row of the run.
+    most: largest number of decimals; a row may have fewer.
+  """
   if row["bits_per_dim"] is None:
     return "none"
   error = row["stderr"] if row["spread"] is None else row["spread"]
@@ -48,7 +53,7 @@ def seeds(row: Row) -> str:
 
 
 def bold_lowest(rows: list[Row]) -> list[str]:
-  """Figures of the rows, the lowest in bold."""
+  """Figures of rows, with the lowest in bold."""
   lowest = min(row["bits_per_dim"] for row in rows)
   return [f"**{figure(row)}**" if row["bits_per_dim"] == lowest else figure(row) for row in rows]
 
@@ -71,7 +76,7 @@ def configs_table(rows: list[Row]) -> str:
 
 
 def transfer_table(rows: list[Row]) -> str:
-  """Transfer against training from scratch."""
+  """Compares transfer with training from scratch."""
   figures = zip(rows, bold_lowest(rows), strict=True)
   return table(
     "run | seeds | steps | bits/dim on 1,017 test images",
@@ -96,7 +101,7 @@ def overfitting_table(rows: list[Row]) -> str:
 
 
 def architecture_table(rows: list[Row]) -> str:
-  """Kinds of split, and depth at equal cost."""
+  """Compares kinds of split, and depths at equal cost."""
   figures = zip(rows, bold_lowest(rows), strict=True)
   return table(
     "couplings × blocks | splits | seeds | bits/dim on 1,229 held-out images",
@@ -105,7 +110,7 @@ def architecture_table(rows: list[Row]) -> str:
 
 
 def depth_table(rows: list[Row]) -> str:
-  """More couplings against deeper ones."""
+  """Compares more couplings with deeper couplings."""
   figures = zip(rows, bold_lowest(rows), strict=True)
   return table(
     "couplings × blocks | seeds | bits/dim on 1,229 held-out images",
@@ -114,7 +119,7 @@ def depth_table(rows: list[Row]) -> str:
 
 
 def scale_floor_table(rows: list[Row]) -> str:
-  """Digits with and without a floor for the scales."""
+  """Compares runs on digits with and without a floor of the scale."""
   return table(
     "run of 2026-11-22 | bits/dim, 200 validation images | smallest scale, any input",
     ([row["short"], figure(row), row["smallest_scale"]] for row in rows),
@@ -122,7 +127,7 @@ def scale_floor_table(rows: list[Row]) -> str:
 
 
 def gradient_table(rows: list[Row]) -> str:
-  """Time and memory of a gradient, official code and ours."""
+  """Time and memory of a gradient, for the official code and ours."""
   return table(
     "model | code | ms | speedup | temporaries, MB",
     (
@@ -145,7 +150,7 @@ def speedup(row: Row, code: str) -> str:
 
 
 def spread_table(rows: list[Row]) -> str:
-  """Speedup over repeated runs."""
+  """Median and range of the speedup over repeated runs."""
   return table(
     "model | runs | median speedup of `remat=blocks` | lowest and highest",
     (
@@ -156,7 +161,7 @@ def spread_table(rows: list[Row]) -> str:
 
 
 def step_table(rows: list[Row]) -> str:
-  """Milliseconds of the other programs."""
+  """Milliseconds of training step, evaluation and sampling."""
   (row,) = rows
   names = {
     "step_blocks_ms": "training step, `blocks`",
@@ -168,7 +173,7 @@ def step_table(rows: list[Row]) -> str:
 
 
 def reading_table(rows: list[Row]) -> str:
-  """Images read a second."""
+  """Images read per second, by encoding and number of workers."""
   (row,) = rows
   return table(
     "images/s | threads | 1 worker | 2 workers",
@@ -177,7 +182,7 @@ def reading_table(rows: list[Row]) -> str:
 
 
 def official_table(rows: list[Row]) -> str:
-  """Comparison of README: the official code beside ours."""
+  """Compares the official code with ours, for README."""
   by_id = {row["id"]: row for row in rows}
   small, wide, pod = by_id["gradient_small"], by_id["gradient_wide"], by_id["pod_64x5"]
   bits = by_id["cifar10_parity"], by_id["cifar10_parity_official"]
@@ -200,7 +205,7 @@ def official_table(rows: list[Row]) -> str:
   )
 
 
-# Name of a table -> how it is written, and its rows: ids of docs/results, or None for those that name the table.
+# Name of a table -> its writer, and the ids of its rows in docs/results. None selects the rows whose "tables" name it.
 TABLES: dict[str, tuple[Callable[[list[Row]], str], tuple[str, ...] | None]] = {
   "runs": (runs_table, None),
   "configs": (configs_table, None),
@@ -224,7 +229,7 @@ def render(name: str, rows: list[Row]) -> str:
   """Markdown of one table.
 
   Raises:
-    ValueError: a name that `TABLES` does not have.
+    ValueError: a name outside `TABLES`.
   """
   if name not in TABLES:
     raise ValueError(f"there is no table results:{name}; use one of {', '.join(TABLES)}")

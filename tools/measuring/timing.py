@@ -1,4 +1,4 @@
-"""Speed of the programs that a run consists of, several settings side by side."""
+"""Measures the programs of a run (training step, evaluation, sampling) for several settings side by side."""
 
 import dataclasses
 import pathlib
@@ -20,8 +20,8 @@ from jet_jax.training import cost, evaluator
 from jet_jax.training.run import Run
 
 PROGRAMS = ("train", "eval", "sample")
-# Operations a second of dense 16-bit matrix products on one JAX device, by the makers' data sheets: NVIDIA's (SXM)
-# and https://cloud.google.com/tpu/docs, read 2026; v2, v3 and 7x have two devices a chip.
+# Operations a second of dense 16-bit matrix products on one JAX device. Sources: NVIDIA's data sheets (SXM) and
+# https://cloud.google.com/tpu/docs, read 2026. A chip of v2, v3 or 7x is two devices.
 PEAK = {
   "NVIDIA H200": 989e12, "NVIDIA H100 80GB HBM3": 989e12, "NVIDIA A100-SXM4-80GB": 312e12,
   "NVIDIA A100-SXM4-40GB": 312e12, "NVIDIA B200": 2250e12, "TPU v4": 275e12, "TPU v5 lite": 197e12, "TPU v5": 459e12,
@@ -29,25 +29,25 @@ PEAK = {
 }  # fmt: skip
 
 
-CONTAINER = re.compile(r"while|call|conditional")  # operations whose time is that of others inside
+CONTAINER = re.compile(r"while|call|conditional")  # operations whose time is the sum of operations inside
 SOURCE = re.compile(r'^\s+(?:ROOT )?%?([\w.\-]+) = .*metadata=\{.*?op_name="([^"]*)"', re.MULTILINE)
 
 
 @dataclasses.dataclass
 class Program:
-  """One of `PROGRAMS`, compiled, with its arguments.
+  """A compiled program with its arguments.
 
   Attributes:
-    what: which.
-    setting: what the config was given for it.
-    call: runs it once, on the devices, and returns something to wait for.
-    compile_s: seconds that compiling took.
-    flops: operations of the model in a call, see `estimate`.
-    images: in a call.
-    memory: bytes that it takes on each device.
-    temporary: those of them that it needs while it runs alone.
-    text: of the compiled program.
-    seconds: of a call, one figure a turn.
+    what: name in `PROGRAMS`.
+    setting: settings added to the config.
+    call: runs the program once on the devices, and returns arrays to wait for.
+    compile_s: seconds of compilation.
+    flops: operations of the model in a call, by `jet_jax.training.cost`.
+    images: number of images in a call.
+    memory: bytes on each device.
+    temporary: bytes of `memory` that are used only during a call.
+    text: text of the compiled program.
+    seconds: seconds of a call, a figure for each turn.
   """
 
   what: str
@@ -62,7 +62,12 @@ class Program:
   seconds: list[float] = dataclasses.field(default_factory=list)
 
   def row(self, peak: float, devices: int) -> dict[str, Any]:
-    """Its figures; milliseconds are the median over turns, with the fastest and slowest."""
+    """Row of the benchmark's table; milliseconds are the median, minimum and maximum over turns.
+
+    Args:
+      peak: operations a second of one device.
+      devices: number of devices.
+    """
     seconds = statistics.median(self.seconds)
     return {
       "what": self.what,
@@ -81,58 +86,54 @@ class Program:
 
 
 class States:
-  """Training states, one for all settings whose states have the same shapes: a device may not hold one for each."""
+  """Training states by shapes. Settings with equal shapes share a state, because a device may not hold one for each."""
 
   def __init__(self):
     self._by_shapes: dict[str, Any] = {}
 
-  def place_of(self, run: Run, images) -> str:
-    """Where the state of a run is kept; makes it if need be, from images on the devices."""
-    place = str(run.state_shapes)
-    if place not in self._by_shapes:
-      self._by_shapes[place] = run.initial_state(jax.random.key(0), images)
-    return place
+  def ensure(self, run: Run, images) -> str:
+    """Returns the key of a run's state; initializes a missing state from images on the devices."""
+    shapes = str(run.state_shapes)
+    if shapes not in self._by_shapes:
+      self._by_shapes[shapes] = run.initial_state(jax.random.key(0), images)
+    return shapes
 
-  def __getitem__(self, place: str):
-    return self._by_shapes[place]
+  def __getitem__(self, shapes: str):
+    return self._by_shapes[shapes]
 
-  def __setitem__(self, place: str, state) -> None:
-    self._by_shapes[place] = state
+  def __setitem__(self, shapes: str, state) -> None:
+    self._by_shapes[shapes] = state
 
 
 def prepare(what: str, setting: str, config, mesh, states: States) -> Program:
   """Compiles one of `PROGRAMS` for random images.
 
   Args:
-    what: of `PROGRAMS`.
-    setting: of the row.
+    what: name in `PROGRAMS`.
+    setting: settings added to the config, for the row.
     config: resolved, with `image_shape`.
     mesh: devices.
-    states: of all settings; a training step leaves its own there.
+    states: states of all settings. A call of a training step replaces its state.
 
   Raises:
-    ValueError: what cannot run here, or does not fit.
+    ValueError: a program that cannot run here, or does not fit in memory.
   """
   run = Run.from_config(config, config.data.num_examples or config.batch_size, mesh)
-  model, key, batch = run.model, jax.random.key(1), config.batch_size
-  if what != "train":
-    batch = sharding.round_up(batch // config.microbatches, mesh)
-  if what == "sample":
-    batch = sharding.round_up(min(batch, sampler.CHUNK), mesh)
+  model, key, batch = run.model, jax.random.key(1), _images_per_call(what, config, mesh)
   random_images = np.random.default_rng(0).integers(0, config.levels, (batch, *config.image_shape), np.uint8)
   images, index = (sharding.place_batch(x, mesh) for x in (random_images, np.arange(batch, dtype=np.int32)))
-  place = states.place_of(run, images)
+  shapes = states.ensure(run, images)
   flops = (cost.train_flops if what == "train" else cost.forward_flops)(model, config.image_shape) * batch
   rest = (key, index, np.float32(1)) if what == "sample" else (images, key) if what == "train" else (images, index, key)
 
   def arguments():
-    state = states[place]
+    state = states[shapes]
     return state if what == "train" else state.variables(), *rest
 
   def call():
     result = compiled(*arguments())
     if what == "train":
-      states[place], result = result
+      states[shapes], result = result
     return result
 
   limit, name = compile_lib.memory_limit(list(mesh.local_devices)), f"{what} {setting}"
@@ -150,22 +151,30 @@ def prepare(what: str, setting: str, config, mesh, states: States) -> Program:
   return Program(what, setting, call, compile_s, flops, batch, memory, temporary, compiled.as_text())
 
 
-def measure(programs_: list[Program], turns: int, seconds: float) -> None:
-  """Runs all of them turn by turn, so that what else the machine does falls on all alike; fills in their `seconds`.
+def _images_per_call(what: str, config, mesh) -> int:
+  """Number of images in a call of one of `PROGRAMS`."""
+  if what == "train":
+    return config.batch_size
+  microbatch = sharding.round_up(config.batch_size // config.microbatches, mesh)
+  return sharding.round_up(min(microbatch, sampler.CHUNK), mesh) if what == "sample" else microbatch
+
+
+def measure(programs: list[Program], turns: int, seconds: float) -> None:
+  """Runs the programs turn by turn, so that other load on the machine affects all alike; fills in `seconds` of each.
 
   Args:
-    programs_: to run.
-    turns: figures for each.
-    seconds: that a turn of one takes, at least; a turn is several calls, the last of which is waited for.
+    programs: programs to run.
+    turns: number of measurements of each program.
+    seconds: approximate shortest duration of a turn. A turn is several calls, and waits for the last one.
   """
   calls = {}
-  for program in programs_:
+  for program in programs:
     jax.block_until_ready(program.call())
     began = time.perf_counter()
     jax.block_until_ready(program.call())
     calls[id(program)] = max(1, round(seconds / (time.perf_counter() - began)))
   for _ in range(turns):
-    for program in programs_:
+    for program in programs:
       began = time.perf_counter()
       for _ in range(calls[id(program)] - 1):
         program.call()
@@ -174,9 +183,9 @@ def measure(programs_: list[Program], turns: int, seconds: float) -> None:
 
 
 def peak_of(device) -> tuple[float, str]:
-  """Operations a second that a device can do at best, and where that is from.
+  """Peak operations a second of a device, and the source of this figure.
 
-  For a device that is not in `PEAK`, a CPU for example, that of a large float32 matrix product, measured now.
+  For a device outside `PEAK`, such as a CPU, the peak is the measured speed of a large float32 matrix product.
   """
   if device.device_kind in PEAK:
     return PEAK[device.device_kind], "data sheet, 16-bit dense"
@@ -193,19 +202,19 @@ def peak_of(device) -> tuple[float, str]:
 
 
 def profile(program: Program, folder: str | pathlib.Path, calls: int = 3) -> list[dict[str, Any]]:
-  """Traces some calls into `folder`, for TensorBoard or Perfetto.
+  """Traces `calls` calls into `folder`, for TensorBoard or Perfetto.
 
   Returns:
-    The ten costliest operations: "operation" of the compiled program, "source" where the model has it, "ms" a call
-    (sum over devices and threads), and its "share" of the time of all operations.
+    The ten costliest operations: "operation" of the compiled program, "source" in the model, "ms" per call (sum over
+    devices and threads), and "share" of the time of all operations.
   """
   jax.block_until_ready(program.call())
   with jax.profiler.trace(str(folder)):
     for _ in range(calls):
       jax.block_until_ready(program.call())
-  newest = max(pathlib.Path(folder).rglob("*.xplane.pb"), key=lambda path: path.stat().st_mtime)
+  latest = max(pathlib.Path(folder).rglob("*.xplane.pb"), key=lambda path: path.stat().st_mtime)
   milliseconds = Counter()
-  for plane in jax.profiler.ProfileData.from_file(str(newest)).planes:
+  for plane in jax.profiler.ProfileData.from_file(str(latest)).planes:
     for line in plane.lines:
       for event in line.events:
         name = dict(event.stats).get("hlo_op")
