@@ -34,6 +34,10 @@ def pytest_configure(config):
   Processes that a test starts optimize theirs, as a user's do, and a test that needs it has the fixture `optimized`.
   """
   jax.config.update("jax_disable_most_optimizations", True)
+  # Again, for JAX may have been imported by a plugin, before the environment was set.
+  jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+  jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
   config.pluginmanager.register(tiers.Tiers(config.getoption("cpu_budget")))
 
 
