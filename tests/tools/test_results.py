@@ -18,6 +18,7 @@ def write_run(folder):
   (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
+@pytest.mark.process  # git names the commit
 def test_a_run_is_recorded_by_its_last_evaluation(tmp_path):
   write_run(tmp_path)
   rows = []
@@ -27,6 +28,7 @@ def test_a_run_is_recorded_by_its_last_evaluation(tmp_path):
   assert tables.figure(row) == "4.000 ± 0.020"
 
 
+@pytest.mark.process  # git names the commit
 def test_an_evaluation_takes_the_place_of_the_metrics_and_a_row_keeps_its_label(tmp_path):
   write_run(tmp_path)
   evaluation = tmp_path / "evaluation.json"
