@@ -10,9 +10,10 @@ from absl import logging
 from jet_jax.data import sources
 from jet_jax.devices import processes
 from jet_jax.devices.compile import keep_compiled
-from jet_jax.training.evaluator import Evaluator
+from jet_jax.training import Evaluator
+from jet_jax.workdir import load_run
 from jet_jax.workdir.metrics import as_json
-from jet_jax.workdir.trained import load_run, step_argument
+from jet_jax.workdir.trained import step_argument
 
 
 def main(argv=None) -> None:

@@ -17,9 +17,10 @@ from tqdm import tqdm
 from jet_jax.data import NpzWriter
 from jet_jax.devices import processes
 from jet_jax.devices.compile import keep_compiled
-from jet_jax.sampling.sampler import Sampler
+from jet_jax.sampling import Sampler
+from jet_jax.workdir import load_run
 from jet_jax.workdir.image_grid import make_grid, save_png
-from jet_jax.workdir.trained import load_run, step_argument
+from jet_jax.workdir.trained import step_argument
 
 GRID = 256  # images in a picture, at most
 RANGES = {"num": (1, 2**31 - 1), "seed": (0, 2**31 - 1), "temperature": (0, 1e30)}  # of the command's flags

@@ -21,18 +21,12 @@ from jet_jax import config as config_lib
 from jet_jax import data
 from jet_jax.config import Config
 from jet_jax.data import BadImage, sources
+from jet_jax.devices import Stop, processes, sharding
 from jet_jax.devices import compile as compile_lib
-from jet_jax.devices import processes, sharding
-from jet_jax.devices.preemption import Stop
-from jet_jax.sampling.sampler import Sampler
-from jet_jax.training import cost, transfer
-from jet_jax.training.evaluator import Evaluator
-from jet_jax.training.nonfinite import NonFiniteMonitor
-from jet_jax.training.run import Run
-from jet_jax.training.step import TrainState
-from jet_jax.workdir.checkpoint import Checkpoints
-from jet_jax.workdir.claim import claim_workdir
-from jet_jax.workdir.metrics import MetricLog, check_wandb
+from jet_jax.sampling import Sampler
+from jet_jax.training import Evaluator, NonFiniteMonitor, Run, TrainState, cost, transfer
+from jet_jax.workdir import Checkpoints, MetricLog, claim_workdir
+from jet_jax.workdir.metrics import check_wandb
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,8 +24,7 @@ from jet_jax.devices import compile as compile_lib
 from jet_jax.devices import sharding
 from jet_jax.jet import AUTO_REMAT, Jet
 from jet_jax.sampling import sampler
-from jet_jax.training import cost, evaluator
-from jet_jax.training.run import Run
+from jet_jax.training import Run, cost, evaluator
 from tools.measuring import collectives
 
 # GiB of memory of a JAX device: a chip, or half a chip of v2, v3 and 7x. Source: the page of each version under

@@ -30,7 +30,7 @@ from jet_jax.flow.splits import PATTERNS, channel_rows, patterns_of
 from jet_jax.jet import Jet
 from jet_jax.training.optimizer import make_optimizer
 from jet_jax.training.step import fresh_state
-from jet_jax.workdir.checkpoint import Checkpoints
+from jet_jax.workdir import Checkpoints
 
 ROOT = "params/"
 CHANNEL_MASKS = ROOT + "channel_coupling_masks-FREEZE_ME"  # (couplings, K, K) one-hot; zero for a spatial coupling

@@ -24,8 +24,9 @@ from jet_jax import likelihood
 from jet_jax.data import sources
 from jet_jax.devices import sharding
 from jet_jax.jet import Jet
+from jet_jax.workdir import load_run
 from jet_jax.workdir.metrics import as_json
-from jet_jax.workdir.trained import Trained, load_run, step_argument
+from jet_jax.workdir.trained import Trained, step_argument
 
 # Largest relative error that rounding explains: about a hundred units in the last place of float32.
 GROWTH = 1e-5

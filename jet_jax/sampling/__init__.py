@@ -1,1 +1,5 @@
 """Images from a trained flow."""
+
+from jet_jax.sampling.sampler import Sampler
+
+__all__ = ["Sampler"]

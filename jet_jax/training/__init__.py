@@ -1,1 +1,8 @@
 """From a config to trained parameters."""
+
+from jet_jax.training.evaluator import Evaluator
+from jet_jax.training.nonfinite import NonFiniteMonitor
+from jet_jax.training.run import Run
+from jet_jax.training.step import TrainState
+
+__all__ = ["Evaluator", "NonFiniteMonitor", "Run", "TrainState"]

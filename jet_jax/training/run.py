@@ -14,7 +14,7 @@ from jet_jax.devices.compile import compile_to_fit, key_shape, on_mesh
 from jet_jax.jet import AUTO_REMAT, Jet
 from jet_jax.training.optimizer import make_optimizer
 from jet_jax.training.step import TrainState, fresh_state, init_state, train_step
-from jet_jax.workdir.best import Best
+from jet_jax.workdir import Best
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,10 +21,9 @@ from jet_jax.flow.splits import move_table
 from jet_jax.jet import Jet
 from jet_jax.training.run import Run
 from jet_jax.training.step import TrainState
-from jet_jax.workdir import fingerprint
+from jet_jax.workdir import Checkpoints, choose_step, fingerprint, load_run
 from jet_jax.workdir.atomic import write_json
-from jet_jax.workdir.checkpoint import Checkpoints, choose_step, saved_steps
-from jet_jax.workdir.trained import load_run
+from jet_jax.workdir.checkpoint import saved_steps
 
 # The fields of `config.model` that decide which function the parameters compute.
 FUNCTION = (

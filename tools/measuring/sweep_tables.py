@@ -13,8 +13,7 @@ import numpy as np
 from jet_jax import config as config_lib
 from jet_jax.jet import Jet
 from jet_jax.training import cost
-from jet_jax.workdir import metrics
-from jet_jax.workdir.best import Best
+from jet_jax.workdir import Best, metrics
 
 SEED = re.compile(r"/seed\d+$")
 STYLES: dict[str, Any] = {"val": "-", "train": ":"}  # of the curves

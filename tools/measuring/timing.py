@@ -16,8 +16,7 @@ import numpy as np
 from jet_jax.devices import compile as compile_lib
 from jet_jax.devices import sharding
 from jet_jax.sampling import sampler
-from jet_jax.training import cost, evaluator
-from jet_jax.training.run import Run
+from jet_jax.training import Run, cost, evaluator
 
 PROGRAMS = ("train", "eval", "sample")
 # Operations a second of dense 16-bit matrix products on one JAX device. Sources: NVIDIA's data sheets (SXM) and
