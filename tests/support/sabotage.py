@@ -1,4 +1,4 @@
-"""python tests/support/sabotage.py ARGUMENTS: `jet_jax.train`, in which something goes wrong. $SABOTAGE says what:
+"""Runs `jet_jax.train` with a fault: python tests/support/sabotage.py ARGUMENTS. $SABOTAGE, in JSON, selects the fault:
 
 {"ask_during": "compile" | "evaluation" | "save", "times": n, "stuck": bool}
                     n SIGTERMs when the first such thing begins, which may then take very long outside of Python
