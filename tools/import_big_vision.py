@@ -74,10 +74,12 @@ def convert(npz: str | pathlib.Path, image_shape, scale_bound: float = 2.0):
       an array that is missing, extra, of a wrong shape or dtype, non-finite, or a mask that is no permutation.
   """
   image_shape = _check_image_shape(image_shape)
-  if not isinstance(scale_bound, numbers.Real):
-    raise ValueError(f"scale_bound={scale_bound!r} must be a number; it is the scale_factor of the official config")
+  if not isinstance(scale_bound, numbers.Real) or not 0 < scale_bound < math.inf:
+    raise ValueError(
+      f"scale_bound={scale_bound!r} must be positive and finite; give the scale_factor of the official config"
+    )
   with Npz(npz) as arrays:
-    model = _infer_model(arrays, image_shape, scale_bound)
+    model = _infer_model(arrays, image_shape, float(scale_bound))
     shapes = _shapes(model, image_shape)["params"]
     known = {_official(path, leaf.shape, model.heads)[0] for path, leaf in tree_leaves_with_path(shapes)}
     extra = {name for name in arrays if name.startswith(ROOT)} - known - {CHANNEL_MASKS, SPATIAL_MASKS}
