@@ -57,9 +57,9 @@ UNNAMED = "imported"  # a spatial split outside `PATTERNS`: only the index table
 def convert(npz: str | pathlib.Path, image_shape, scale_bound: float = 2.0):
   """Converts official weights to a model of ours.
 
-  A file fits every image shape with the same number of patches and of values per patch. Swapped height and width are
-  one example. A warning is given if no spatial split has a name on the grid of `image_shape`. If all splits are by
-  channel, such shapes cannot be distinguished.
+  A file fits every image shape with the same number of patches and of values per patch, for example with height and
+  width swapped. A warning is given if no spatial split has a name on the grid of `image_shape`. If all splits are by
+  channel, a wrong shape of this kind passes without a warning.
 
   Args:
     npz: path of a flat npz. Arrays below "params/" are read, other arrays are ignored, and nothing is unpickled.
@@ -70,14 +70,16 @@ def convert(npz: str | pathlib.Path, image_shape, scale_bound: float = 2.0):
     `(model, variables)` for `model.apply(variables, images)`; the variables are numpy arrays, float32 and int32.
 
   Raises:
-    ValueError: an invalid image shape or bound, an unreadable file, a missing or extra key, a wrong shape or dtype, a
-      non-finite number, or a mask that is no permutation. The message names the key.
+    ValueError: an invalid image shape or bound, an unreadable file, or an invalid array. The message names the key of
+      an array that is missing, extra, of a wrong shape or dtype, non-finite, or a mask that is no permutation.
   """
   image_shape = _check_image_shape(image_shape)
-  if not isinstance(scale_bound, numbers.Real):
-    raise ValueError(f"scale_bound={scale_bound!r} must be a number; it is the scale_factor of the official config")
+  if not isinstance(scale_bound, numbers.Real) or not 0 < scale_bound < math.inf:
+    raise ValueError(
+      f"scale_bound={scale_bound!r} must be positive and finite; give the scale_factor of the official config"
+    )
   with Npz(npz) as arrays:
-    model = _infer_model(arrays, image_shape, scale_bound)
+    model = _infer_model(arrays, image_shape, float(scale_bound))
     shapes = _shapes(model, image_shape)["params"]
     known = {_official(path, leaf.shape, model.heads)[0] for path, leaf in tree_leaves_with_path(shapes)}
     extra = {name for name in arrays if name.startswith(ROOT)} - known - {CHANNEL_MASKS, SPATIAL_MASKS}

@@ -53,7 +53,7 @@ def measure(model: Jet, variables, x, inverse_first: bool = False) -> dict:
   Args:
     model: the flow.
     variables: `params` and `permutations` of the flow.
-    x: float32 (B, H, W, C); images in [-1, 1], or latents.
+    x: float32 (B, H, W, C), images or latents.
     inverse_first: True for latents, with the inverse as the first pass; False for images, with the forward pass first.
 
   Returns:
@@ -61,10 +61,10 @@ def measure(model: Jet, variables, x, inverse_first: bool = False) -> dict:
     "relative_error": `max_error` divided by the largest |x|, or by 1 if the largest |x| is below 1.
     "logdet_error": the largest |sum of the logdets of both passes| of an image, in nats per dimension.
     "reach": the largest absolute number after the first pass.
-    "error_by_coupling": the largest difference between a coupling's input in the first pass and the same coupling's
-      output in the second pass, in the order of the forward pass.
-    "first_growth": index of the coupling that caused the error, or None if every error is rounding. It is the first
-      coupling of the second pass with an error above `GROWTH` times its largest input, or times 1 if that is below 1.
+    "error_by_coupling": the largest difference between the input of a coupling in the first pass and its output in the
+      second pass. The order is that of the forward pass.
+    "first_growth": index of the coupling that caused the error, or None if every error is rounding. The coupling is the
+      first one of the second pass whose error exceeds `GROWTH` times the larger of 1 and its largest input.
     "scale_range": smallest and largest scale of each coupling.
     "back": the result of both passes, of the shape of x.
     Non-finite numbers stay non-finite.

@@ -167,7 +167,7 @@ def test_the_coupling_that_makes_an_error_is_named(tiny_flow, broken, inverse_fi
   x = jax.random.normal(jax.random.key(0), (2, 4, 4, 2))
   result = invertibility.measure(model, variables, x, inverse_first)
   assert result["first_growth"] == broken
-  # What the last coupling on the way back leaves is what comes back.
+  # The output of the last coupling of the second pass is the result of the round trip.
   last = result["error_by_coupling"][-1 if inverse_first else 0]
   assert last == pytest.approx(result["max_error"], rel=1e-6)
   assert last > 1e-3
