@@ -9,13 +9,9 @@ A checkpoint is complete once its commit file exists. `verify` compares restored
 
 import contextlib
 import dataclasses
-import inspect
-import logging
 import pathlib
 import shutil
-import sys
 import time
-import warnings
 from typing import Any, Literal
 
 import jax
@@ -173,7 +169,7 @@ class Checkpoints:
     except Exception as error:  # of any type: it comes from orbax, tensorstore or the system, in another thread
       if not self._writes:
         raise
-      _silence_reports()
+      verify.silence_reports()
       time.sleep(1)  # tensorstore's threads still write, and nothing waits for them
       self._remove_unfinished()
       raise ValueError(
@@ -269,18 +265,3 @@ class _KeepBest(ocp.checkpoint_managers.PreservationPolicy):
 
   def should_preserve(self, checkpoints, *, context) -> list[bool]:
     return [info.step == self.checkpoints.best.step for info in checkpoints]
-
-
-def _silence_reports() -> None:
-  """Silences Python's reports on the tasks that a failed save has left: the run ends, and its error is the last line.
-
-  Python reports when it frees the tasks. Orbax holds some until the process ends, so this cannot be undone before.
-  """
-
-  def report(unraisable):
-    if not inspect.iscoroutine(unraisable.object):
-      sys.__unraisablehook__(unraisable)
-
-  sys.unraisablehook = report
-  logging.getLogger("asyncio").setLevel(logging.CRITICAL)
-  warnings.filterwarnings("ignore", message="coroutine .* was never awaited")

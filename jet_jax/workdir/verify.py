@@ -6,9 +6,13 @@ the file system is not damage, and ends the run.
 """
 
 import contextlib
+import inspect
 import itertools
 import json
+import logging
 import pathlib
+import sys
+import warnings
 from typing import Any
 
 from jet_jax.devices import processes
@@ -48,6 +52,7 @@ def judged(folder: pathlib.Path):
     of_system = isinstance(error, (OSError, MemoryError)) and not isinstance(error, FileNotFoundError)
     if of_system or any(words in str(error) for words in NOT_DAMAGE):
       raise
+    silence_reports()
     problem = first_line(error)
   problems = [text for text in processes.exchange(problem) if text]
   if problems:
@@ -100,3 +105,18 @@ def _suspect(name: str, there, here) -> str:
   if differ[:1] == [0]:
     return "model.couplings"
   return "data.size and model.patch_size" if "table" in name or "position" in name else "model.width"
+
+
+def silence_reports() -> None:
+  """Silences Python's reports on the tasks that a failed save or read has left, so that the error is the last line.
+
+  Python reports when it frees the tasks. Orbax holds some until the process ends, so this cannot be undone before.
+  """
+
+  def report(unraisable):
+    if not inspect.iscoroutine(unraisable.object):
+      sys.__unraisablehook__(unraisable)
+
+  sys.unraisablehook = report
+  logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+  warnings.filterwarnings("ignore", message="coroutine .* was never awaited")
