@@ -11,7 +11,7 @@ BIN := .venv/bin
 LIBTPU := $(CURDIR)/.venv/libtpu/libtpu/libtpu.so
 DEMO ?= runs/digits
 SOAK ?= 10
-BUDGET ?= 10
+BUDGET ?= 15
 
 .PHONY: demo check test test-all test-faults lint clean
 
