@@ -12,7 +12,7 @@ BIN := .venv/bin
 LIBTPU := $(CURDIR)/.venv/libtpu/libtpu/libtpu.so
 DEMO ?= runs/digits
 SOAK ?= 10
-BUDGET ?= 10
+BUDGET ?= 15
 
 .PHONY: demo check test test-all test-faults lint docs-tables clean
 
