@@ -116,7 +116,7 @@ class Jet(nn.Module):
     return [*before, coupling, to_the_next]
 
   @nn.nowrap
-  def splits(self, shape: Sequence[int]) -> jax.Array:
+  def splits(self, shape: Sequence[int]):
     """The table of splits, int32 (couplings, H*W*C): drawn at `init`, and a constant from then on."""
     _, height, width, channels = shape
     grid = height // self.patch_size, width // self.patch_size

@@ -19,7 +19,7 @@ import pytest
 from jaxtyping import install_import_hook
 
 # Shapes and dtypes that annotations promise are checked wherever a test traces these modules.
-install_import_hook(["jet_jax.flow", "jet_jax.jet", "jet_jax.likelihood", "jet_jax.training.step"], "beartype.beartype")
+install_import_hook(["jet_jax.flow", "jet_jax.jet", "jet_jax.likelihood", "jet_jax.training.step"], "typechecker.check")
 
 import small_runs
 import tiers

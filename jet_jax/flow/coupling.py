@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from jet_jax.flow.layer import Layer
 
-Scale = Float[Array, "batch tokens channels"]
+Scale = Float[Array, "..."]  # (B, tokens, channels) in a coupling
 
 
 def scale_and_log(raw_scale: Scale, bound: float, floor: float) -> tuple[Scale, Scale]:

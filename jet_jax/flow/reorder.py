@@ -2,12 +2,13 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Int
 
 from jet_jax.flow.layer import Layer
 from jet_jax.flow.types import Order, State
 
-Table = Int[Array, "couplings dims"]
+Table = Int[Array | np.ndarray, "couplings dims"]
 Orders = Int[Array, "couplings_and_one dims"]
 
 
@@ -41,6 +42,7 @@ def permute(x: State, order: Order) -> State:
 
 def inverse_permutation(order: Order) -> Order:
   """Returns the permutation that undoes `order`."""
+  order = jnp.asarray(order)
   return jnp.zeros_like(order).at[order].set(jnp.arange(order.size, dtype=order.dtype), unique_indices=True)
 
 

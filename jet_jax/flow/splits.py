@@ -72,7 +72,7 @@ def patterns_of(row: np.ndarray, grid: tuple[int, int], token_dim: int) -> list[
   return found
 
 
-def channel_rows(orders: Int[Array, "couplings channels"], tokens: int) -> Int[Array, "couplings dims"]:
+def channel_rows(orders: Int[Array | np.ndarray, "couplings channels"], tokens: int) -> Int[Array, "couplings dims"]:
   """Returns the table rows of channel splits.
 
   Args:

@@ -22,6 +22,11 @@ def check_same_end(one, other):
   assert small_runs.metrics(one[1]) == small_runs.metrics(other[1])
 
 
+def ending_after(step, job):
+  """The same job, ended early; its schedule stays."""
+  return dataclasses.replace(job, run=dataclasses.replace(job.run, total_steps=step))
+
+
 @pytest.mark.fault(30)
 @pytest.mark.parametrize("damage", ["newest deleted", "clock set back"])
 def test_a_run_goes_on_from_the_newest_step_that_is_there_whatever_the_clock_says(
@@ -30,7 +35,7 @@ def test_a_run_goes_on_from_the_newest_step_that_is_there_whatever_the_clock_say
   config, workdir = tiny_config(checkpoint_steps=2, eval_steps=0, sample_steps=0), tmp_path / "run"
   straight = train.train(train.prepare(config, tmp_path / "straight"))
   stopped = train.prepare(config, workdir)
-  train.train(dataclasses.replace(stopped, total_steps=4))
+  train.train(ending_after(4, stopped))
   if damage == "newest deleted":
     shutil.rmtree(workdir / "checkpoints" / "4")
   else:
@@ -48,7 +53,7 @@ def test_a_run_goes_on_from_the_newest_step_that_is_there_whatever_the_clock_say
 def test_the_number_of_workers_may_change_within_a_run_and_changes_nothing(tmp_path, tiny_config):
   config, more_workers = (tiny_config(workers=workers, eval_steps=0, sample_steps=0) for workers in (0, 2))
   straight = train.train(train.prepare(config, tmp_path / "straight"))
-  train.train(dataclasses.replace(train.prepare(config, tmp_path / "run"), total_steps=3))
+  train.train(ending_after(3, train.prepare(config, tmp_path / "run")))
   resumed = train.train(train.prepare(more_workers, tmp_path / "run"))
   check_same_end((resumed, tmp_path / "run"), (straight, tmp_path / "straight"))
 

@@ -132,7 +132,8 @@ def test_what_was_taken_is_on_record(make_source, small, tmp_path):
     ({"couplings": 4}, ["model.couplings=5 there and 4 here"]),
     ({"kinds": ("channels",)}, ["model.kinds=('channels', 'spatial', "]),
     ({"spatial": ("hstripes",)}, ["model.spatial=('checkerboard', 'checkerboard-inv') there and ('hstripes', "]),
-    ({"scale_bound": 3.0}, ["model.scale_bound=2.0 there and 3.0 here; set what it has"]),
+    ({"scale_bound": 3.0}, ["model.scale_bound=2.0 there and 3.0 here; set the values of the source"]),
+    ({"layers": ("actnorm",)}, ["model.layers=() there and ('actnorm',) here", "actnorm/bias missing there"]),
     ({"scale_floor": 0.1}, ["model.scale_floor=0.0 there and 0.1 here"]),
     ({"width": 16, "size": 16}, ["position_embedding (5, 16, 8) there and (5, 16, 16) here"]),
     ({"data.source": "digits", "data.size": 0, "patch_size": 2, "levels": 17}, ["channels=3 there and 1 here"]),
@@ -149,7 +150,7 @@ def test_another_flow_is_refused_with_all_that_differs(settings, words, make_sou
 
 def test_the_same_splits_may_be_written_otherwise(make_source, small, tmp_path):
   kinds = ("channels", "spatial") * 2 + ("channels",)
-  run = prepare(small(init_from=str(make_source()), kinds=kinds), tmp_path / "run")
+  run = prepare(small(init_from=str(make_source()), kinds=kinds), tmp_path / "run").run
   assert run.config.init_from == f"{make_source()}@4"
 
 
@@ -165,7 +166,7 @@ def test_the_best_step_can_be_asked_for_and_a_path_may_have_an_at(make_source, s
   best = json.loads((source / "checkpoints/4/digests/metadata").read_text())["notes"]["step"]
   monkeypatch.chdir(tmp_path)
   settled = {
-    text: prepare(small(init_from=f"{start}{text}"), tmp_path / "run").config.init_from
+    text: prepare(small(init_from=f"{start}{text}"), tmp_path / "run").run.config.init_from
     for start, text in (("name@4", ""), (source, "@best"), ("x/../name@4", "@2"))
   }
   assert settled == {"": f"{source}@4", "@best": f"{source}@{best}", "@2": f"{source}@2"}
@@ -176,7 +177,7 @@ def test_a_run_needs_its_source_no_more_once_it_has_started(make_source, small, 
   shutil.copytree(make_source(), source)
   config = lambda **more: small(**{"init_from": str(source), "total_steps": 2} | more)
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(Run, "due", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))  # killed in its first step
+    patch.setattr(Run, "is_due", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))  # killed in its first step
     with pytest.raises(KeyboardInterrupt):
       train(prepare(config(), tmp_path / "run"))
   assert saved_steps(tmp_path / "run") == [0]
@@ -202,7 +203,7 @@ def test_a_run_that_had_not_started_chooses_again(make_source, small, tmp_path):
   source = tmp_path / "source"
   shutil.copytree(make_source(), source)
   config = lambda: small(init_from=str(source))
-  assert prepare(config(), tmp_path / "run").config.init_from == f"{source}@4"  # and was killed in its compilation
+  assert prepare(config(), tmp_path / "run").run.config.init_from == f"{source}@4"  # and was killed in its compilation
   train(prepare(small(total_steps=6, checkpoint_keep=1), source))
   run, _ = begin(config(), tmp_path / "run")
   assert run.config.init_from == f"{source}@6"

@@ -99,6 +99,7 @@ def test_where_there_are_no_locks_a_warning_names_the_holder(tmp_path, monkeypat
 
 
 @pytest.mark.fault(26)
+@pytest.mark.process
 def test_a_run_that_crashed_on_the_same_machine_leaves_no_warning(tmp_path, capsys):
   process = holder(tmp_path / "lock")
   process.kill()
