@@ -1,4 +1,4 @@
-"""Bits per dimension of a split, inside training or alone:
+"""Measures the bits per dimension of a split with a trained run:
 
 python -m jet_jax.evaluate --workdir=DIR [--step=N|best] [--split=validation] [--noise_samples=K]
 """
@@ -17,16 +17,16 @@ from jet_jax.workdir.trained import step_argument
 
 
 def main(argv=None) -> None:
-  """Evaluates a work directory and prints one JSON object, with null for a figure that is NaN or infinite."""
+  """Evaluates a work directory and prints one JSON object; a NaN or infinite figure is null."""
   parser = argparse.ArgumentParser(
-    prog="python -m jet_jax.evaluate", description="Bits per dimension of a trained run."
+    prog="python -m jet_jax.evaluate", description="Prints the bits per dimension of a trained run, as JSON."
   )
   parser.add_argument("--workdir", required=True, help="work directory of a training run")
-  parser.add_argument("--step", type=step_argument, help="checkpoint to evaluate, or best; the newest by default")
+  parser.add_argument("--step", type=step_argument, help="checkpoint to evaluate, or best; the latest by default")
   parser.add_argument("--split", default="validation", choices=sources.SPLITS)
-  parser.add_argument("--noise_samples", type=int, default=1, help="draws of the dequantization noise an image")
-  parser.add_argument("--source", help="the images, as config.data.source, if they are not where they were")
-  parser.add_argument("--data_dir", help="of prepared data sets, likewise")
+  parser.add_argument("--noise_samples", type=int, default=1, help="draws of the dequantization noise for each image")
+  parser.add_argument("--source", help="the images, as config.data.source; by default those of the run")
+  parser.add_argument("--data_dir", help="folder of prepared data sets; by default that of the run")
   args = parser.parse_args(argv)
   try:
     if args.noise_samples < 1:
@@ -39,7 +39,9 @@ def main(argv=None) -> None:
     (source,) = sources.open_config(config, [args.split])
     shape = source[0]["image"].shape
     if shape != config.image_shape:
-      raise ValueError(f"{config.data.source} has images of {shape}, the flow is for {config.image_shape}; give others")
+      raise ValueError(
+        f"{config.data.source} has images of {shape}, the flow is for {config.image_shape}; give another --source"
+      )
     evaluator = Evaluator(model, config.levels, source, config.batch_size // config.microbatches, mesh)
     result = evaluator(variables, args.noise_samples)
   except ValueError as error:

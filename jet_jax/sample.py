@@ -1,4 +1,4 @@
-"""Images from a trained flow, inside training or alone:
+"""Draws images from a trained run:
 
 python -m jet_jax.sample --workdir=DIR [--step=N|best] [--num=64] [--seed=0] [--temperature=1.0]
     [--out=FILE] [--npz=FILE] [--dtype=bfloat16]
@@ -27,22 +27,26 @@ RANGES = {"num": (1, 2**31 - 1), "seed": (0, 2**31 - 1), "temperature": (0, 1e30
 
 
 def main(argv=None) -> None:
-  """Samples a work directory, writes the pictures and prints one JSON object; warns of images that are not finite."""
-  parser = argparse.ArgumentParser(prog="python -m jet_jax.sample", description="Images from a trained run.")
+  """Samples a work directory, writes the images and prints one JSON object; warns of images that are not finite."""
+  parser = argparse.ArgumentParser(
+    prog="python -m jet_jax.sample", description="Draws images from a trained run, and prints a summary as JSON."
+  )
   parser.add_argument("--workdir", required=True, help="work directory of a training run")
-  parser.add_argument("--step", type=step_argument, help="checkpoint to sample, or best; the newest by default")
+  parser.add_argument("--step", type=step_argument, help="checkpoint to sample, or best; the latest by default")
   parser.add_argument("--num", type=int, default=64, help="number of images")
-  parser.add_argument("--seed", type=int, default=0)
+  parser.add_argument("--seed", type=int, default=0, help="of the latents")
   parser.add_argument(
     "--temperature", type=float, default=1.0, help="factor on the latents; below 1 smoother, less varied"
   )
-  parser.add_argument("--out", default="samples.png", help=f"PNG file of a grid of them, the first {GRID} at most")
-  parser.add_argument("--npz", help="file for all of them as an array `images`, uint8 (N, H, W, C)")
-  parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of the transformers; the run's own by default")
+  parser.add_argument("--out", default="samples.png", help=f"PNG file with a grid of the images, at most {GRID}")
+  parser.add_argument("--npz", help="npz file with all images in an array `images`, uint8 (N, H, W, C)")
+  parser.add_argument(
+    "--dtype", choices=("float32", "bfloat16"), help="of the transformers' computation; by default that of the run"
+  )
   args = parser.parse_args(argv)
   try:
     for name, (low, high) in RANGES.items():
-      if not low <= getattr(args, name) <= high:  # refuses NaN too
+      if not low <= getattr(args, name) <= high:  # rejects NaN too
         raise ValueError(f"--{name}={getattr(args, name)} must be at least {low} and at most {high}")
     processes.join()
     keep_compiled()
@@ -66,7 +70,7 @@ def main(argv=None) -> None:
 
 
 def _write(args, chunks: Iterator[np.ndarray], config) -> None:
-  """The files that the command names, by the first process; the others only draw."""
+  """Writes the files that the command names, in the first process; the others only draw."""
   shown, writes = [], processes.is_writer()
   with contextlib.ExitStack() as stack:
     bar = stack.enter_context(tqdm(total=args.num, unit="image", leave=False, disable=None if writes else True))

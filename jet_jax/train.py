@@ -85,7 +85,7 @@ def prepare(config: Config, workdir: str | pathlib.Path, flag_overrides=()) -> J
 def start_state(job: Job, init_key, checkpoints: Checkpoints) -> TrainState:
   """The latest good checkpoint of the run, or a fresh state."""
   run = job.run
-  items = checkpoints.restore_newest(run.state_shapes.items())
+  items = checkpoints.restore_latest(run.state_shapes.items())
   if items is not None:
     state = TrainState.from_items(items)
     processes.say(f"resuming from step {state.step}")

@@ -40,7 +40,7 @@ def permute(x: State, order: Order) -> State:
   return x.at[:, order].get(mode="promise_in_bounds", unique_indices=True)
 
 
-def inverse_permutation(order: Order) -> Order:
+def inverse_permutation(order: Order) -> Int[Array, " dims"]:
   """Returns the permutation that undoes `order`."""
   order = jnp.asarray(order)
   return jnp.zeros_like(order).at[order].set(jnp.arange(order.size, dtype=order.dtype), unique_indices=True)

@@ -68,5 +68,5 @@ class NonFiniteMonitor:
     return (
       f"step {step}: the loss is {values['bits_per_dim']} bits/dim and the norm of the gradient {values['grad_norm']}; "
       f"max_nonfinite_steps={self.max_nonfinite} in a row may be skipped. Nothing of this step was applied or saved; "
-      f"{self.checkpoints.newest()}. Set a lower lr, look at the images of this step, or skip more"
+      f"{self.checkpoints.name_latest()}. Set a lower lr, look at the images of this step, or skip more"
     )

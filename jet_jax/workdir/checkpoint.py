@@ -47,9 +47,9 @@ def choose_step(workdir: str | pathlib.Path, step: int | Literal["best"] | None)
     raise ValueError(f"no complete checkpoint in {workdir}; train until the first one is saved")
   if step == "best":
     best = Best()
-    for newest in reversed(steps):
+    for saved in reversed(steps):
       with contextlib.suppress(OSError, ValueError):  # damaged
-        best = Best(**verify.read_record(folder / str(newest))[1])
+        best = Best(**verify.read_record(folder / str(saved))[1])
         break
     if best.step not in steps:
       raise ValueError(f"{best}, and no checkpoint of that is kept; {there}; give one of them, or train with keep_best")
@@ -69,7 +69,7 @@ class Checkpoints:
     keep_best: the checkpoint of the best evaluation stays too.
 
   Attributes:
-    best: the best evaluation so far; saved with each checkpoint, and restored by `restore_newest`.
+    best: the best evaluation so far; saved with each checkpoint, and restored by `restore_latest`.
   """
 
   def __init__(
@@ -123,7 +123,7 @@ class Checkpoints:
     """Returns the step of the latest complete checkpoint; None if there is none."""
     return max(self.steps(), default=None)
 
-  def newest(self) -> str:
+  def name_latest(self) -> str:
     """Names the latest complete checkpoint, in a clause for an error message."""
     steps = saved_steps(self.directory.parent)
     return f"the last good checkpoint is of step {steps[-1]}" if steps else "there is no checkpoint yet"
@@ -144,7 +144,7 @@ class Checkpoints:
     try:
       prints = fingerprint.fingerprints(items)
     except ValueError as error:
-      raise ValueError(f"the state after step {step} is not saved: {error}; {self.newest()}") from error
+      raise ValueError(f"the state after step {step} is not saved: {error}; {self.name_latest()}") from error
     record = fingerprint.to_json(prints, dataclasses.asdict(self.best))
     args = {name: ocp.args.StandardSave(item) for name, item in items.items()}
     with self._explained():
@@ -175,10 +175,10 @@ class Checkpoints:
       raise ValueError(
         f"a checkpoint could not be saved in {self.directory} ({verify.first_line(error)}): "
         f"{shutil.disk_usage(self.directory).free:,} bytes are free there, it takes about {self._bytes:,}; "
-        f"{self.newest()}; make room and give the same command again"
+        f"{self.name_latest()}; make room and give the same command again"
       ) from error
 
-  def restore_newest(self, like: dict[str, Any]) -> dict[str, Any] | None:
+  def restore_latest(self, like: dict[str, Any]) -> dict[str, Any] | None:
     """Restores the latest checkpoint that is not damaged. Moves damaged ones to DIR/damaged and says so.
 
     Args:
@@ -212,7 +212,7 @@ class Checkpoints:
     return None
 
   def restore(self, step: int, like: dict[str, Any]) -> dict[str, Any]:
-    """Restores the state of a step, as `restore_newest` does. Raises Damaged if it differs from what was saved."""
+    """Restores the state of a step, as `restore_latest` does. Raises Damaged if it differs from what was saved."""
     folder = self.directory / str(step)
     saved, _ = self._record(step)
     verify.check_shapes(folder, saved, fingerprint.without_digests(like))

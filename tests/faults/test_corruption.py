@@ -65,7 +65,7 @@ def restore(saved, tmp_path, capsys):
     shutil.copytree(workdir, copy)
     change(copy / "checkpoints" / "2" / name)
     with Checkpoints(copy, keep=2) as checkpoints:
-      items = checkpoints.restore_newest(sharding.place_like(few_arrays(0), MESH).items())
+      items = checkpoints.restore_latest(sharding.place_like(few_arrays(0), MESH).items())
     assert items is not None
     state = TrainState.from_items(items)
     said = capsys.readouterr().out
@@ -178,7 +178,7 @@ def test_no_good_checkpoint_at_all_is_an_error_and_not_a_fresh_start(saved, tmp_
       with pytest.raises(
         ValueError, match=r"no checkpoint can be used.*checkpoints/2 is damaged.*checkpoints/1 is damaged"
       ):
-        checkpoints.restore_newest(sharding.place_like(few_arrays(0), MESH).items())
+        checkpoints.restore_latest(sharding.place_like(few_arrays(0), MESH).items())
       assert checkpoints.steps() == [1, 2]
 
 
@@ -200,7 +200,7 @@ def test_an_error_of_the_system_marks_no_checkpoint_as_damaged(saved, tmp_path, 
   with Checkpoints(tmp_path / "run", keep=2) as checkpoints:
     monkeypatch.setattr(checkpoints._manager, "restore", restore)
     with pytest.raises(type(trouble)):
-      checkpoints.restore_newest(sharding.place_like(few_arrays(0), MESH).items())
+      checkpoints.restore_latest(sharding.place_like(few_arrays(0), MESH).items())
     assert checkpoints.steps() == [1, 2]
 
 
@@ -257,7 +257,7 @@ def test_a_checkpoint_of_another_flow_is_refused_by_name_and_stays(tmp_path, wan
     checkpoints.save(make_state(2).items())
     checkpoints.wait()
     with pytest.raises(ValueError, match=rf"checkpoints/2 has .*this run needs .*{key} above all") as error:
-      checkpoints.restore_newest(sharding.place_like(make_state(0, **wanted), MESH).items())
+      checkpoints.restore_latest(sharding.place_like(make_state(0, **wanted), MESH).items())
     assert "model/params/couplings/" in str(error.value)
     assert checkpoints.latest_step() == 2
 

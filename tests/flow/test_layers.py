@@ -139,7 +139,7 @@ def test_a_restored_layer_computes_the_same_bits(case, tmp_path):
   with Checkpoints(tmp_path, keep=1) as checkpoints:
     checkpoints.save(items)
   with Checkpoints(tmp_path, keep=1) as checkpoints:
-    restored = checkpoints.restore_newest(sharding.place_like(items, sharding.make_mesh()))
+    restored = checkpoints.restore_latest(sharding.place_like(items, sharding.make_mesh()))
   again = run(layer, restored["model"]["variables"], restored["model"]["x"])
   for there, here in zip(run(layer, variables, state()), again, strict=True):
     np.testing.assert_array_equal(there, here)

@@ -106,12 +106,12 @@ def test_the_best_evaluation_is_saved_and_its_checkpoint_stays(tmp_path):
   like = place_like(make_state(0), sharding.make_mesh())
   with Checkpoints(tmp_path, keep=1, keep_best=True) as checkpoints:
     assert checkpoints.progress() == (5, Best(3, 4.0, 2))
-    checkpoints.restore_newest(like.items())
+    checkpoints.restore_latest(like.items())
     assert checkpoints.best == Best(3, 4.0, 2)
     checkpoints.save(make_state(6).items())
   assert saved_steps(tmp_path) == [3, 6]
   with Checkpoints(tmp_path, keep=1) as checkpoints:
-    checkpoints.restore_newest(like.items())
+    checkpoints.restore_latest(like.items())
     checkpoints.save(make_state(7).items())
   assert saved_steps(tmp_path) == [7], "not asked for, it goes"
   with pytest.raises(ValueError, match="4.0000 bits/dim after step 3, .* no checkpoint of that is kept"):
@@ -124,7 +124,7 @@ def test_a_best_that_was_not_kept_is_none_to_beat(tmp_path, capsys):
       checkpoints.best.add(step, float(step))
       checkpoints.save(make_state(step).items())
   with Checkpoints(tmp_path, keep=1, keep_best=True) as checkpoints:
-    checkpoints.restore_newest(place_like(make_state(0), sharding.make_mesh()).items())
+    checkpoints.restore_latest(place_like(make_state(0), sharding.make_mesh()).items())
     assert checkpoints.best == Best()
   assert (
     "after step 1, 1 came since, but it was not kept; the next evaluation counts as the first"
