@@ -4,7 +4,7 @@
   python -m jet_jax.train --config=configs/transfer_cifar10.py:data_dir=DATA --workdir=runs/transfer_cifar10
 
 FOLDER has cifar-10-python.tar.gz. The run starts from the latest checkpoint in runs/imagenet21k_32; choose another with
-`init_from=WORKDIR[@STEP]`. Variants and their cost at half of the devices' peak, from
+`init_from=WORKDIR[@STEP|@best]`. Variants and their cost at half of the devices' peak, from
 `python -m tools.cost --config=configs/transfer_cifar10.py[:small]`:
 
   (none)  1,017.8 M parameters, 8.38e+18 operations: 4.7 h on H200, 0.092 h on v5e-256

@@ -4,8 +4,8 @@
   python -m jet_jax.train --config=configs/transfer_imagenet32.py:data_dir=DATA --workdir=runs/transfer_imagenet32
 
 FOLDER has train_32x32.tar and valid_32x32.tar of van den Oord et al. The run starts from the latest checkpoint in
-runs/imagenet21k_32; choose another with `init_from=WORKDIR[@STEP]`. Variants and their cost at half of the devices'
-peak, from `python -m tools.cost --config=configs/transfer_imagenet32.py[:small]`:
+runs/imagenet21k_32; choose another with `init_from=WORKDIR[@STEP|@best]`. Variants and their cost at half of
+the devices' peak, from `python -m tools.cost --config=configs/transfer_imagenet32.py[:small]`:
 
   (none)  1,017.8 M parameters, 1.07e+20 operations: 60 h on H200, 1.2 h on v5e-256
   small   206.3 M parameters, 2.15e+19 operations: 12 h on H200, 0.24 h on v5e-256

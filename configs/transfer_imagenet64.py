@@ -4,8 +4,8 @@
   python -m jet_jax.train --config=configs/transfer_imagenet64.py:data_dir=DATA --workdir=runs/transfer_imagenet64
 
 FOLDER has train_64x64.tar and valid_64x64.tar of van den Oord et al. The run starts from the latest checkpoint in
-runs/imagenet21k_64; choose another with `init_from=WORKDIR[@STEP]`. Variants and their cost at half of the devices'
-peak, from `python -m tools.cost --config=configs/transfer_imagenet64.py[:small]`:
+runs/imagenet21k_64; choose another with `init_from=WORKDIR[@STEP|@best]`. Variants and their cost at half of
+the devices' peak, from `python -m tools.cost --config=configs/transfer_imagenet64.py[:small]`:
 
   (none)  1,019.6 M parameters, 1.08e+20 operations: 60 h on H200, 1.2 h on v5e-256
   small   207.2 M parameters, 2.16e+19 operations: 12 h on H200, 0.24 h on v5e-256

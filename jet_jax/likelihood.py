@@ -1,7 +1,7 @@
 """Uint8 pixels to bits per dimension and back. Scale, bin width and the constant of bits/dim are fixed here, once.
 
 A pixel value u in {0 .. levels - 1} is the bin [u, u + 1) * bin_width - 1 of the real line, so an image lies in
-[-1, 1 + bin_width). Uniform noise inside the bin makes it continuous. The density of the flow, integrated over a bin,
+[-1, 1 + bin_width). Uniform noise inside the bin dequantizes it. The density of the flow, integrated over a bin,
 is the probability of its pixel value. E[-log density] - log(bin volume) bounds -log probability from above.
 """
 

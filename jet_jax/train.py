@@ -107,7 +107,7 @@ class Programs:
 
 
 def compile_all(job: Job) -> Programs:
-  """Says what a run costs and compiles its programs before the first step. Raises ValueError if one does not fit."""
+  """Prints the cost of a run and compiles its programs. Raises ValueError if one does not fit."""
   run, config, state = job.run, job.run.config, job.run.state_shapes
   processes.say(cost.describe(config, run.model, state, run.mesh, run.num_examples, run.total_steps))
   limit = compile_lib.memory_limit(jax.local_devices())
@@ -128,7 +128,7 @@ def compile_all(job: Job) -> Programs:
 
 
 def train(job: Job) -> TrainState:
-  """Trains from the latest checkpoint, or from the start, to the last step or to the one that a signal makes the last.
+  """Trains from the latest checkpoint, or from scratch, to the last step or until a signal.
 
   Returns:
     The last state, which is saved.
@@ -182,7 +182,7 @@ def run_steps(job: Job, programs: Programs, state: TrainState, noise_key, checkp
 
 
 def evaluate_sample_save(run: Run, programs: Programs, step: int, state: TrainState, checkpoints, log) -> None:
-  """Does what is due after a step, in this order."""
+  """Evaluates, samples and saves, in this order, whichever is due after a step."""
   config, is_best = run.config, False
   if run.is_due("eval", step):
     result = programs.evaluator(state.variables(), config.eval_noise_samples)
@@ -196,9 +196,9 @@ def evaluate_sample_save(run: Run, programs: Programs, step: int, state: TrainSt
 
 
 def say_why_it_ended(run: Run, step: int, best) -> None:
-  """Says whether a run was stopped or ended before its last step."""
+  """Prints why a run ended before its last step."""
   if not run.is_over(step, best):
-    processes.say(f"stopped after step {step} of {run.total_steps}; the same command goes on from there")
+    processes.say(f"stopped after step {step} of {run.total_steps}; rerun the command to resume")
   elif step < run.total_steps:
     processes.say(f"ended after step {step} of {run.total_steps}: {best}; patience={run.config.patience}")
 

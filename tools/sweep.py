@@ -1,8 +1,8 @@
 """Trains the runs of a sweep, all in sequence or one per task of an array job, and writes their tables.
 
-  python -m tools.sweep --sweep=configs/sweeps/kinds.py --out=runs/kinds --define images=archive:PATH
-  sbatch --array=0-8 ... python -m tools.sweep --sweep=... --out=... --define ... --index=$SLURM_ARRAY_TASK_ID
-  python -m tools.sweep --out=runs/kinds --table    only the tables, also while runs are training
+  python -m tools.sweep --sweep=configs/sweeps/depth.py --out=runs/depth --define images=archive:PATH
+  sbatch --array=0-3 ... python -m tools.sweep --sweep=... --out=... --define ... --index=$SLURM_ARRAY_TASK_ID
+  python -m tools.sweep --out=runs/depth --table    only the tables, also while runs are training
 
 A sweep is a Python file with a function `get_sweep`. Its arguments come from `--define`. It returns a dict from the
 name of each run to the `--config` of `jet_jax.train`, in which "{out}" stands for the folder of the sweep. Names that

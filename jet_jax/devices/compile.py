@@ -12,11 +12,11 @@ from jet_jax.devices import processes
 
 
 def keep_compiled() -> None:
-  """Compiled programs outlive the process, so that a restart or a second command finds them.
+  """Enables a cache of compiled programs on disk, so that a restart or a second command finds them.
 
   They go to $JAX_COMPILATION_CACHE_DIR, or else to ~/.cache/jet_jax, but not on CPUs: code that is compiled for one may
-  not run on another that has the same home directory. Nor for several processes with GPUs, which choose their kernels
-  together: one that found its program would leave the others waiting.
+  not run on another that has the same home directory. The cache stays off for several processes with GPUs, which choose
+  their kernels together: one that found its program would leave the others waiting.
   """
   backend, home = jax.default_backend(), os.environ.get("HOME")
   suits = backend == "tpu" or (backend == "gpu" and jax.process_count() == 1)
@@ -25,7 +25,7 @@ def keep_compiled() -> None:
 
 
 def on_mesh(mesh, function):
-  """The function, traced where `sharding.keep_split` knows the mesh."""
+  """Returns the function, traced with the mesh that `sharding.keep_split` reads."""
 
   @functools.wraps(function)
   def traced(*arguments):
@@ -54,7 +54,7 @@ def bytes_of_program(compiled) -> int:
 
 
 def memory_limit(devices) -> int | None:
-  """Bytes that each of this process's devices has; CPU devices share the machine's. None if they do not tell."""
+  """Bytes that each of this process's devices has; CPU devices share the machine's. None if unknown."""
   if devices[0].platform == "cpu":
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // len(devices)
   stats = devices[0].memory_stats()
@@ -62,8 +62,7 @@ def memory_limit(devices) -> int | None:
 
 
 FIX = (
-  "raise mesh.fsdp (parts of the state) or microbatches (parts of the batch), set model.remat=full if it is not, or "
-  "train a smaller model"
+  "raise mesh.fsdp (shards of the state) or microbatches, set model.remat=full if it is not, or train a smaller model"
 )
 
 
@@ -74,10 +73,10 @@ def check_fits(what: str, needed: int, limit: int | None) -> None:
 
 
 def compile_to_fit(what: str, lowered, limit: int | None, beside: int = 0) -> Any:
-  """Compiles a program that must fit, and says how long that took and what it takes.
+  """Compiles a program, prints its time and memory, and checks that it fits.
 
   Args:
-    what: it is.
+    what: name of the program in messages.
     lowered: the traced program.
     limit: bytes that a device has, None if unknown.
     beside: bytes that something else takes while it runs.

@@ -52,7 +52,7 @@ class Stop:
     self._undo.close()
 
   def due(self, step: int) -> bool:
-    """Returns True if the run must end now that `step` is done. Every process asks after each step."""
+    """Returns True if the run must end now that `step` is done. Every process calls it after each step."""
     if jax.process_count() == 1:
       return self._asked.is_set()
     with self._lock:

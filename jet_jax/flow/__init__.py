@@ -1,4 +1,4 @@
-"""Invertible layers and what predicts inside them: maths only, without the rest of the house."""
+"""Invertible layers and their predictors: maths only, without data, config or training."""
 
 from jet_jax.flow.actnorm import ActNorm
 from jet_jax.flow.coupling import Coupling

@@ -28,7 +28,7 @@ def scale_and_log(raw_scale: Scale, bound: float, floor: float) -> tuple[Scale, 
 
 
 class Coupling(Layer):
-  """Transforms the second half of the state by a scale and a bias that a predictor reads off the first half.
+  """Transforms the second half of the state by a scale and a bias that are predicted from the first half.
 
   With `x1, x2` the two halves, `bias, raw = predictor(x1)`, `m = scale_bound` and `scale = m * sigmoid(raw)`:
 

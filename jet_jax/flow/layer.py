@@ -17,7 +17,7 @@ class Layer(nn.Module):
 
   x, y: float32 (B, dims). logdet: nats, (B,), of the call that was made; the two cancel. context: None, or
   what the layer's predictor may read besides the state. A layer defines `transform`, in which both directions share one
-  path, and knows nothing of its neighbours. Parameters may depend on the state that `init` is called with.
+  path, and does not depend on its neighbours. Parameters may depend on the state that `init` is called with.
   """
 
   def __call__(self, x: State, context: Context = None) -> tuple[State, Logdet]:

@@ -66,7 +66,7 @@ class Sampler:
     self._program = self._step = sample_program(model, image_shape, levels, mesh)
 
   def compile(self, variables, limit: int | None, beside: int) -> None:
-    """Compiles the program of a call before its time.
+    """Compiles the program of a call in advance.
 
     Args:
       variables: or their ShapeDtypeStructs.

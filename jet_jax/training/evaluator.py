@@ -44,7 +44,7 @@ class Evaluator:
     self._program = self._step = eval_program(model, levels, mesh)
 
   def compile(self, variables, image_shape, limit: int | None, beside: int) -> None:
-    """Compiles the program of a call before its time.
+    """Compiles the program of a call in advance.
 
     Args:
       variables: or their ShapeDtypeStructs.

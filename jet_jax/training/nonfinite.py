@@ -1,4 +1,4 @@
-"""Steps whose loss or gradient is not finite: skipped on the devices, and the end of a run that has too many."""
+"""Skips steps whose loss or gradient is not finite, and ends a run that has too many."""
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,7 @@ def guard(state, updated, is_finite, max_nonfinite: int):
 
 
 class NonFiniteMonitor:
-  """Finds out from the metrics of steps that training has halted; the devices halt by themselves (`guard`).
+  """Detects in the metrics of steps that `guard` has frozen training.
 
   Until `check` nothing waits for the devices.
 

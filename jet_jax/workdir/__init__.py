@@ -1,4 +1,4 @@
-"""A run on disk. Only this wing writes to a work directory."""
+"""A run on disk: claim, checkpoints, metrics and pictures."""
 
 from jet_jax.workdir.best import Best
 from jet_jax.workdir.checkpoint import Checkpoints, choose_step

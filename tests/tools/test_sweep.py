@@ -168,7 +168,7 @@ def test_a_sweep_that_is_asked_to_stop_saves_and_goes_on(file, tmp_path):
   process.send_signal(signal.SIGTERM)
   _, errors = process.communicate(timeout=120)
   assert process.returncode == 1
-  assert "the same command goes on from there" in errors
+  assert "rerun the command to resume" in errors
   saved = max(int(path.parent.name) for path in out.glob("first/seed0/checkpoints/*/commit_success.txt"))
   config = json.loads((out / "first/seed0/config.json").read_text())
   assert config["total_steps"] == 100000

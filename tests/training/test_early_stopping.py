@@ -54,7 +54,7 @@ def test_the_lowest_figure_is_the_best_and_one_that_is_not_finite_never():
   assert past == [False, False, False, True, True, True, True], "the same again is no better"
   assert best == Best(step=1, bits_per_dim=3.0, since=5)
   assert not best.is_past(0)
-  assert str(best) == "the best evaluation was 3.0000 bits/dim after step 1, 5 came since"
+  assert str(best) == "the best evaluation was 3.0000 bits/dim after step 1, evaluations since: 5"
 
 
 def test_without_patience_a_run_goes_to_its_end_and_keeps_the_newest(judged, tiny_config, tmp_path):
@@ -73,7 +73,7 @@ def test_a_run_that_gets_no_better_ends_and_is_finished(judged, tiny_config, tmp
   config = make_config(tiny_config, patience=3)
   assert int(judged(config, tmp_path).step) == 10
   assert saved_steps(tmp_path) == [4, 8, 10]
-  words = "the best evaluation was 3.0000 bits/dim after step 4, 3 came since"
+  words = "the best evaluation was 3.0000 bits/dim after step 4, evaluations since: 3"
   assert f"ended after step 10 of 14: {words}; patience=3" in capsys.readouterr().out
   assert int(judged(config, tmp_path, start=10).step) == 10
   assert f"this run is finished: step 10 of 14; {words}" in capsys.readouterr().out

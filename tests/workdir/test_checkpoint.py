@@ -127,7 +127,7 @@ def test_a_best_that_was_not_kept_is_none_to_beat(tmp_path, capsys):
     checkpoints.restore_latest(place_like(make_state(0), sharding.make_mesh()).items())
     assert checkpoints.best == Best()
   assert (
-    "after step 1, 1 came since, but it was not kept; the next evaluation counts as the first"
+    "after step 1, evaluations since: 1, but it was not kept; the next evaluation counts as the first"
     in capsys.readouterr().out
   )
 
