@@ -57,7 +57,7 @@ def main(argv=None) -> None:
   sampler = Sampler(model, config.image_shape, config.levels, args.num, mesh, at_once)
   try:
     _write(args, sampler.chunks(variables, args.seed, args.temperature), config)
-  except OSError as error:
+  except (OSError, ValueError) as error:  # a full disk, a path that cannot be written
     processes.fail(error)
   counts = {"num": args.num, "num_nonfinite": sampler.num_nonfinite}
   if sampler.num_nonfinite and processes.is_writer():

@@ -11,9 +11,11 @@ import os
 import pathlib
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import grain
 import jax
+import numpy as np
 from absl import app, flags, logging
 from ml_collections import config_flags
 
@@ -53,6 +55,15 @@ class Job:
   def place(self, batch) -> jax.Array:
     """Images of a batch, or of this process's rows of it, on the devices."""
     return sharding.place_batch(batch["image"], self.run.mesh, self.run.config.batch_size)
+
+  def first_images(self) -> jax.Array:
+    """Images that a new flow starts from: a microbatch of the first batch, or zeros if no layer reads them."""
+    config, mesh = self.run.config, self.run.mesh
+    if not config.model.layers:
+      return sharding.place_batch(np.zeros((mesh.size, *config.image_shape), np.uint8), mesh)
+    # Some of each device's rows, as in `train_step`, so the same images for any number of processes.
+    batch: Any = self.batches[0]
+    return sharding.place_batch(batch["image"][:: config.microbatches], mesh, config.batch_size // config.microbatches)
 
 
 def prepare(config: Config, workdir: str | pathlib.Path, flag_overrides=()) -> Job:
@@ -94,7 +105,7 @@ def start_state(job: Job, init_key, checkpoints: Checkpoints) -> TrainState:
     state = transfer.start(run, job.workdir)
     checkpoints.save(state.items())  # from here on it needs its source no more
     return state
-  return run.initial_state(init_key, job.place(job.batches[0]))
+  return run.initial_state(init_key, job.first_images(), compile_lib.memory_limit(jax.local_devices()))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -154,10 +154,14 @@ def _initial_run(config_argument: str):
   config = config_lib.from_file(config_argument)
   (source,) = sources.open_config(config, ["validation"])
   config.image_shape = source[0]["image"].shape
-  model = Jet(**config.model)
+  model, key = Jet(**config.model), jax.random.key(config.seed)
   model.check(config.image_shape)
-  variables = jax.jit(model.init)(jax.random.key(config.seed), source[0]["image"][None] * 1.0)
-  return Trained(config, model, variables, 0, sharding.make_mesh())
+  count = min(len(source), config.batch_size // config.microbatches)
+  images = np.stack(
+    [source[i]["image"] for i in range(count if model.layers else 1)]
+  )  # for layers that start from data
+  x = likelihood.dequantize(images, likelihood.example_keys(key, np.arange(len(images))), config.levels)
+  return Trained(config, model, jax.jit(model.init)(key, x), 0, sharding.make_mesh())
 
 
 def _open_run(args):

@@ -28,8 +28,9 @@ class ActNorm(Layer):
   def transform(self, x, context, inverse):
     """See `Layer`."""
     x = rearrange(x, "b (half n d) -> b n (half d)", half=2, n=self.tokens)
-    bias = self.param("bias", lambda key: -jnp.mean(x, axis=(0, 1)))
-    log_scale = self.param("log_scale", lambda key: -jnp.log(jnp.maximum(jnp.std(x, axis=(0, 1)), MIN_STD)))
+    mean, std = (lambda: jnp.mean(x, axis=(0, 1))), (lambda: jnp.std(x, axis=(0, 1)))
+    bias = self.param("bias", lambda key: -mean().astype(jnp.float32))
+    log_scale = self.param("log_scale", lambda key: -jnp.log(jnp.maximum(std(), MIN_STD)).astype(jnp.float32))
     x = x * jnp.exp(-log_scale) - bias if inverse else (x + bias) * jnp.exp(log_scale)
     logdet = self.tokens * jnp.sum(log_scale) * (-1 if inverse else 1)
     return rearrange(x, "b n (half d) -> b (half n d)", half=2), jnp.full(x.shape[0], logdet)

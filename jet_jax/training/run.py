@@ -85,14 +85,19 @@ class Run:
     images = jax.ShapeDtypeStruct(shape, "uint8", sharding=sharding.batched(self.mesh))
     return self.state_shapes, images, key_shape()
 
-  def initial_state(self, key, images) -> TrainState:
+  def initial_state(self, key, images, limit: int | None = None) -> TrainState:
     """The state at step 0, each part made where it lives.
 
     Args:
       key: PRNG key of the parameters and permutations.
       images: uint8 (B, H, W, C), on the devices: data for layers that start from data.
+      limit: bytes of memory of a device, None if unknown.
+
+    Raises:
+      ValueError: a forward pass of these images does not fit.
     """
-    return jax.jit(on_mesh(self.mesh, self._init_state), out_shardings=self._placement)(key, images)
+    init = jax.jit(on_mesh(self.mesh, self._init_state), out_shardings=self._placement)
+    return compile_to_fit("the initial state", init.lower(key, images), limit)(key, images)
 
   def state_from(self, variables) -> TrainState:
     """The state at step 0 of a run that starts from these `params` and `permutations`, each part where it lives."""

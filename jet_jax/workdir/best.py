@@ -37,4 +37,5 @@ class Best:
   def __str__(self):
     if self.step is None:
       return f"no evaluation of {self.since} was finite" if self.since else "no evaluation so far"
-    return f"the best evaluation was {self.bits_per_dim:.4f} bits/dim after step {self.step}, evaluations since: {self.since}"
+    best = f"the best evaluation was {self.bits_per_dim:.4f} bits/dim after step {self.step}"
+    return f"{best}, evaluations since: {self.since}"

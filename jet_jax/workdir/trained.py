@@ -73,18 +73,28 @@ def load_run(
 def _candidates(workdir: str | pathlib.Path, step: Step, checkpoints: Checkpoints) -> Iterator[int]:
   """Yields the steps to try in turn: the chosen one and, if that is the latest, then older ones.
 
-  A run that still trains may delete the chosen one before it is read; then there is a newer latest or best one.
+  A run that still trains may delete a step before it is read; then there is a later latest or best one.
   """
   chosen = choose_step(workdir, step)
   yield chosen
-  while step in (None, "best") and chosen not in checkpoints.reload():
-    chosen = choose_step(workdir, step)
+  while step in (None, "best"):
+    available = checkpoints.reload()
+    older = [saved for saved in available if saved < chosen]
+    if chosen not in available:
+      chosen = choose_step(workdir, step)
+    elif step is None and older:
+      chosen = older[-1]
+    else:
+      return
     yield chosen
-  if step is None:
-    yield from (older for older in reversed(checkpoints.steps()) if older < chosen)
 
 
 def _of_first_process(steps: Iterator[int]) -> Iterator[int]:
   """Yields in every process the steps that the first one sees: training may save another meanwhile."""
-  while step := processes.exchange(str(next(steps, "")))[0]:
+  while True:
+    with processes.agreed():
+      seen = next(steps, "")
+    step = processes.exchange(str(seen))[0]
+    if not step:
+      return
     yield int(step)

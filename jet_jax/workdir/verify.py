@@ -98,7 +98,7 @@ def _suspect(name: str, there, here) -> str:
   if "/ema/" in name:
     return "ema_decay"
   if there is None or here is None:
-    return "model.block_depth"
+    return "model.block_depth" if "/vit/" in name else "model.layers"
   if there[1] != here[1]:
     return "adam_mu_dtype"
   differ = [axis for axis, (a, b) in enumerate(zip(there[0], here[0], strict=False)) if a != b]

@@ -16,6 +16,7 @@ import pytest
 
 from jet_jax import evaluate, likelihood, sample
 from jet_jax.config import load
+from jet_jax.jet import Jet
 from jet_jax.workdir.trained import load_run
 from tools.import_big_vision import CHANNEL_MASKS, PREDICTOR, SPATIAL_MASKS, convert, export_npz, main
 
@@ -289,3 +290,10 @@ def test_the_command_refuses_what_it_cannot_use_and_writes_nothing(argument, mes
   with pytest.raises(SystemExit, match=message):
     main([f"--npz={TINY}", "--image_shape=16,16,3", f"--workdir={tmp_path / 'run'}", argument])
   assert not (tmp_path / "run").exists()
+
+
+def test_a_flow_with_layers_that_the_official_code_lacks_is_not_exported(tmp_path):
+  model = Jet(couplings=2, block_depth=1, width=8, heads=2, patch_size=2, layers=("actnorm",))
+  variables = model.init(jax.random.key(0), jnp.zeros((2, 4, 4, 2)))
+  with pytest.raises(ValueError, match="layers=.*no official counterpart"):
+    export_npz(model, variables, (4, 4, 2), tmp_path / "out.npz")
