@@ -19,11 +19,13 @@ SHRUNK = {
 }  # fmt: skip
 
 
-def variants() -> list[tuple[str, str]]:
+def variants() -> list:
   found = []
   for name in CONFIGS:
     module = importlib.import_module(f"configs.{name}")
-    found += [(name, variant) for variant in ("", *getattr(module, "VARIANTS", {}))]
+    found.append((name, ""))
+    # Shrunk, a variant is nearly the config itself.
+    found += [pytest.param(name, variant, marks=pytest.mark.slow) for variant in getattr(module, "VARIANTS", {})]
   return found
 
 

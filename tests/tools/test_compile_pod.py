@@ -312,7 +312,8 @@ import json, sys
 import jax
 from jax import lax
 from jax.sharding import PartitionSpec
-from tools import compile_pod, hlo
+from tools import compile_pod
+from tools.measuring import collectives
 
 if sys.argv[1] == "cpu":
   jax.config.update("jax_num_cpu_devices", 8)
