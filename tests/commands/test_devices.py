@@ -82,7 +82,11 @@ def straight(tmp_path_factory):
 @pytest.mark.fault(12)
 @pytest.mark.parametrize(
   "settings",
-  [pytest.param({}, marks=pytest.mark.slow), {"mesh__fsdp": 8}, {"mesh__fsdp": 2, "microbatches": 2}],
+  [
+    pytest.param({}, marks=pytest.mark.slow),
+    pytest.param({"mesh__fsdp": 8}, marks=pytest.mark.slow),
+    {"mesh__fsdp": 2, "microbatches": 2},
+  ],
   ids=["data", "fsdp", "both and parts"],
 )
 def test_eight_devices_compute_what_one_does_on_any_mesh(tmp_path, straight, settings):

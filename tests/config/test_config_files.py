@@ -23,7 +23,8 @@ def variants() -> list:
   found = []
   for name in CONFIGS:
     module = importlib.import_module(f"configs.{name}")
-    found.append((name, ""))
+    # A transfer trains its source too, and tests/training/test_transfer.py has the details.
+    found.append(pytest.param(name, "", marks=pytest.mark.slow) if "transfer" in name else (name, ""))
     # Shrunk, a variant is nearly the config itself.
     found += [pytest.param(name, variant, marks=pytest.mark.slow) for variant in getattr(module, "VARIANTS", {})]
   return found

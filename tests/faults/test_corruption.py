@@ -133,6 +133,7 @@ def test_every_file_flipped_truncated_and_deleted_is_detected_or_harmless(saved,
     assert outcomes[name][1:] == ["detected"] * 2, name
 
 
+@pytest.mark.slow
 @pytest.mark.fault(8, 9, 10)
 def test_every_file_flipped_and_truncated_in_many_places_is_detected_or_harmless(saved, restore, record_property):
   rng = np.random.default_rng(1)

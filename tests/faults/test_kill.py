@@ -62,6 +62,7 @@ def killed_at_random(workdir, cache, straight, kills, seed):
   finish_and_compare(workdir, cache, straight)
 
 
+@pytest.mark.slow
 @pytest.mark.fault(1)
 def test_a_run_killed_at_random_times_ends_with_the_same_bits(tmp_path, cache, straight, record_property):
   killed_at_random(tmp_path / "run", cache, straight, 3, seed=0)
