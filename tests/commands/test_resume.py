@@ -28,7 +28,7 @@ def ending_after(step, job):
 
 
 @pytest.mark.fault(30)
-@pytest.mark.parametrize("damage", ["newest deleted", "clock set back"])
+@pytest.mark.parametrize("damage", ["newest deleted", pytest.param("clock set back", marks=pytest.mark.slow)])
 def test_a_run_goes_on_from_the_newest_step_that_is_there_whatever_the_clock_says(
   tmp_path, tiny_config, capsys, damage
 ):

@@ -17,14 +17,15 @@ SHRUNK = {
   "couplings": 3, "block_depth": 1, "width": 16, "heads": 2, "batch_size": 16, "total_steps": 40, "lr": 5e-3,
   "warmup_percent": 10, "log_steps": 40, "eval_steps": 40, "sample_steps": 40, "sample_num": 4, "checkpoint_steps": 40,
 }  # fmt: skip
+# One for each kind of source; shrunk, the others are nearly the same. The slow tests train them all.
+QUICK = ("cifar10_parity", "digits", "imagenet64", "small32")
 
 
 def variants() -> list:
   found = []
   for name in CONFIGS:
     module = importlib.import_module(f"configs.{name}")
-    # A transfer trains its source too, and tests/training/test_transfer.py has the details.
-    found.append(pytest.param(name, "", marks=pytest.mark.slow) if "transfer" in name else (name, ""))
+    found.append((name, "") if name in QUICK else pytest.param(name, "", marks=pytest.mark.slow))
     # Shrunk, a variant is nearly the config itself.
     found += [pytest.param(name, variant, marks=pytest.mark.slow) for variant in getattr(module, "VARIANTS", {})]
   return found

@@ -77,6 +77,7 @@ def test_a_run_killed_many_times_at_random_ends_with_the_same_bits(tmp_path, cac
   record_property("kills", 8)
 
 
+@pytest.mark.slow
 @pytest.mark.fault(2)
 def test_a_run_killed_while_a_checkpoint_is_written_removes_what_is_left(tmp_path, cache, straight, record_property):
   assert kill_when(lambda: unfinished(tmp_path), tmp_path, cache, **SETTINGS)

@@ -71,6 +71,7 @@ def test_several_processes_of_which_one_is_asked_save_the_same_step(tmp_path, ca
   assert "SIGTERM" not in said[0]
 
 
+@pytest.mark.slow
 @pytest.mark.fault(3)
 def test_a_signal_to_its_workers_too_as_by_ctrl_c_changes_nothing(tmp_path, cache, straight):
   settings = SETTINGS | {"data.workers": 1}

@@ -75,6 +75,7 @@ def test_unreadable_images_are_counted_over_all_processes(images):
   assert counts == sorted(counts)
 
 
+@pytest.mark.slow
 def test_more_of_them_than_allowed_over_all_processes_end_all(images):
   for number in range(10, 22, 2):
     (images / "train" / f"{number:02}.png").write_text("no image")

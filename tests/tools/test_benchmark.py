@@ -33,6 +33,7 @@ def test_the_data_benchmark_reports_every_set_and_the_waiting(capsys, tmp_path):
 TINY = "configs/digits.py:couplings=2,block_depth=1,width=8,heads=2,batch_size=16"
 
 
+@pytest.mark.slow
 def test_settings_are_measured_side_by_side_and_what_cannot_run_is_told(capsys, tmp_path):
   out = tmp_path / "result.json"
   arguments = [f"--config={TINY}", "--turns=3", "--seconds=0.02", f"--json={out}"]

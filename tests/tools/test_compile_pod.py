@@ -124,9 +124,10 @@ def test_the_search_finds_nothing_where_not_even_one_fits():
   assert pod.largest(lambda count: False) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "platform",
-  [["--platform=cpu", "--devices=2"], pytest.param(["--topology=v5e:2x2"], marks=[needs_compiler, pytest.mark.slow])],
+  [["--platform=cpu", "--devices=2"], pytest.param(["--topology=v5e:2x2"], marks=needs_compiler)],
 )
 @pytest.mark.process
 def test_the_batch_that_is_found_fits_the_memory_that_is_given(platform):
@@ -150,6 +151,7 @@ def test_a_program_that_needs_more_than_the_memory_that_is_given_does_not_fit(on
   assert report["sample"]["hbm_bytes_per_chip"] > 0.001 * 2**30
 
 
+@pytest.mark.slow
 @needs_compiler
 @pytest.mark.process
 def test_a_program_that_the_compiler_refuses_does_not_fit():

@@ -65,6 +65,7 @@ def test_scripts_are_sound_shell(script):
     subprocess.run(["shellcheck", "-x", script], check=True)
 
 
+@pytest.mark.slow
 def test_one_machine_resumes_after_a_kill_and_stops_at_the_end(tmp_path):
   command = [FOLDER / "gpus.sh", f"--config=configs/digits.py:{ARGUMENT}", f"--workdir={tmp_path}"]
   script = start_script(command, {"PYTHON": sys.executable})

@@ -132,6 +132,7 @@ def half_way(archive, tmp_path):
   process.communicate()
 
 
+@pytest.mark.slow
 @pytest.mark.process
 def test_a_killed_preparation_goes_on_where_it_was(half_way, archive, tmp_path):
   process, common, folder = half_way

@@ -45,6 +45,7 @@ def command(file, out, *more, length="10"):
   return [sys.executable, "-m", "tools.sweep", *map(str, arguments)]
 
 
+@pytest.mark.slow
 @pytest.mark.process
 def test_all_runs_are_trained_and_tabulated(file, tmp_path):
   out = tmp_path / "out"

@@ -87,6 +87,7 @@ def test_evaluation_and_sampling_are_checked_too_and_take_a_part_of_a_batch_at_a
     assert parts[what] - state < 0.5 * (whole[what] - state)
 
 
+@pytest.mark.slow
 def test_auto_takes_the_first_rematerialization_that_fits(tiny_config, tmp_path, monkeypatch, capsys):
   def chosen(name):
     run = train.prepare(

@@ -57,6 +57,7 @@ def test_the_lowest_figure_is_the_best_and_one_that_is_not_finite_never():
   assert str(best) == "the best evaluation was 3.0000 bits/dim after step 1, evaluations since: 5"
 
 
+@pytest.mark.slow
 def test_without_patience_a_run_goes_to_its_end_and_keeps_the_newest(judged, tiny_config, tmp_path):
   state = judged(make_config(tiny_config), tmp_path)
   assert int(state.step) == 14
@@ -80,7 +81,7 @@ def test_a_run_that_gets_no_better_ends_and_is_finished(judged, tiny_config, tmp
   assert int(judged(make_config(tiny_config, patience=5), tmp_path, start=10).step) == 14, "more patience goes on"
 
 
-@pytest.mark.parametrize("stop", [4, 6, 8, 10])
+@pytest.mark.parametrize("stop", [8, *(pytest.param(stop, marks=pytest.mark.slow) for stop in (4, 6, 10))])
 def test_a_run_that_is_interrupted_ends_at_the_same_step_with_the_same_best(stop, judged, tiny_config, tmp_path):
   config = make_config(tiny_config, patience=3)
   straight = judged(config, tmp_path / "straight")

@@ -172,6 +172,7 @@ def test_the_best_step_can_be_asked_for_and_a_path_may_have_an_at(make_source, s
   assert settled == {"": f"{source}@4", "@best": f"{source}@{best}", "@2": f"{source}@2"}
 
 
+@pytest.mark.slow
 def test_a_run_needs_its_source_no_more_once_it_has_started(make_source, small, tmp_path):
   source = tmp_path / "source"
   shutil.copytree(make_source(), source)
@@ -230,7 +231,7 @@ def test_imported_official_weights_are_a_start(small, tmp_path):
   assert_equal(state.variables(), variables)
 
 
-@pytest.mark.parametrize("size", [16, 4])
+@pytest.mark.parametrize("size", [16, pytest.param(4, marks=pytest.mark.slow)])
 def test_another_grid_moves_the_splits_and_resamples_positions(size, make_source, small, tmp_path):
   source = make_source()
   trained = load_run(source)
