@@ -162,7 +162,7 @@ class Jet(nn.Module):
     """
     height, width, channels = image_shape
     for name in ("couplings", "block_depth", "width", "heads", "patch_size", "scale_bound"):
-      if not 0 < getattr(self, name) < jnp.inf:  # refuses NaN too
+      if not 0 < getattr(self, name) < jnp.inf:  # rejects NaN too
         raise ValueError(f"{name}={getattr(self, name)} must be positive and finite")
     for name, side in (("height", height), ("width", width)):
       if side % self.patch_size:

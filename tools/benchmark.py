@@ -207,7 +207,7 @@ def benchmark_programs(args, what: list[str]) -> dict:
   print_rows(rows)
   print(f"MFU is the share of {peak / 1e12:,.2f} TFLOP/s a device ({source})")
   first = {name: value for name, value in rows[0].items() if name not in ("what", "setting")}
-  result = first | {"peak_flops": peak, "peak_source": source, "rows": rows, "refused": rejected}
+  result = first | {"peak_flops": peak, "peak_source": source, "rows": rows, "rejected": rejected}
   if args.profile:
     result["profile"] = timing.profile(compiled[0], args.profile)
     print(f"\nten costliest operations of {compiled[0].what} {compiled[0].setting}; the trace is in {args.profile}")

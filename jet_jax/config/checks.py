@@ -62,7 +62,7 @@ def _check_ranges(config) -> None:
   }  # fmt: skip
   values = flatten(config)
   for name, (low, high) in ranges.items():
-    if not low <= values[name] <= high:  # refuses NaN too
+    if not low <= values[name] <= high:  # rejects NaN too
       raise ValueError(f"{name}={values[name]} must be at least {low} and at most {high}")
   if config.adam_mu_dtype not in ("float32", "bfloat16"):
     raise ValueError(f"adam_mu_dtype={config.adam_mu_dtype!r} must be 'float32' or 'bfloat16'")

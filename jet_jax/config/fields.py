@@ -1,7 +1,7 @@
 """Every field of a run's configuration, with its meaning and default.
 
 A file in `configs/` starts from `default_config()` and sets the fields that define its run. Every field exists from the
-start, so `--config.some.field=value` works for each, a misspelled name is refused, and no later code needs a default.
+start, so `--config.some.field=value` works for each, a misspelled name is rejected, and no later code needs a default.
 """
 
 from typing import Any

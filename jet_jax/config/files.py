@@ -19,7 +19,7 @@ def from_file(argument: str) -> Config:
   """Returns the resolved config of `--config=FILE[:ARGUMENT]`, for tools.
 
   Raises:
-    ValueError: no such file, no function `get_config` in it, or a config that `resolve` refuses.
+    ValueError: no such file, no function `get_config` in it, or a config that `resolve` rejects.
   """
   path, _, rest = argument.partition(":")
   spec = importlib.util.spec_from_file_location("config", path)

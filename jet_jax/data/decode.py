@@ -5,12 +5,12 @@ alpha, transparency laid over white
 palette             looked up
 CMYK                Pillow's conversion; colour profiles are not applied
 16 bits a channel   the high byte; white where a gray value is declared transparent
-32 bits a channel   refused: their range is not known
+32 bits a channel   rejected: their range is not known
 EXIF orientation    applied
 animated            the first frame
 any size            resized by averaging over area so that the shortest side is `size`, then centre-cropped
-truncated, broken   refused
-too large           above 89 million pixels or 256 MiB: refused from the header, before decoding
+truncated, broken   rejected
+too large           above 89 million pixels or 256 MiB: rejected from the header, before decoding
 formats             PNG, JPEG, WebP, BMP, GIF, TIFF, PPM, whatever the file's name; no other decoder ever runs
 """
 
@@ -27,7 +27,7 @@ WHITE = (255, 255, 255, 255)
 
 
 class BadImage(ValueError):
-  """An image that cannot be read, or that the rules above refuse; the message gives its name and the reason."""
+  """An image that cannot be read, or that the rules above reject; the message gives its name and the reason."""
 
 
 def decode(data: bytes, size: int, channels: int = 3) -> np.ndarray:
@@ -42,7 +42,7 @@ def decode(data: bytes, size: int, channels: int = 3) -> np.ndarray:
     uint8 (H, W, channels).
 
   Raises:
-    BadImage: a file that the rules above refuse.
+    BadImage: a file that the rules above reject.
   """
   if len(data) > MAX_BYTES:
     raise BadImage(f"it has {len(data):,} bytes, more than {MAX_BYTES:,}")

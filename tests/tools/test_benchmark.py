@@ -45,7 +45,7 @@ def test_settings_are_measured_side_by_side_and_what_cannot_run_is_told(capsys, 
   assert [(row["what"], row["setting"]) for row in result["rows"]] == [
     (what, setting) for setting in settings[:2] for what in ("train", "eval", "sample")
   ]
-  assert [row["what"] for row in result["refused"]] == ["train", "eval", "sample"]
+  assert [row["what"] for row in result["rejected"]] == ["train", "eval", "sample"]
   assert "train attention=cudnn: attention='cudnn' runs on GPUs" in printed
   for row in result["rows"]:
     assert row["batch_size"] == (16 if row["setting"] == "remat=full" else 32)
