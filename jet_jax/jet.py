@@ -4,6 +4,8 @@ Orientation, here and everywhere: forward goes from data x to latents z, inverse
 log|det d(output)/d(input)| of the call that was made, in nats, one number an image; the two calls' logdets cancel.
 """
 
+import functools
+import math
 from collections.abc import Sequence
 
 import flax.linen as nn
@@ -15,7 +17,7 @@ from jaxtyping import Array, Float
 from jet_jax.flow import LAYERS, Coupling, Layer, Reorder, Stack, ViT, in_order
 from jet_jax.flow.attention import IMPLEMENTATIONS, check_supported
 from jet_jax.flow.reorder import composed_orders
-from jet_jax.flow.splits import check_splits, coupling_table
+from jet_jax.flow.splits import Splits, check_splits, draw_splits
 from jet_jax.flow.stack import REMAT_POLICIES
 from jet_jax.flow.types import Logdet
 
@@ -42,7 +44,7 @@ class Jet(nn.Module):
     heads: attention heads; divides `width`.
     patch_size: side of the square patches, in pixels; divides both sides of the image.
     kinds: "channels" or "spatial" for each coupling, repeated over all of them.
-    spatial: patterns of the spatial couplings, repeated over those; see `splits.spatial_row`.
+    spatial: patterns of the spatial couplings, repeated over those; see `splits.spatial_order`.
     scale_bound: the largest factor by which a coupling can stretch a dimension.
     scale_floor: the smallest factor; the inverse stretches a dimension by at most 1 / scale_floor in a coupling.
     dtype: of the transformers' computation, "float32" or "bfloat16"; all else is float32.
@@ -95,42 +97,51 @@ class Jet(nn.Module):
     height, width = (side // self.patch_size for side in images.shape[1:3])
     sides = {"hp": self.patch_size, "wp": self.patch_size, "h": height, "w": width}
     x = jnp.asarray(images, jnp.promote_types(images.dtype, jnp.float32))
-    x = rearrange(x, "b (h hp) (w wp) c -> b (h w hp wp c)", **sides)
+    x = rearrange(x, "b (h hp) (w wp) c -> b (h w) (hp wp c)", **sides)
 
-    order, undo = composed_orders(self.splits(images.shape))
-    period = lambda orders: self.one_coupling(height * width, Reorder(*orders))
+    splits = self.splits(images.shape)
+    tokens, channels = composed_orders(splits.tokens), composed_orders(splits.channels)
     remat = "full" if self.remat == "auto" else self.remat
     layers = [
-      Reorder(order[0], undo[0]),
-      Stack(period, self.couplings, (order[1:], undo[1:]), remat, name="couplings"),
+      Reorder(tokens[0], channels[0]),
+      Stack(self.one_coupling, self.couplings, (splits.spatial, tokens[1:], channels[1:]), remat, name="couplings"),
     ]
     x, logdet = in_order(layers, x, None, inverse)
-    return rearrange(x, "b (h w hp wp c) -> b (h hp) (w wp) c", **sides), logdet
+    return rearrange(x, "b (h w) (hp wp c) -> b (h hp) (w wp) c", **sides), logdet
 
   @nn.nowrap
-  def one_coupling(self, tokens: int, to_the_next: Layer) -> list[Layer]:
-    """The layers of one coupling, in forward order; the state comes in the order in which it is split in halves."""
+  def one_coupling(self, constants) -> list[Layer]:
+    """The layers of one coupling, in forward order; the state comes in the order in which it is split in halves.
+
+    Args:
+      constants: the kind of its split, and the orders of tokens and channels that lead to the next coupling.
+    """
+    spatial, *to_the_next = constants
     predictor = ViT(self.block_depth, self.width, self.heads, self.dtype, self.attention, name="vit")
-    before = [LAYERS[name](tokens, name=name) for name in self.layers]
-    coupling = Coupling(predictor, tokens, self.scale_bound, self.scale_floor, name="coupling")
-    return [*before, coupling, to_the_next]
+    before = [LAYERS[name](name=name) for name in self.layers]
+    coupling = Coupling(predictor, spatial, self.scale_bound, self.scale_floor, name="coupling")
+    return [*before, coupling, Reorder(*to_the_next)]
 
   @nn.nowrap
-  def splits(self, shape: Sequence[int]):
-    """The table of splits, int32 (couplings, H*W*C): drawn at `init`, and a constant from then on."""
+  def splits(self, shape: Sequence[int]) -> Splits:
+    """The split of each coupling: drawn at `init`, and constant from then on."""
     _, height, width, channels = shape
     grid = height // self.patch_size, width // self.patch_size
     token_dim = self.patch_size**2 * channels
-    table = self.variable("permutations", "table", lambda: coupling_table(
+    drawn = functools.cache(lambda: draw_splits(
       self.make_rng("params"), self.couplings, self.kinds, self.spatial, grid, token_dim,
-    )).value  # fmt: skip
-    expected = (self.couplings, height * width * channels)
-    if table.shape != expected:
+    ))  # fmt: skip
+    splits = Splits(*(
+      self.variable("permutations", name, lambda name=name: getattr(drawn(), name)).value for name in Splits._fields
+    ))  # fmt: skip
+    have = {name: value.shape for name, value in splits._asdict().items()}
+    needed = {"tokens": (self.couplings, math.prod(grid)), "channels": (self.couplings, token_dim)}
+    if have != needed | {"spatial": (self.couplings,)}:
       raise ValueError(
-        f"the permutations are for (couplings, H*W*C) = {table.shape}, these images need {expected}; "
-        "a flow runs on images of the shape it was made for"
+        f"the permutations have shapes {have}, and these images need {needed}; a flow runs on images of the shape it "
+        "was made for"
       )
-    return table
+    return splits
 
   @nn.nowrap
   def abstract_variables(self, image_shape: Sequence[int]):
@@ -150,7 +161,7 @@ class Jet(nn.Module):
     """Raises ValueError or TypeError, naming the rule, for images that this flow cannot run on."""
     if images.ndim != 4:
       raise ValueError(f"images have shape {images.shape}, expected (B, H, W, C); add the missing axes")
-    self.check(images.shape[1:], draws_splits=not self.has_variable("permutations", "table"))
+    self.check(images.shape[1:], draws_splits=not self.has_variable("permutations", "tokens"))
     if not jnp.issubdtype(images.dtype, jnp.floating):
       raise TypeError(f"images are {images.dtype}, the flow needs float32; dequantize them first (jet_jax.likelihood)")
 

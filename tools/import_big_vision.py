@@ -16,6 +16,7 @@ import pathlib
 import re
 import sys
 import warnings
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +27,7 @@ from jax.tree_util import keystr, tree_leaves_with_path, tree_map_with_path
 from jet_jax import config as config_lib
 from jet_jax.data import sources
 from jet_jax.data.npz import Npz
-from jet_jax.flow.splits import PATTERNS, channel_rows, patterns_of
+from jet_jax.flow.splits import PATTERNS, Splits, patterns_of
 from jet_jax.jet import Jet
 from jet_jax.training.optimizer import make_optimizer
 from jet_jax.training.step import fresh_state
@@ -51,7 +52,7 @@ MODULES = {  # our name -> official name; {} is the number of a transformer bloc
   "block{}_mlp/up": BLOCK + "MlpBlock_0/Dense_0",
   "block{}_mlp/down": BLOCK + "MlpBlock_0/Dense_1",
 }
-UNNAMED = "imported"  # a spatial split outside `PATTERNS`: only the index table defines it
+UNNAMED = "imported"  # a spatial split outside `PATTERNS`: only the order of the tokens defines it
 
 
 def convert(npz: str | pathlib.Path, image_shape, scale_bound: float = 2.0):
@@ -90,7 +91,7 @@ def convert(npz: str | pathlib.Path, image_shape, scale_bound: float = 2.0):
       )
     read = lambda path, leaf: _checked(arrays, *_official(path, leaf.shape, model.heads)).reshape(leaf.shape)
     params = tree_map_with_path(read, shapes)
-    table, kinds, spatial = _table(arrays, model, image_shape)
+    splits, kinds, spatial = _splits(arrays, model, image_shape)
   if set(spatial) == {UNNAMED}:
     warnings.warn(
       f"{npz}: on image_shape={image_shape} no spatial split is one of {', '.join(PATTERNS)}; "
@@ -98,7 +99,7 @@ def convert(npz: str | pathlib.Path, image_shape, scale_bound: float = 2.0):
       stacklevel=2,
     )
   model = model.clone(kinds=kinds, spatial=spatial)
-  return model, {"params": params, "permutations": {"table": table}}
+  return model, {"params": params, "permutations": splits._asdict()}
 
 
 def export_npz(model: Jet, variables, image_shape, npz: str | pathlib.Path) -> None:
@@ -112,7 +113,7 @@ def export_npz(model: Jet, variables, image_shape, npz: str | pathlib.Path) -> N
 
   Raises:
     ValueError: variables of another model or image shape, or a feature that the official code lacks: a `scale_floor`,
-      `layers`, or a split that is neither by channel nor spatial.
+      `layers`, or a split that reorders both tokens and channels.
   """
   image_shape = _check_image_shape(image_shape)
   if model.scale_floor:
@@ -129,19 +130,21 @@ def export_npz(model: Jet, variables, image_shape, npz: str | pathlib.Path) -> N
   tokens = math.prod(grid)
   arrays[CHANNEL_MASKS] = np.zeros((model.couplings, token_dim, token_dim), np.float32)
   arrays[SPATIAL_MASKS] = np.zeros((model.couplings, tokens, tokens), np.float32)
-  for i, row in enumerate(np.asarray(variables["permutations"]["table"])):
-    of_tokens = row[::token_dim] // token_dim
-    of_channels = row.reshape(2, tokens, token_dim // 2)[:, 0].ravel()  # token 0: an index is a channel
-    is_permutation = np.array_equal(np.sort(row), np.arange(row.size))
-    if is_permutation and tokens > 1 and np.array_equal(row, _spatial_row(of_tokens, token_dim)):
-      arrays[SPATIAL_MASKS][i, of_tokens, np.arange(tokens)] = 1
-    elif is_permutation and np.array_equal(row, _channel_row(of_channels, tokens)):
-      arrays[CHANNEL_MASKS][i, of_channels, np.arange(token_dim)] = 1
-    else:
+  splits = jax.tree.map(np.asarray, Splits(**variables["permutations"]))
+  for i, (of_tokens, of_channels, is_spatial) in enumerate(zip(*splits, strict=True)):
+    for name, order in (("tokens", of_tokens), ("channels", of_channels)):
+      if not np.array_equal(np.sort(order), np.arange(order.size)):
+        raise ValueError(f"row {i} of permutations/{name} is no permutation; give the model's own variables")
+    name, kept = ("channels", of_channels) if is_spatial else ("tokens", of_tokens)
+    if not np.array_equal(kept, np.arange(kept.size)):
       raise ValueError(
-        f"row {i} of permutations/table splits neither the channels of every token alike nor whole tokens; "
-        "the official code has no other splits, so export a model whose kinds are channels and spatial"
+        f"row {i} of permutations/{name} reorders what the split does not cut, and the official code has no such "
+        "splits; export a model that drew its own"
       )
+    if is_spatial:
+      arrays[SPATIAL_MASKS][i, of_tokens, np.arange(tokens)] = 1
+    else:
+      arrays[CHANNEL_MASKS][i, of_channels, np.arange(token_dim)] = 1
   with pathlib.Path(npz).open("wb") as file:
     np.savez(file, **arrays)
 
@@ -256,13 +259,14 @@ def _official(key_path, shape, heads) -> tuple[str, tuple[int, ...]]:
   return f"{PREDICTOR}{name}/{parameter}", shape
 
 
-def _table(arrays: Npz, model, image_shape):
-  """Index table of all couplings, int32 (couplings, N * K), with the shortest repeating kinds and spatial patterns."""
+def _splits(arrays: Npz, model, image_shape) -> tuple[Splits, tuple[str, ...], Sequence[str]]:
+  """The splits of all couplings, with the shortest repeating kinds and spatial patterns."""
   grid, token_dim = _patches(model, image_shape)
   tokens = math.prod(grid)
   channel_masks = _checked(arrays, CHANNEL_MASKS, (model.couplings, token_dim, token_dim))
   spatial_masks = _checked(arrays, SPATIAL_MASKS, (model.couplings, tokens, tokens))
-  rows, kinds, patterns = [], [], []
+  of_tokens, of_channels = (np.tile(np.arange(n, dtype=np.int32), (model.couplings, 1)) for n in (tokens, token_dim))
+  kinds, patterns = [], []
   for i, (channel_mask, spatial_mask) in enumerate(zip(channel_masks, spatial_masks, strict=True)):
     if channel_mask.any() == spatial_mask.any():
       count = "both" if channel_mask.any() else "none"
@@ -270,23 +274,16 @@ def _table(arrays: Npz, model, image_shape):
         f"coupling {i} has {count} of {CHANNEL_MASKS} and {SPATIAL_MASKS}; exactly one must be non-zero; export again"
       )
     if channel_mask.any():
-      rows.append(_channel_row(_order(channel_mask, f"{CHANNEL_MASKS}[{i}]"), tokens))
+      of_channels[i] = _order(channel_mask, f"{CHANNEL_MASKS}[{i}]")
       kinds.append("channels")
     else:
       if tokens % 2:
         raise ValueError(f"coupling {i} is spatial, but {tokens} tokens have no equal halves; check image_shape")
-      rows.append(_spatial_row(_order(spatial_mask, f"{SPATIAL_MASKS}[{i}]"), token_dim))
+      of_tokens[i] = _order(spatial_mask, f"{SPATIAL_MASKS}[{i}]")
       kinds.append("spatial")
-      patterns.append(next(iter(patterns_of(rows[-1], grid, token_dim)), UNNAMED))
-  return np.stack(rows), _shortest_repeat(kinds), _shortest_repeat(patterns) if patterns else model.spatial
-
-
-def _channel_row(order, tokens) -> np.ndarray:
-  return np.asarray(channel_rows(jnp.asarray(order)[None], tokens))[0]
-
-
-def _spatial_row(order, token_dim) -> np.ndarray:
-  return (order[:, None] * token_dim + np.arange(token_dim)).astype(np.int32).ravel()
+      patterns.append(next(iter(patterns_of(of_tokens[i], grid)), UNNAMED))
+  splits = Splits(of_tokens, of_channels, np.array([kind == "spatial" for kind in kinds]))
+  return splits, _shortest_repeat(kinds), _shortest_repeat(patterns) if patterns else model.spatial
 
 
 def _order(mask, name) -> np.ndarray:

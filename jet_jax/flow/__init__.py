@@ -7,7 +7,7 @@ from jet_jax.flow.reorder import Reorder
 from jet_jax.flow.stack import Stack
 from jet_jax.flow.vit import ViT
 
-# Layers that `model.layers` can put in front of each coupling, by name; each is made from the tokens of a half.
+# Layers that `model.layers` can put in front of each coupling, by name.
 LAYERS = {"actnorm": ActNorm}
 
 __all__ = ["LAYERS", "ActNorm", "Coupling", "Layer", "Reorder", "Stack", "ViT", "in_order"]

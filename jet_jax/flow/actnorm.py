@@ -2,7 +2,6 @@
 
 import flax.linen as nn
 import jax.numpy as jnp
-from einops import rearrange
 
 from jet_jax.flow.layer import Layer
 
@@ -15,22 +14,16 @@ class ActNorm(Layer):
     forward:  y = (x + bias) * exp(log_scale)        logdet =  tokens * sum(log_scale)
     inverse:  x = y * exp(-log_scale) - bias         logdet = -tokens * sum(log_scale)
 
-  The channels are those of the tokens of both halves of the state. `init` sets the parameters from the state that it is
-  given: they are parameters like any others, so that restoring them leaves nothing to be initialized again.
-
-  Attributes:
-    tokens: tokens of each half.
+  The channels are those of the tokens. `init` sets the parameters from the state that it is given: they are parameters
+  like any others, so that restoring them leaves nothing to be initialized again.
   """
-
-  tokens: int
 
   @nn.compact
   def transform(self, x, context, inverse):
     """See `Layer`."""
-    x = rearrange(x, "b (half n d) -> b n (half d)", half=2, n=self.tokens)
     mean, std = (lambda: jnp.mean(x, axis=(0, 1))), (lambda: jnp.std(x, axis=(0, 1)))
     bias = self.param("bias", lambda key: -mean().astype(jnp.float32))
     log_scale = self.param("log_scale", lambda key: -jnp.log(jnp.maximum(std(), MIN_STD)).astype(jnp.float32))
+    logdet = x.shape[1] * jnp.sum(log_scale) * (-1 if inverse else 1)
     x = x * jnp.exp(-log_scale) - bias if inverse else (x + bias) * jnp.exp(log_scale)
-    logdet = self.tokens * jnp.sum(log_scale) * (-1 if inverse else 1)
-    return rearrange(x, "b n (half d) -> b (half n d)", half=2), jnp.full(x.shape[0], logdet)
+    return x, jnp.full(x.shape[0], logdet)

@@ -19,9 +19,9 @@ from jaxtyping import Array, Float
 
 from jet_jax.devices.sharding import AXES, knows_mesh
 
-Rows = Float[Array, "rows width"]  # tokens of all images, one after another
+Heads = Float[Array, "batch tokens heads head_dim"]
 
-IMPLEMENTATIONS = ("xla", "cudnn", "splash")
+IMPLEMENTATIONS = ("xla", "einsum", "cudnn", "splash")
 SPLASH_BLOCKS = (128, 256, 512)  # tokens that the Pallas kernel may work on at a time
 
 
@@ -38,6 +38,7 @@ def check_supported(implementation: str, device, dtype: str, head_dim: int, toke
   platform, widest = device.platform, 256 if _compute_capability(device) >= 9 else 128
   rules = {
     "xla": [],
+    "einsum": [],
     "cudnn": [
       (platform == "gpu", f"runs on GPUs, and these devices are of platform {platform!r}"),
       (_compute_capability(device) >= 8, "needs an NVIDIA GPU of compute capability 8 or more"),
@@ -66,13 +67,11 @@ def _compute_capability(device) -> float:
     return 0.0
 
 
-def attend(query: Rows, key: Rows, value: Rows, *, tokens: int, heads: int, implementation: str = "xla") -> Rows:
+def attend(query: Heads, key: Heads, value: Heads, implementation: str = "xla") -> Heads:
   """Returns softmax(query key^T / sqrt(head_dim)) value, in each image and head; the softmax is at least in float32.
 
   Args:
-    query, key, value: (B * tokens, heads * head_dim), of one dtype.
-    tokens: of an image.
-    heads: that the width is cut into.
+    query, key, value: (B, tokens, heads, head_dim), of one dtype.
     implementation: one of `IMPLEMENTATIONS`; see `check_supported`.
 
   Returns:
@@ -80,12 +79,13 @@ def attend(query: Rows, key: Rows, value: Rows, *, tokens: int, heads: int, impl
   """
   function, layout = {
     "xla": (_xla, "(b h) n d"),
+    "einsum": (_einsum, "b n h d"),
     "cudnn": (functools.partial(jax.nn.dot_product_attention, implementation="cudnn"), "b n h d"),
     "splash": (_splash, "b h n d"),
   }[implementation]
-  sizes = {"n": tokens, "h": heads}
-  split = [rearrange(x, f"(b n) (h d) -> {layout}", **sizes) for x in (query, key, value)]
-  return rearrange(function(*split), f"{layout} -> (b n) (h d)", **sizes)
+  heads = query.shape[2]
+  moved = [rearrange(x, f"b n h d -> {layout}") for x in (query, key, value)]
+  return rearrange(function(*moved), f"{layout} -> b n h d", h=heads)
 
 
 def _xla(query, key, value):
@@ -96,6 +96,13 @@ def _xla(query, key, value):
   weights = jnp.exp(scores - jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True)))
   mixed = weights.astype(value.dtype) @ value
   return (mixed / jnp.sum(weights, axis=-1, keepdims=True)).astype(value.dtype)
+
+
+def _einsum(query, key, value):
+  query = query / jnp.sqrt(query.shape[-1]).astype(query.dtype)
+  dtype = jnp.promote_types(query.dtype, jnp.float32)
+  weights = jax.nn.softmax(jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=dtype))
+  return jnp.einsum("bhqk,bkhd->bqhd", weights.astype(value.dtype), value)
 
 
 def _splash(query, key, value, interpret: bool = False):

@@ -5,10 +5,10 @@ import math
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from einops import rearrange
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from jet_jax.flow.layer import Layer
+from jet_jax.flow.splits import halves, join
 
 Scale = Float[Array, "..."]  # (B, tokens, channels) in a coupling
 
@@ -39,22 +39,22 @@ class Coupling(Layer):
   predictor's. The scales' smallest and largest value are recorded as "scale_range" in the collection "intermediates".
 
   Attributes:
-    predictor: module from x1, (B, tokens, dims / 2 / tokens), to bias and raw scale of the same shape; the context, if
+    predictor: module from x1, (B, tokens, channels / 2), to bias and raw scale of the same shape; the context, if
       there is one, is its second argument.
-    tokens: tokens of each half.
+    spatial: bool (), whether the tokens are cut in two halves, or the channels; see `splits.halves`.
     scale_bound: m, the largest scale; at 2, with a predictor that starts at zero, a new coupling is the identity.
     scale_floor: the smallest scale, see `scale_and_log`.
   """
 
   predictor: nn.Module
-  tokens: int
+  spatial: Bool[Array, ""]
   scale_bound: float = 2.0
   scale_floor: float = 0.0
 
   @nn.compact
   def transform(self, x, context, inverse):
     """See `Layer`."""
-    x1, x2 = rearrange(x, "b (half n d) -> half b n d", half=2, n=self.tokens)
+    x1, x2 = halves(x, self.spatial)
     bias, raw_scale = self.predictor(x1) if context is None else self.predictor(x1, context)
     scale, log_scale = scale_and_log(raw_scale, self.scale_bound, self.scale_floor)
     logdet = jnp.sum(log_scale, axis=(1, 2))
@@ -63,4 +63,4 @@ class Coupling(Layer):
     else:
       x2 = (x2 + bias) * scale
     self.sow("intermediates", "scale_range", jnp.stack([scale.min(), scale.max()]))
-    return rearrange([x1, x2], "half b n d -> b (half n d)"), logdet
+    return join(x1, x2, self.spatial), logdet

@@ -10,12 +10,12 @@ from jet_jax.flow.types import Context, Logdet, State
 
 
 class Layer(nn.Module):
-  """An invertible map of the flat state of an image.
+  """An invertible map of the state: the patchified image, tokens of channels.
 
     forward:  y, logdet = layer(x)             logdet = log|det dy/dx|
     inverse:  x, logdet = layer.inverse(y)     logdet = log|det dx/dy|
 
-  x, y: float32 (B, dims). logdet: nats, (B,), of the call that was made; the two cancel. context: None, or
+  x, y: float32 (B, tokens, channels). logdet: nats, (B,), of the call that was made; the two cancel. context: None, or
   what the layer's predictor may read besides the state. A layer defines `transform`, in which both directions share one
   path, and does not depend on its neighbours. Parameters may depend on the state that `init` is called with.
   """

@@ -1,64 +1,51 @@
-"""Reordering the numbers of the state."""
+"""Reordering the tokens and the channels of the state."""
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Int
 
 from jet_jax.flow.layer import Layer
-from jet_jax.flow.types import Order, State
-
-Table = Int[Array | np.ndarray, "couplings dims"]
-Orders = Int[Array, "couplings_and_one dims"]
+from jet_jax.flow.types import Order
 
 
 class Reorder(Layer):
-  """Puts the numbers of the state in another order; `logdet = 0`.
+  """Puts the tokens in another order, and the channels of every token; `logdet = 0`.
 
-    forward:  y = x[:, order]
-    inverse:  x = y[:, undo]
+    forward:  y[n, k] = x[tokens[n], channels[k]]
+    inverse:  x[tokens[n], channels[k]] = y[n, k]
+
+  Each order is a product with a permutation matrix, whose transpose undoes it. A product with ones and zeros at the
+  highest precision is exact. It needs no gather, which a TPU runs row by row, and its gradient no scatter.
 
   Attributes:
-    order: a permutation of the dims.
-    undo: the inverse permutation.
+    tokens: a permutation of the tokens.
+    channels: a permutation of the channels.
   """
 
-  order: Order
-  undo: Order
+  tokens: Order
+  channels: Order
 
   def transform(self, x, context, inverse):
     """See `Layer`."""
-    return permute(x, self.undo if inverse else self.order), jnp.zeros(x.shape[0], x.dtype)
+    rows, columns = (jax.nn.one_hot(order, len(order), dtype=x.dtype) for order in (self.tokens, self.channels))
+    if inverse:
+      rows, columns = rows.T, columns.T
+    x = jnp.einsum("nm,bmj->bnj", rows, x, precision="highest")
+    x = jnp.einsum("bnj,kj->bnk", x, columns, precision="highest")
+    return x, jnp.zeros(x.shape[0], x.dtype)
 
 
-def permute(x: State, order: Order) -> State:
-  """Returns `x[:, order]`, for an order that is a permutation.
+def composed_orders(orders: Int[Array, "couplings size"]) -> Int[Array, "couplings_and_one size"]:
+  """Returns orders that lead from the image through every coupling's order and back.
 
-  XLA is told that the indices are in bounds and unique. The gathers and their transposes then take up to 5% of a
-  training step on a CPU: 0.350 s against 0.334 s without permutations (10 couplings x 2, width 128, 32x32, batch 32).
-  """
-  return x.at[:, order].get(mode="promise_in_bounds", unique_indices=True)
-
-
-def inverse_permutation(order: Order) -> Int[Array, " dims"]:
-  """Returns the permutation that undoes `order`."""
-  order = jnp.asarray(order)
-  return jnp.zeros_like(order).at[order].set(jnp.arange(order.size, dtype=order.dtype), unique_indices=True)
-
-
-def composed_orders(table: Table) -> tuple[Orders, Orders]:
-  """Returns orders that lead from the patchified image through every coupling's order and back.
-
-  Leaving one coupling's order and entering the next is one permutation. Composing the two halves the gathers.
+  Leaving one coupling's order and entering the next is one permutation.
 
   Args:
-    table: int32 (couplings, dims), the order of each coupling.
+    orders: int32 (couplings, size), the order of the tokens or channels in each coupling.
 
   Returns:
-    `(order, undo)`, int32 (couplings + 1, dims) each: row i of `order` leads into coupling i, its last row back to the
-    patchified image; row i of `undo` is the inverse of row i of `order`.
+    int32 (couplings + 1, size): row i leads into coupling i, the last row back to the image.
   """
-  leave = jax.vmap(inverse_permutation)(table)
-  between = jnp.take_along_axis(leave[:-1], table[1:], axis=1)
-  order = jnp.concatenate([table[:1], between, leave[-1:]])
-  return order, jax.vmap(inverse_permutation)(order)
+  identity = jnp.arange(orders.shape[1], dtype=orders.dtype)[None]
+  leave = jnp.argsort(jnp.concatenate([identity, orders]), axis=1).astype(orders.dtype)
+  return jnp.take_along_axis(leave, jnp.concatenate([orders, identity]), axis=1)

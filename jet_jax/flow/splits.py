@@ -1,21 +1,26 @@
-"""Splits of the image in two halves, one for each coupling: one index table holds every kind of split.
+"""Splits of the image in two halves, one for each coupling (Jet, section 2).
 
-The patchified image is `tokens` tokens of `token_dim` numbers, `dims = tokens * token_dim` in all. The table is int32
-`(couplings, dims)`, and each row is an order of these numbers. The first half of a row conditions its coupling, the
-second half is transformed. Each half is again `tokens` tokens, now `token_dim / 2` wide.
+The patchified image is N tokens of K channels. A split is an order of the tokens, an order of the channels, and the
+axis that is cut in the middle. The first half conditions its coupling, the second half is transformed.
 
-Channel splits and spatial splits (Jet, section 2) are both rows of this table, so no other code distinguishes them.
+  channels   (N, K) -> two halves (N, K/2); the channels have a random order, the tokens keep theirs
+  spatial    (N, K) -> two halves (N/2, K), each read as (N, K/2): a token is cut into two adjacent ones
+
+The axis is data, not code. One compiled coupling serves both kinds.
 """
 
 import contextlib
 import itertools
-import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int, Key
+from einops import rearrange
+from jaxtyping import Array, Bool, Int, Key
+
+from jet_jax.flow.types import Half, State
 
 KINDS = ("channels", "spatial")
 # True for a token that conditions, by its row and column in the grid of patches.
@@ -28,18 +33,45 @@ INVERTED = "-inv"  # suffix of a pattern: the other half of the tokens condition
 PATTERNS = tuple(name + suffix for name in SPATIAL_PATTERNS for suffix in ("", INVERTED))
 
 
-def spatial_row(pattern: str, grid: tuple[int, int], token_dim: int) -> np.ndarray:
-  """Returns the table row of a spatial split: half of the tokens condition, the other half is transformed.
+class Splits(NamedTuple):
+  """The splits of all couplings, in their order.
 
-  A half keeps its tokens in row-major order. Each token is cut into two adjacent tokens of half the width.
+  Attributes:
+    tokens: int32 (couplings, N), an order of the tokens.
+    channels: int32 (couplings, K), an order of the channels of every token.
+    spatial: bool (couplings,), True if the tokens are cut in the middle, False if the channels are.
+  """
+
+  tokens: Int[Array | np.ndarray, "couplings tokens"]
+  channels: Int[Array | np.ndarray, "couplings channels"]
+  spatial: Bool[Array | np.ndarray, " couplings"]
+
+
+def halves(x: State, spatial: Bool[Array, ""]) -> tuple[Half, Half]:
+  """Cuts a state, (B, N, K), whose tokens and channels have their order, into x1 and x2, each (B, N, K/2)."""
+  halves = rearrange(x, "b n (half d) -> half b n d", half=2)
+  if x.shape[1] % 2 == 0:  # an odd number of tokens has channel splits alone
+    halves = jnp.where(spatial, rearrange(x, "b (half n) (s d) -> half b (n s) d", half=2, s=2), halves)
+  return halves[0], halves[1]
+
+
+def join(x1: Half, x2: Half, spatial: Bool[Array, ""]) -> State:
+  """Joins what `halves` has cut."""
+  x = rearrange([x1, x2], "half b n d -> b n (half d)")
+  if x.shape[1] % 2 == 0:
+    x = jnp.where(spatial, rearrange([x1, x2], "half b (n s) d -> b (half n) (s d)", s=2), x)
+  return x
+
+
+def spatial_order(pattern: str, grid: tuple[int, int]) -> np.ndarray:
+  """Returns the order of the tokens of a spatial split; row-major within each half.
 
   Args:
     pattern: a key of `SPATIAL_PATTERNS`, with or without the suffix "-inv".
     grid: rows and columns of patches.
-    token_dim: numbers in a token, even.
 
   Returns:
-    int32 (rows * columns * token_dim,).
+    int32 (rows * columns,).
 
   Raises:
     ValueError: an unknown pattern, or one that does not cut the grid in equal halves.
@@ -57,110 +89,81 @@ def spatial_row(pattern: str, grid: tuple[int, int], token_dim: int) -> np.ndarr
   if pattern.endswith(INVERTED):
     conditions = ~conditions
   # A stable sort on "does not condition" puts the conditioning tokens first and keeps row-major order within a half.
-  # The cut `n (s c) -> (n s) c` leaves numbers where they lie in memory, so it needs no further reordering.
-  order = np.argsort(~conditions, kind="stable")
-  return (order[:, None] * token_dim + np.arange(token_dim)).astype(np.int32).ravel()
+  return np.argsort(~conditions, kind="stable").astype(np.int32)
 
 
-def patterns_of(row: np.ndarray, grid: tuple[int, int], token_dim: int) -> list[str]:
-  """Returns the patterns whose `spatial_row` is `row`: at most one, or several on a grid one patch high or wide."""
+def patterns_of(order: np.ndarray, grid: tuple[int, int]) -> list[str]:
+  """Returns the patterns whose `spatial_order` is `order`: at most one, or several on a grid one patch high or wide."""
   found = []
   for pattern in PATTERNS:
     with contextlib.suppress(ValueError):  # the pattern does not halve this grid
-      if np.array_equal(row, spatial_row(pattern, grid, token_dim)):
+      if np.array_equal(order, spatial_order(pattern, grid)):
         found.append(pattern)
   return found
 
 
-def channel_rows(orders: Int[Array | np.ndarray, "couplings channels"], tokens: int) -> Int[Array, "couplings dims"]:
-  """Returns the table rows of channel splits.
-
-  Args:
-    orders: int32 (couplings, token_dim), each row an order of the channels of a token; the first half conditions.
-    tokens: number of tokens.
-
-  Returns:
-    int32 (couplings, tokens * token_dim).
-  """
-  couplings, token_dim = orders.shape
-  halves = orders.reshape(couplings, 2, 1, token_dim // 2)
-  starts = jnp.arange(tokens, dtype=jnp.int32)[:, None] * token_dim
-  return (starts + halves).reshape(couplings, tokens * token_dim)
-
-
-def coupling_table(
+def draw_splits(
   key: Key[Array, ""],
   couplings: int,
   kinds: Sequence[str],
   spatial: Sequence[str],
   grid: tuple[int, int],
   token_dim: int,
-) -> Int[Array, "couplings dims"]:
-  """Draws the table of a flow: `kinds` repeats over the couplings, `spatial` over the spatial couplings.
+) -> Splits:
+  """Draws the splits of a flow: `kinds` repeats over the couplings, `spatial` over the spatial couplings.
 
   Args:
     key: PRNG key; each channel split has a random order of its own (Jet, section 2).
     couplings: number of couplings.
     kinds: sequence of "channels" and "spatial".
-    spatial: sequence of patterns, see `spatial_row`.
+    spatial: sequence of patterns, see `spatial_order`.
     grid: rows and columns of patches.
-    token_dim: numbers in a token, even.
-
-  Returns:
-    int32 (couplings, rows * columns * token_dim); every row is a permutation.
+    token_dim: K, channels of a token, even.
   """
   keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(couplings))
-  orders = jax.vmap(lambda key: jax.random.permutation(key, token_dim))(keys)
-  table = channel_rows(orders.astype(jnp.int32), grid[0] * grid[1])
-  is_spatial = [kind == "spatial" for kind in itertools.islice(itertools.cycle(kinds), couplings)]
-  if any(is_spatial):
-    rows = [
-      spatial_row(pattern, grid, token_dim) for pattern in itertools.islice(itertools.cycle(spatial), sum(is_spatial))
-    ]
-    table = table.at[np.flatnonzero(is_spatial)].set(np.stack(rows))
-  return table
+  channels = jax.vmap(lambda key: jax.random.permutation(key, token_dim))(keys).astype(jnp.int32)
+  is_spatial = np.array([kind == "spatial" for kind in itertools.islice(itertools.cycle(kinds), couplings)])
+  tokens = np.tile(np.arange(grid[0] * grid[1], dtype=np.int32), (couplings, 1))
+  for coupling, pattern in zip(np.flatnonzero(is_spatial), itertools.cycle(spatial), strict=False):
+    tokens[coupling] = spatial_order(pattern, grid)
+  channels = jnp.where(is_spatial[:, None], jnp.arange(token_dim, dtype=jnp.int32), channels)
+  return Splits(jnp.asarray(tokens), channels, jnp.asarray(is_spatial))
 
 
-def move_table(table: np.ndarray, token_dim: int, grid: tuple[int, int], new_grid: tuple[int, int]) -> np.ndarray:
-  """Moves the table of a flow to another grid of patches.
+def move_splits(splits: Splits, grid: tuple[int, int], new_grid: tuple[int, int]) -> Splits:
+  """Moves the splits of a flow to another grid of patches.
 
-  A channel split keeps its order of the channels of a token. A spatial split keeps its pattern.
+  A channel split keeps its order of channels. A spatial split keeps its pattern.
 
   Args:
-    table: int32 (couplings, dims), for `grid`.
-    token_dim: numbers in a token, on either grid.
+    splits: for `grid`.
     grid: rows and columns of patches.
     new_grid: rows and columns of the result.
 
-  Returns:
-    int32 (couplings, new dims).
-
   Raises:
-    ValueError: a row that is no known split, a row that fits two patterns which differ on the new grid, or a pattern
-      that does not cut the new grid in equal halves.
+    ValueError: a spatial split without a known pattern, one that fits two patterns which differ on the new grid, or a
+      pattern that does not cut the new grid in equal halves.
   """
-  tokens, new_tokens = math.prod(grid), math.prod(new_grid)
 
-  def moved(number, row):
-    # The order of the first token's channels, if this is a channel split.
-    order = row.reshape(2, tokens, token_dim // 2)[:, 0].reshape(1, token_dim)
-    if np.array_equal(row, channel_rows(order, tokens)[0]):
-      return np.asarray(channel_rows(order, new_tokens)[0])
-    patterns = patterns_of(row, grid, token_dim)
-    rows = np.unique([spatial_row(pattern, new_grid, token_dim) for pattern in patterns], axis=0) if patterns else ()
-    if len(rows) != 1:
+  def moved(number, order, is_spatial):
+    if not is_spatial:
+      return np.arange(new_grid[0] * new_grid[1], dtype=np.int32)
+    patterns = patterns_of(order, grid)
+    orders = np.unique([spatial_order(pattern, new_grid) for pattern in patterns], axis=0) if patterns else ()
+    if len(orders) != 1:
       named = f"fits {' and '.join(patterns)}" if patterns else "has no known pattern"
       raise ValueError(
         f"the split of {grid[0]}x{grid[1]} patches by coupling {number} {named}, so it cannot be moved to "
         f"{new_grid[0]}x{new_grid[1]} patches; use images of the size that the flow was trained on"
       )
-    return rows[0]
+    return orders[0]
 
-  return np.stack([moved(number, row) for number, row in enumerate(np.asarray(table))])
+  tokens, spatial = np.asarray(splits.tokens), np.asarray(splits.spatial)
+  return splits._replace(tokens=np.stack([moved(*each) for each in zip(itertools.count(), tokens, spatial)]))
 
 
 def check_splits(kinds: Sequence[str], spatial: Sequence[str], grid: tuple[int, int], token_dim: int) -> None:
-  """Raises ValueError if a coupling could not cut the image in two equal halves; arguments as in `coupling_table`."""
+  """Raises ValueError if a coupling could not cut the image in two equal halves; arguments as in `draw_splits`."""
   unknown = [kind for kind in kinds if kind not in KINDS]
   if unknown or not kinds:
     raise ValueError(f"kinds={tuple(kinds)!r} must be a sequence of 'channels' and 'spatial', at least one long")
@@ -173,4 +176,4 @@ def check_splits(kinds: Sequence[str], spatial: Sequence[str], grid: tuple[int, 
     if not spatial:
       raise ValueError("spatial=() must name at least one pattern for the spatial couplings; or drop them from kinds")
     for pattern in spatial:
-      spatial_row(pattern, grid, token_dim)
+      spatial_order(pattern, grid)

@@ -3,8 +3,8 @@
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-State = Float[Array, "batch dims"]  # the patchified image as a flat vector, in the order that a layer works in
+State = Float[Array, "batch tokens channels"]  # the patchified image, tokens and channels in the order of a layer
 Logdet = Float[Array, " batch"]  # nats
-Tokens = Float[Array, "batch tokens channels"]
-Order = Int[Array | np.ndarray, " dims"]  # a permutation of the numbers of a state
+Half = Float[Array, "batch tokens half_channels"]  # of a state, by either kind of split
+Order = Int[Array | np.ndarray, " size"]  # a permutation of tokens or channels
 Context = Float[Array, "batch length width"] | None  # what a predictor may read besides the state

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from jet_jax.devices.sharding import keep_split
 from jet_jax.flow.attention import attend
-from jet_jax.flow.types import Tokens
+from jet_jax.flow.types import Half
 
 LAYER_NORM_EPSILON = 1e-6
 Rows = Float[Array, "rows width"]  # tokens of all images, one after another
@@ -32,11 +32,41 @@ class Attention(nn.Module):
   def __call__(self, x: Rows) -> Rows:
     """x: (B * tokens, width) -> the same shape."""
     width = x.shape[-1]
-    dense = functools.partial(nn.Dense, width, dtype=self.dtype, kernel_init=nn.initializers.xavier_uniform())
+    dense = functools.partial(HeadDense, self.heads, width, self.dtype)
 
-    query, key, value = (dense(name=name)(x) for name in ("query", "key", "value"))
-    mixed = attend(query, key, value, tokens=self.tokens, heads=self.heads, implementation=self.attention)
-    return dense(name="out")(mixed)
+    query, key, value = (dense(to_heads=True, name=name)(x) for name in ("query", "key", "value"))
+    query, key, value = (rearrange(y, "(b n) h d -> b n h d", n=self.tokens) for y in (query, key, value))
+    mixed = attend(query, key, value, self.attention)
+    return dense(to_heads=False, name="out")(rearrange(mixed, "b n h d -> (b n) h d"))
+
+
+class HeadDense(nn.Module):
+  """A dense layer to or from heads, whose kernel is kept as a matrix.
+
+  It computes with heads apart: a TPU would have to copy a matrix of rows to cut its columns in heads.
+
+  Attributes:
+    heads: number of heads.
+    width: of all heads together.
+    dtype: of the computation.
+    to_heads: True for (rows, width) -> (rows, heads, width / heads), False for the way back.
+  """
+
+  heads: int
+  width: int
+  dtype: str
+  to_heads: bool
+
+  @nn.compact
+  def __call__(self, x):
+    """x: (rows, width) or (rows, heads, width / heads) -> the other."""
+    kernel = self.param("kernel", nn.initializers.xavier_uniform(), (self.width, self.width))
+    bias = self.param("bias", nn.initializers.zeros, (self.width,))
+    x, kernel, bias = (y.astype(self.dtype) for y in (x, kernel, bias))
+    if self.to_heads:
+      kernel = rearrange(kernel, "e (h d) -> e h d", h=self.heads)
+      return jnp.einsum("re,ehd->rhd", x, kernel) + rearrange(bias, "(h d) -> h d", h=self.heads)
+    return jnp.einsum("rhd,hde->re", x, rearrange(kernel, "(h d) e -> h d e", h=self.heads)) + bias
 
 
 class Mlp(nn.Module):
@@ -79,7 +109,7 @@ class ViT(nn.Module):
   attention: str = "xla"
 
   @nn.compact
-  def __call__(self, x: Tokens) -> tuple[Tokens, Tokens]:
+  def __call__(self, x: Half) -> tuple[Half, Half]:
     """x: (B, tokens, dim) -> bias and raw scale, each (B, tokens, dim)."""
     _, tokens, dim = x.shape
     norm = functools.partial(nn.LayerNorm, epsilon=LAYER_NORM_EPSILON, dtype=self.dtype)

@@ -24,7 +24,7 @@ class TrainState(struct.PyTreeNode):
     skipped: int32 (), steps that changed nothing, because their loss or gradient was not finite.
     skipped_in_a_row: int32 (), consecutive skipped steps; -1 means the limit was exceeded and training is frozen.
     params: float32 parameters of the flow.
-    permutations: the flow's index tables.
+    permutations: the flow's splits, index tables; see `flow.splits.Splits`.
     opt_state: of the optimizer.
     ema: exponential moving average of `params`, or None if it is off.
   """

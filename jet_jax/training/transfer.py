@@ -1,7 +1,7 @@
 """Transfer: a run starts from another one by `config.init_from`, "WORKDIR", "WORKDIR@STEP" or "WORKDIR@best".
 
 The new run takes parameters and permutations from its source, and has a fresh optimizer and step 0. Its images may have
-another size. Then the splits move to the new grid of patches (`splits.move_table`), and the position embeddings are
+another size. Then the splits move to the new grid of patches (`splits.move_splits`), and the position embeddings are
 resampled to it: linearly, and averaged where the grid becomes coarser. Nothing else of the flow may differ.
 """
 
@@ -12,12 +12,11 @@ import pathlib
 from typing import Any
 
 import jax
-import numpy as np
 from einops import rearrange
 
 from jet_jax import config as config_lib
 from jet_jax.devices import processes
-from jet_jax.flow.splits import move_table
+from jet_jax.flow.splits import Splits, move_splits
 from jet_jax.jet import Jet
 from jet_jax.training.run import Run
 from jet_jax.training.step import TrainState
@@ -108,14 +107,13 @@ def move(variables, model: Jet, image_shape, new_shape) -> tuple[dict[str, Any],
   grid, new_grid = ((shape[0] // model.patch_size, shape[1] // model.patch_size) for shape in (image_shape, new_shape))
   if grid == new_grid:
     return variables, []
-  token_dim = model.patch_size**2 * image_shape[2]
-  table = move_table(np.asarray(variables["permutations"]["table"]), token_dim, grid, new_grid)
+  splits = move_splits(Splits(**variables["permutations"]), grid, new_grid)
   couplings = variables["params"]["couplings"]
   position = _resample(couplings["vit"]["position_embedding"], grid, new_grid)
   params = {"couplings": couplings | {"vit": couplings["vit"] | {"position_embedding": position}}}
   sizes = f"from {grid[0]}x{grid[1]} patches to {new_grid[0]}x{new_grid[1]}"
-  changed = [f"params/couplings/vit/position_embedding resampled {sizes}", f"permutations/table moved {sizes}"]
-  return {"params": params, "permutations": {"table": table}}, changed
+  changed = [f"params/couplings/vit/position_embedding resampled {sizes}", f"permutations/tokens moved {sizes}"]
+  return {"params": params, "permutations": splits._asdict()}, changed
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))

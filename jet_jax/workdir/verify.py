@@ -104,7 +104,7 @@ def _suspect(name: str, there, here) -> str:
   differ = [axis for axis, (a, b) in enumerate(zip(there[0], here[0], strict=False)) if a != b]
   if differ[:1] == [0]:
     return "model.couplings"
-  return "data.size and model.patch_size" if "table" in name or "position" in name else "model.width"
+  return "data.size and model.patch_size" if "/permutations/" in name or "position" in name else "model.width"
 
 
 def silence_reports() -> None:

@@ -14,20 +14,28 @@ from flows import randomize
 from jet_jax.devices import sharding
 from jet_jax.flow import ActNorm, Coupling, Reorder, Stack, ViT
 from jet_jax.flow.reorder import composed_orders
+from jet_jax.flow.splits import draw_splits
 from jet_jax.workdir.checkpoint import Checkpoints
 
-TOKENS, CHANNELS = 3, 4  # of each half of the state
-DIMS = 2 * TOKENS * CHANNELS
-TABLE = jnp.stack([jax.random.permutation(jax.random.key(i), DIMS) for i in range(3)]).astype("int32")
-ORDER, UNDO = composed_orders(TABLE)
+TOKENS, CHANNELS = 4, 6
+DIMS = TOKENS * CHANNELS
+SPLITS = draw_splits(jax.random.key(0), 3, ("channels", "spatial"), ("vstripes-inv",), (2, 2), CHANNELS)
+# Of tokens and channels together, so that both move; the couplings of a flow move one or the other.
+ORDERS = [jnp.stack([jax.random.permutation(jax.random.key(i), size) for i in range(3)]) for size in (TOKENS, CHANNELS)]
+TO_THE_NEXT = [composed_orders(orders)[1:] for orders in ORDERS]
 
 
 def vit(dtype, **name):
   return ViT(block_depth=1, width=8, heads=2, dtype=dtype, **name)
 
 
-def one_period(dtype, orders):
-  return [ActNorm(TOKENS, name="actnorm"), Coupling(vit(dtype, name="vit"), TOKENS), Reorder(*orders)]
+def coupling(dtype, spatial, **settings):
+  return Coupling(vit(dtype), jnp.array(spatial), **settings)
+
+
+def one_period(dtype, constants):
+  spatial, *orders = constants
+  return [ActNorm(name="actnorm"), Coupling(vit(dtype, name="vit"), spatial), Reorder(*orders)]
 
 
 def is_identity(x, y):
@@ -35,13 +43,12 @@ def is_identity(x, y):
 
 
 def is_normalized(x, y):
-  channels = y.reshape(len(y), 2, TOKENS, CHANNELS).transpose(1, 3, 0, 2).reshape(2 * CHANNELS, -1)
-  np.testing.assert_allclose(channels.mean(axis=1), 0, atol=1e-6)  # rounding of means of some hundred numbers near 3
-  np.testing.assert_allclose(channels.std(axis=1), 1, atol=1e-6)
+  np.testing.assert_allclose(y.mean(axis=(0, 1)), 0, atol=1e-6)  # rounding of means of some hundred numbers near 3
+  np.testing.assert_allclose(y.std(axis=(0, 1)), 1, atol=1e-6)
 
 
 def is_permuted(x, y):
-  np.testing.assert_array_equal(np.sort(y), np.sort(x))
+  np.testing.assert_array_equal(y, x[:, ORDERS[0][1]][:, :, ORDERS[1][1]])
 
 
 def is_reordered_and_normalized(x, y):
@@ -51,13 +58,14 @@ def is_reordered_and_normalized(x, y):
 
 # name -> the layer, for a dtype of its predictor, and the promise of a new one about x and y = layer(x).
 LAYERS = {
-  "reorder": (lambda dtype: Reorder(ORDER[1], UNDO[1]), is_permuted),
-  "coupling": (lambda dtype: Coupling(vit(dtype), TOKENS), is_identity),
-  "coupling, scale bound 3": (lambda dtype: Coupling(vit(dtype), TOKENS, scale_bound=3.0), None),
-  "coupling, scale floor 0.2": (lambda dtype: Coupling(vit(dtype), TOKENS, scale_floor=0.2), None),
-  "actnorm": (lambda dtype: ActNorm(TOKENS), is_normalized),
+  "reorder": (lambda dtype: Reorder(ORDERS[0][1], ORDERS[1][1]), is_permuted),
+  "coupling by channels": (lambda dtype: coupling(dtype, False), is_identity),
+  "coupling by tokens": (lambda dtype: coupling(dtype, True), is_identity),
+  "coupling, scale bound 3": (lambda dtype: coupling(dtype, False, scale_bound=3.0), None),
+  "coupling, scale floor 0.2": (lambda dtype: coupling(dtype, True, scale_floor=0.2), None),
+  "actnorm": (lambda dtype: ActNorm(), is_normalized),
   "stack": (
-    lambda dtype: Stack(functools.partial(one_period, dtype), 3, (ORDER[1:], UNDO[1:])),
+    lambda dtype: Stack(functools.partial(one_period, dtype), 3, (SPLITS.spatial, *TO_THE_NEXT)),
     is_reordered_and_normalized,
   ),
 }
@@ -65,8 +73,8 @@ LAYERS = {
 
 def state(batch=5, dtype="float32"):
   """States away from 0 and of another scale in each dimension."""
-  scale = jnp.linspace(0.5, 4, DIMS, dtype=dtype)
-  return 3 + scale * jax.random.normal(jax.random.key(7), (batch, DIMS), dtype)
+  scale = jnp.linspace(0.5, 4, DIMS, dtype=dtype).reshape(TOKENS, CHANNELS)
+  return 3 + scale * jax.random.normal(jax.random.key(7), (batch, TOKENS, CHANNELS), dtype)
 
 
 def run(layer, variables, x, method="__call__"):
@@ -113,6 +121,7 @@ def test_logdet_is_that_of_the_jacobian(case, method):
     variables = jax.tree.map(lambda x: x.astype("float64"), variables)
     x = state(1, "float64")
     jacobian = jax.jit(jax.jacfwd(lambda x: layer.apply(variables, x[None], method=method)[0][0]))(x[0])
+    jacobian = jacobian.reshape(DIMS, DIMS)
     _, logdet = run(layer, variables, x, method)
     np.testing.assert_allclose(logdet[0], np.linalg.slogdet(jacobian)[1], atol=1e-9)
 
@@ -153,9 +162,9 @@ def test_examples_of_a_batch_do_not_see_each_other(case):
 
 
 def test_constant_channels_start_finite():
-  x = jnp.ones((8, DIMS))
-  variables = ActNorm(TOKENS).init(jax.random.key(0), x)
-  y, logdet = run(ActNorm(TOKENS), variables, x)
+  x = jnp.ones((8, TOKENS, CHANNELS))
+  variables = ActNorm().init(jax.random.key(0), x)
+  y, logdet = run(ActNorm(), variables, x)
   np.testing.assert_array_equal(y, 0)
   assert np.isfinite(logdet).all()
 

@@ -87,8 +87,7 @@ def test_a_spatial_split_without_a_name_is_imported_too(tmp_path):
   golden = with_unnamed_splits([4])
   np.savez(tmp_path / "other.npz", **golden)
   model, variables = convert(tmp_path / "other.npz", (16, 16, 3))
-  tokens = variables["permutations"]["table"][4].reshape(16, 48)[:, 0] // 48
-  np.testing.assert_array_equal(tokens, golden[SPATIAL_MASKS][4].argmax(0))
+  np.testing.assert_array_equal(variables["permutations"]["tokens"][4], golden[SPATIAL_MASKS][4].argmax(0))
   z, _ = model.apply(variables, golden["x"])
   assert np.abs(z - golden["z"]).max() > 1e-2, "another split is another function"
   back, _ = model.apply(variables, z, method="inverse")
@@ -209,7 +208,10 @@ def test_a_bound_that_is_none_is_refused(bound):
       lambda v: v.update(params=jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), v["params"])),
       r"params/couplings/vit/block0_.* is bfloat16 .* of this model on such images float32",
     ),
-    (lambda v: v["permutations"].update(table=v["permutations"]["table"][:, :-2]), r"table is int32 \(4, 94\)"),
+    (
+      lambda v: v["permutations"].update(channels=v["permutations"]["channels"][:, :-2]),
+      r"channels is int32 \(4, 10\)",
+    ),
   ],
 )
 def test_variables_that_are_not_of_the_model_are_not_exported(tiny_flow, change, message, tmp_path):
@@ -224,18 +226,19 @@ def test_variables_that_are_not_of_the_model_are_not_exported(tiny_flow, change,
 
 
 @pytest.mark.parametrize(
-  "row",
+  ("name", "row", "message"),
   [
-    np.arange(96)[::-1],
-    np.tile(np.arange(12), 8),  # the first token eight times
-    np.tile(np.repeat(np.arange(8) * 12, 6), 2),  # the first channel of each token twelve times
+    ("tokens", np.arange(8)[::-1], "reorders what the split does not cut"),
+    ("channels", np.zeros(12), "is no permutation"),
+    ("tokens", np.zeros(8), "is no permutation"),
   ],
 )
-def test_splits_that_are_neither_by_channel_nor_spatial_are_not_exported(tiny_flow, row, tmp_path):
+def test_splits_that_the_official_code_lacks_are_not_exported(tiny_flow, name, row, message, tmp_path):
   model, variables = tiny_flow((4, 8, 3))
-  table = variables["permutations"]["table"].at[1].set(row)
-  with pytest.raises(ValueError, match="row 1 of permutations/table splits neither"):
-    export_npz(model, variables | {"permutations": {"table": table}}, (4, 8, 3), tmp_path / "other.npz")
+  splits = variables["permutations"]
+  other = splits | {name: splits[name].at[1].set(row)}
+  with pytest.raises(ValueError, match=f"row 1 of permutations/{name} {message}"):
+    export_npz(model, variables | {"permutations": other}, (4, 8, 3), tmp_path / "other.npz")
 
 
 def test_the_command_writes_a_work_directory_that_evaluates_and_samples(tmp_path, capsys):

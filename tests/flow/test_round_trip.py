@@ -37,7 +37,7 @@ def promised_flow(kinds, couplings, dtype):
   """`(model, variables)` of the promise, for images of (8, 8, 3)."""
   model, variables = invertibility.truncated(*deepest_flow(kinds), couplings)
   params = jax.tree.map(lambda leaf: leaf.astype(dtype), variables["params"])
-  # The splits are in the table: models that say the same of them are one to the compiler.
+  # The splits are in the variables: models that say the same of them are one to the compiler.
   return model.clone(kinds=KINDS["channels"], dtype=dtype), variables | {"params": params}
 
 

@@ -1,4 +1,4 @@
-"""Every split of the image is one permutation of its numbers, cut in the middle."""
+"""Every split is an order of tokens, an order of channels, and the axis that is cut in the middle."""
 
 import jax
 import jax.numpy as jnp
@@ -7,15 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jet_jax.flow import splits
+from jet_jax.flow import Reorder, splits
 from jet_jax.flow.reorder import composed_orders
-from jet_jax.flow.splits import coupling_table, spatial_row
+from jet_jax.flow.splits import draw_splits, halves, join, spatial_order
 
 PATTERNS = ("checkerboard", "checkerboard-inv", "vstripes", "vstripes-inv", "hstripes", "hstripes-inv")
-
-
-def is_permutation(row):
-  return np.array_equal(np.sort(row), np.arange(len(row)))
 
 
 @settings(deadline=None, max_examples=15)
@@ -26,11 +22,16 @@ def is_permutation(row):
   kinds=st.lists(st.sampled_from(splits.KINDS), min_size=1, max_size=4),
   couplings=st.integers(1, 9),
 )
-def test_every_row_of_a_table_is_a_permutation(rows, columns, half_dim, kinds, couplings):
+def test_every_order_is_a_permutation_of_the_axis_that_is_cut(rows, columns, half_dim, kinds, couplings):
   grid, token_dim = (2 * rows, 2 * columns), 2 * half_dim
-  table = np.asarray(coupling_table(jax.random.key(0), couplings, kinds, PATTERNS, grid, token_dim))
-  assert table.shape == (couplings, grid[0] * grid[1] * token_dim)
-  assert all(is_permutation(row) for row in table)
+  tokens, channels, spatial = map(
+    np.asarray, draw_splits(jax.random.key(0), couplings, kinds, PATTERNS, grid, token_dim)
+  )
+  assert list(spatial) == [kinds[i % len(kinds)] == "spatial" for i in range(couplings)]
+  for orders, size, is_cut in ((tokens, grid[0] * grid[1], spatial), (channels, token_dim, ~spatial)):
+    assert orders.shape == (couplings, size)
+    np.testing.assert_array_equal(np.sort(orders), np.tile(np.arange(size), (couplings, 1)))
+    np.testing.assert_array_equal(orders[~is_cut], np.tile(np.arange(size), ((~is_cut).sum(), 1)))
 
 
 @pytest.mark.parametrize(
@@ -45,35 +46,55 @@ def test_every_row_of_a_table_is_a_permutation(rows, columns, half_dim, kinds, c
   ],
 )
 def test_spatial_patterns_choose_the_tokens_of_the_paper(pattern, conditioning):
-  # A grid of 2 x 4 tokens, numbered row by row, two numbers in each.
-  row = spatial_row(pattern, (2, 4), token_dim=2)
-  assert list(row[:8:2] // 2) == conditioning
-  assert sorted([*row[:8:2] // 2, *row[8::2] // 2]) == list(range(8))
-  assert np.all(row[1::2] == row[::2] + 1), "the numbers of a token stay together"
+  # A grid of 2 x 4 tokens, numbered row by row.
+  order = spatial_order(pattern, (2, 4))
+  assert list(order[:4]) == conditioning
+  assert list(order[4:]) == [token for token in range(8) if token not in conditioning]
 
 
-def test_channel_splits_treat_all_tokens_alike_and_differ_between_couplings():
-  table = np.asarray(coupling_table(jax.random.key(0), 3, ("channels",), (), (2, 2), 8)).reshape(3, 2, 4, 4)
-  assert np.array_equal(table % 8, np.broadcast_to(table[:, :, :1] % 8, table.shape))
-  assert np.array_equal(table // 8, np.broadcast_to(np.arange(4)[:, None], table.shape))
-  assert not np.array_equal(table[0], table[1])
+def test_channel_splits_differ_between_couplings():
+  channels = np.asarray(draw_splits(jax.random.key(0), 3, ("channels",), (), (2, 2), 8).channels)
+  assert len(np.unique(channels, axis=0)) == 3
 
 
 def test_kinds_and_patterns_cycle_over_the_couplings_each_on_its_own():
-  table = np.asarray(coupling_table(jax.random.key(0), 6, ("channels", "spatial"), ("vstripes", "hstripes"), (2, 2), 2))
+  drawn = draw_splits(jax.random.key(0), 6, ("channels", "spatial"), ("vstripes", "hstripes"), (2, 2), 2)
   for coupling, pattern in ((1, "vstripes"), (3, "hstripes"), (5, "vstripes")):
-    assert np.array_equal(table[coupling], spatial_row(pattern, (2, 2), 2))
+    np.testing.assert_array_equal(drawn.tokens[coupling], spatial_order(pattern, (2, 2)))
+
+
+@pytest.mark.parametrize("tokens", [1, 4, 5])
+def test_halves_are_those_of_the_axis_that_is_cut_and_are_joined_again(tokens):
+  x = jnp.arange(2.0 * tokens * 6).reshape(2, tokens, 6)
+  for spatial in (False, True) if tokens % 2 == 0 else (False,):
+    x1, x2 = halves(x, jnp.array(spatial))
+    assert x1.shape == x2.shape == (2, tokens, 3)
+    first, second = (x[:, : tokens // 2], x[:, tokens // 2 :]) if spatial else (x[..., :3], x[..., 3:])
+    # A token that is cut becomes two adjacent ones: the numbers stay where they are in memory.
+    np.testing.assert_array_equal(x1.ravel(), first.ravel())
+    np.testing.assert_array_equal(x2.ravel(), second.ravel())
+    np.testing.assert_array_equal(join(x1, x2, jnp.array(spatial)), x)
 
 
 def test_composed_orders_lead_into_every_coupling_and_back_out():
-  table = coupling_table(jax.random.key(0), 5, ("channels", "spatial"), PATTERNS, (2, 4), 6)
-  there, back = composed_orders(table)
-  x = position = jnp.arange(48)
+  orders = jnp.stack([jax.random.permutation(jax.random.key(i), 12) for i in range(5)])
+  there = composed_orders(orders)
+  x = jnp.arange(12)
   for i in range(5):
-    position = position[there[i]]
-    assert np.array_equal(position, x[table[i]])
-  assert np.array_equal(position[there[5]], x)
-  assert np.array_equal(jnp.take_along_axis(there, back, axis=1), np.broadcast_to(x, there.shape))
+    x = x[there[i]]
+    np.testing.assert_array_equal(x, orders[i])
+  np.testing.assert_array_equal(x[there[5]], jnp.arange(12))
+
+
+def test_reordering_is_exact_in_every_bit():
+  # Numbers with all 24 digits of float32, and of sizes far apart: a product in lower precision would round them.
+  exponents = jax.random.randint(jax.random.key(0), (3, 16, 12), -60, 60)
+  x = jax.random.normal(jax.random.key(1), (3, 16, 12)) * 2.0**exponents
+  tokens, channels = (jax.random.permutation(jax.random.key(i), size) for i, size in ((2, 16), (3, 12)))
+  layer = Reorder(tokens, channels)
+  y, _ = jax.jit(layer.apply)({}, x)
+  np.testing.assert_array_equal(y, x[:, tokens][:, :, channels])
+  np.testing.assert_array_equal(layer.apply({}, y, method="inverse")[0], x)
 
 
 @pytest.mark.parametrize(

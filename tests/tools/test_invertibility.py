@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from jet_jax import train
+from jet_jax.flow.splits import Splits, halves
 from jet_jax.jet import Jet
 from tools import import_big_vision, invertibility
 
@@ -96,13 +97,15 @@ def test_a_flow_without_errors_names_no_coupling(tiny_flow):
 
 
 def test_the_scales_are_those_that_stretch_the_transformed_half(tiny_flow):
-  # With patches of one pixel the table counts the numbers of the image.
   model, variables = tiny_flow((4, 4, 2), patch_size=1, couplings=3, kinds=("channels", "spatial"))
   x = jax.random.normal(jax.random.key(0), (2, 4, 4, 2))
   state = x
   for i, (low, high) in enumerate(invertibility.measure(model, variables, x)["scale_range"]):
     one = jax.tree.map(lambda leaf, i=i: leaf[i : i + 1], variables)
-    transformed = np.asarray(one["permutations"]["table"][0, 16:])
+    split = jax.tree.map(lambda leaf: leaf[0], Splits(**one["permutations"]))
+    # With patches of one pixel, tokens of two channels in their order are the numbers of the image.
+    where = jnp.arange(32).reshape(1, 16, 2)[:, split.tokens][:, :, split.channels]
+    transformed = np.asarray(halves(where, split.spatial)[1].ravel())
     # y2 = (x2 + bias) * scale, where bias and scale depend on x1 alone: the derivative by all of x2 together.
     direction = jnp.zeros(32).at[transformed].set(1).reshape(1, 4, 4, 2) * jnp.ones_like(x)
     step = lambda x, one=one: model.clone(couplings=1).apply(one, x)[0]

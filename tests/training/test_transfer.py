@@ -239,21 +239,17 @@ def test_another_grid_moves_the_splits_and_resamples_positions(size, make_source
   like = run.model.init(jax.random.key(0), jnp.zeros((1, size, size, 3)))
   assert jax.tree.map(jnp.shape, like) == jax.tree.map(jnp.shape, state.variables())
 
-  grid, token_dim = (size // 2, size // 2), 12
-  for old, new, kind in zip(
-    np.asarray(trained.variables["permutations"]["table"]),
-    np.asarray(state.permutations["table"]),
-    ["channels", "spatial"] * 3,
-    strict=False,
-  ):
-    np.testing.assert_array_equal(np.sort(new), np.arange(new.size))
-    if kind == "channels":
-      for half_old, half_new in zip(old.reshape(2, -1, 6), new.reshape(2, -1, 6), strict=True):
-        np.testing.assert_array_equal(half_new % token_dim, np.broadcast_to(half_old[0], half_new.shape))
-        np.testing.assert_array_equal(half_new // token_dim, np.arange(len(half_new))[:, None].repeat(6, 1))
+  grid = (size // 2, size // 2)
+  there, here = (jax.tree.map(np.asarray, of["permutations"]) for of in (trained.variables, state.variables()))
+  for name in ("channels", "spatial"):
+    np.testing.assert_array_equal(there[name], here[name])
+  assert list(here["spatial"]) == [kind == "spatial" for kind in ["channels", "spatial"] * 2 + ["channels"]]
+  for old, new, is_spatial in zip(there["tokens"], here["tokens"], here["spatial"], strict=True):
+    if is_spatial:
+      (name,) = splits.patterns_of(old, (4, 4))
+      assert name in splits.patterns_of(new, grid)
     else:
-      (name,) = splits.patterns_of(old, (4, 4), token_dim)
-      assert name in splits.patterns_of(new, grid, token_dim)
+      np.testing.assert_array_equal(new, np.arange(new.size))
 
   before, after = (params["couplings"]["vit"] for params in (trained.variables["params"], state.params))
   assert_equal({**before, "position_embedding": 0}, {**after, "position_embedding": 0})
@@ -264,7 +260,7 @@ def test_another_grid_moves_the_splits_and_resamples_positions(size, make_source
   np.testing.assert_allclose(back, x, atol=1e-4)  # float32, scales down to 0.1 in five couplings
   np.testing.assert_allclose(logdet, -logdet_back, rtol=1e-5)
   assert [line.split()[0] for line in json.loads((tmp_path / "run" / transfer.RECORD).read_text())["changed"]] == [
-    "params/couplings/vit/position_embedding", "permutations/table",
+    "params/couplings/vit/position_embedding", "permutations/tokens",
   ]  # fmt: skip
 
 
@@ -283,20 +279,24 @@ def test_positions_are_interpolated_along_rows_and_columns():
   assert np.abs(averages).max() < 0.2, "without averaging they would be 1"
 
 
+def one_spatial(order):
+  return splits.Splits(order[None], np.arange(4)[None], np.array([True]))
+
+
 def test_a_split_without_a_name_cannot_be_moved():
-  table = splits.spatial_row("checkerboard", (4, 4), 4)[None]
-  swapped = np.concatenate([table[:, 4:8], table[:, :4], table[:, 8:]], axis=1)
+  order = splits.spatial_order("checkerboard", (4, 4))
+  order[[0, 1]] = order[[1, 0]]
   with pytest.raises(ValueError, match="the split of 4x4 patches by coupling 0 has no known pattern"):
-    splits.move_table(swapped, 4, (4, 4), (8, 8))
+    splits.move_splits(one_spatial(order), (4, 4), (8, 8))
 
 
 def test_a_split_with_two_names_is_moved_only_where_they_mean_the_same():
   """On a grid one patch high vertical stripes are a checkerboard."""
-  table = splits.spatial_row("vstripes", (1, 4), 4)[None]
+  of_one = one_spatial(splits.spatial_order("vstripes", (1, 4)))
   with pytest.raises(ValueError, match="coupling 0 fits checkerboard and vstripes"):
-    splits.move_table(table, 4, (1, 4), (2, 4))
-  moved = splits.move_table(table, 4, (1, 4), (1, 8))
-  np.testing.assert_array_equal(moved[0], splits.spatial_row("vstripes", (1, 8), 4))
+    splits.move_splits(of_one, (1, 4), (2, 4))
+  moved = splits.move_splits(of_one, (1, 4), (1, 8))
+  np.testing.assert_array_equal(moved.tokens[0], splits.spatial_order("vstripes", (1, 8)))
 
 
 def test_the_state_lies_where_the_mesh_wants_it(make_source, small, tmp_path):
