@@ -15,13 +15,19 @@ from einops import rearrange
 from jaxtyping import Array, Float
 
 from jet_jax.flow import LAYERS, Coupling, Layer, Reorder, Stack, ViT, in_order
-from jet_jax.flow.attention import IMPLEMENTATIONS, check_supported
+from jet_jax.flow.attention import IMPLEMENTATIONS, broken_rule
 from jet_jax.flow.reorder import composed_orders
 from jet_jax.flow.splits import Splits, check_splits, draw_splits
 from jet_jax.flow.stack import REMAT_POLICIES
 from jet_jax.flow.types import Logdet
 
-AUTO_REMAT = ("dots", "blocks", "full")  # tried in training for remat="auto", in the order of what is recomputed
+# What "auto" takes on each platform: the first that can run, or that fits. Fastest first: timed on CPUs, by the
+# compiler's estimate on TPUs, not yet timed on GPUs (docs/reference/performance.md).
+AUTO_ATTENTION = {"cpu": ("xla",), "gpu": ("cudnn", "xla"), "tpu": ("einsum",)}
+AUTO_REMAT = {"cpu": ("blocks", "full"), "gpu": ("dots", "blocks", "full"), "tpu": ("full",)}
+# Kinds of TPU without 16-bit vector units. The products of float32 arrays multiply bfloat16 there by default. Arrays in
+# bfloat16 would be rounded after every operation, which costs more than the memory that they save.
+ROUNDS_IN_PRODUCTS = ("TPU v5 lite",)
 
 Images = Float[Array, "batch height width channels"]
 
@@ -50,9 +56,9 @@ class Jet(nn.Module):
     dtype: of the transformers' computation, "float32" or "bfloat16"; all else is float32.
     remat: results that the backward pass recomputes: "none" (needs the most memory), "dots" (all but the dense layers),
       "blocks" (each transformer block from its input), "full" (each coupling from its input), or "auto" (training takes
-      the first of dots, blocks and full that fits).
+      the first of `AUTO_REMAT` that fits).
     layers: invertible layers in front of each coupling, by their names in `flow.LAYERS`; the paper has none.
-    attention: implementation, "xla" (everywhere), "cudnn" (GPUs) or "splash" (TPUs); see `attention.check_supported`.
+    attention: implementation, see `attention.IMPLEMENTATIONS`; "auto" is "xla" until `for_device` chooses.
   """
 
   couplings: int = 32
@@ -68,7 +74,7 @@ class Jet(nn.Module):
   scale_floor: float = 0.0
   dtype: str = "float32"
   remat: str = "full"
-  attention: str = "xla"
+  attention: str = "auto"
   layers: Sequence[str] = ()
 
   def __call__(self, images) -> tuple[Images, Logdet]:
@@ -117,7 +123,8 @@ class Jet(nn.Module):
       constants: the kind of its split, and the orders of tokens and channels that lead to the next coupling.
     """
     spatial, *to_the_next = constants
-    predictor = ViT(self.block_depth, self.width, self.heads, self.dtype, self.attention, name="vit")
+    attention = "xla" if self.attention == "auto" else self.attention
+    predictor = ViT(self.block_depth, self.width, self.heads, self.dtype, attention, name="vit")
     before = [LAYERS[name](name=name) for name in self.layers]
     coupling = Coupling(predictor, spatial, self.scale_bound, self.scale_floor, name="coupling")
     return [*before, coupling, Reorder(*to_the_next)]
@@ -151,10 +158,32 @@ class Jet(nn.Module):
     return jax.eval_shape(self.clone(kinds=("channels",)).init, jax.random.key(0), images)
 
   @nn.nowrap
-  def check_device(self, device, image_shape: Sequence[int]) -> None:
-    """Raises ValueError, naming the rule and a fix, if this flow's attention cannot run on a device."""
+  def for_device(self, device, image_shape: Sequence[int]) -> "Jet":
+    """The same function, computed in the way that suits a device best.
+
+    Args:
+      device: a JAX device, or one of a topology to compile for.
+      image_shape: (H, W, C).
+
+    Raises:
+      ValueError: the device cannot run this flow's attention; names the rule and a fix.
+    """
     tokens = (image_shape[0] // self.patch_size) * (image_shape[1] // self.patch_size)
-    check_supported(self.attention, device, self.dtype, self.width // self.heads, tokens)
+    rule = functools.partial(
+      broken_rule, device=device, dtype=self.dtype, head_dim=self.width // self.heads, tokens=tokens
+    )
+    attention = self.attention
+    if attention == "auto":
+      attention = next(name for name in AUTO_ATTENTION.get(device.platform, ("xla",)) if not rule(name))
+    elif broken := rule(attention):
+      raise ValueError(f"attention={attention!r} {broken}; attention='auto' takes what this device can run")
+    rounds = self.dtype == "bfloat16" and device.device_kind in ROUNDS_IN_PRODUCTS
+    return self.clone(attention=attention, dtype="float32" if rounds else self.dtype)
+
+  @nn.nowrap
+  def remats(self, platform: str) -> tuple[str, ...]:
+    """The values of `remat` that training tries on a platform, in this order."""
+    return AUTO_REMAT.get(platform, AUTO_REMAT["gpu"]) if self.remat == "auto" else (self.remat,)
 
   @nn.nowrap
   def check_input(self, images) -> None:
@@ -188,8 +217,8 @@ class Jet(nn.Module):
       raise ValueError(f"layers={tuple(self.layers)} has {unknown[0]!r}; use some of {', '.join(LAYERS)}, each once")
     if len(set(self.layers)) < len(self.layers):
       raise ValueError(f"layers={tuple(self.layers)} has a name twice; use some of {', '.join(LAYERS)}, each once")
-    if self.attention not in IMPLEMENTATIONS:
-      raise ValueError(f"attention={self.attention!r} must be one of {', '.join(IMPLEMENTATIONS)}")
+    if self.attention not in (*IMPLEMENTATIONS, "auto"):
+      raise ValueError(f"attention={self.attention!r} must be one of {', '.join(IMPLEMENTATIONS)}, auto")
     if self.dtype not in ("float32", "bfloat16", "float64"):
       raise ValueError(f"dtype={self.dtype!r} must be 'float32' or 'bfloat16' (or 'float64' with jax_enable_x64)")
     if not 0 <= self.scale_floor < self.scale_bound / 2:

@@ -22,7 +22,7 @@ from jet_jax import config as config_lib
 from jet_jax.data import sources
 from jet_jax.devices import compile as compile_lib
 from jet_jax.devices import sharding
-from jet_jax.jet import AUTO_REMAT, Jet
+from jet_jax.jet import Jet
 from jet_jax.sampling import sampler
 from jet_jax.training import Run, cost, evaluator
 from tools.measuring import collectives
@@ -111,7 +111,7 @@ def compile_fitting(program: str, config, mesh, hbm_gib: float | None) -> dict[s
   if program != "train":
     return compile_one(program, config, mesh, hbm_gib)
   result = {}
-  for remat in AUTO_REMAT if config.model.remat == "auto" else [config.model.remat]:
+  for remat in Jet(**config.model).remats(mesh.devices.flat[0].platform):
     candidate = config.copy_and_resolve_references()
     candidate.model.remat = remat
     result = compile_one(program, candidate, mesh, hbm_gib) | {"remat": remat}

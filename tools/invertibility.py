@@ -42,7 +42,7 @@ def _round_trip(model: Jet, inverse_first: bool, variables, x):
   second: Any = second_record["intermediates"]["couplings"]
   # Without rounding, each coupling's output of the second pass is that coupling's input of the first pass.
   entered, left = first["entered"][0], second["left"][0]
-  largest = lambda states: jnp.max(jnp.abs(states), axis=(1, 2))
+  largest = lambda states: jnp.max(jnp.abs(states), axis=(1, 2, 3))
   scale_range, reach = first["coupling"]["scale_range"][0], jnp.max(jnp.abs(halfway))
   return returned, first_logdet + second_logdet, largest(entered - left), largest(entered), scale_range, reach
 

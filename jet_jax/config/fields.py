@@ -43,9 +43,9 @@ def default_config() -> Config:
   config.model.scale_bound = 2.0
   config.model.scale_floor = 0.0
   config.model.dtype = "float32"
-  config.model.remat = "blocks"  # what the backward pass recomputes: none, dots, blocks, full or auto
+  config.model.remat = "auto"  # what the backward pass recomputes: none, dots, blocks, full; auto suits the device
   config.model.layers = ()  # ("actnorm",): invertible layers in front of each coupling, by name; see flow/__init__.py
-  config.model.attention = "xla"  # or cudnn on GPUs, splash on TPUs
+  config.model.attention = "auto"  # suits the device; or xla, einsum, cudnn (GPUs), splash (TPUs)
 
   for duration in DURATIONS:
     for unit, kind in UNITS.items():

@@ -2,10 +2,11 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Int
 
 from jet_jax.flow.layer import Layer
-from jet_jax.flow.types import Order
+from jet_jax.flow.types import ChannelOrder, TokenOrder
 
 
 class Reorder(Layer):
@@ -22,8 +23,8 @@ class Reorder(Layer):
     channels: a permutation of the channels.
   """
 
-  tokens: Order
-  channels: Order
+  tokens: TokenOrder
+  channels: ChannelOrder
 
   def transform(self, x, context, inverse):
     """See `Layer`."""
@@ -35,7 +36,7 @@ class Reorder(Layer):
     return x, jnp.zeros(x.shape[0], x.dtype)
 
 
-def composed_orders(orders: Int[Array, "couplings size"]) -> Int[Array, "couplings_and_one size"]:
+def composed_orders(orders: Int[Array | np.ndarray, "couplings size"]) -> Int[Array, "couplings_and_one size"]:
   """Returns orders that lead from the image through every coupling's order and back.
 
   Leaving one coupling's order and entering the next is one permutation.

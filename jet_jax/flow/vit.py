@@ -1,7 +1,8 @@
 """The predictor inside a coupling: a pre-LayerNorm Vision Transformer with a zero-initialized head.
 
-Between attentions, all tokens of the batch are rows of one matrix, `(b n) width`. A dense layer is then a plain matrix
-product. XLA runs it up to 2.8x faster on a CPU than the same product on `(b, n, width)`.
+On a CPU or GPU all tokens of the batch are rows of one matrix, `(b n) width`. A dense layer is then a plain matrix
+product. XLA runs it up to 2.8x faster on a CPU than the same product on `(b, n, width)`. On a TPU each image keeps its
+tokens, `b n width`: there the norms and biases of rows cost more. The code below does not depend on it.
 """
 
 import functools
@@ -13,11 +14,12 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from jet_jax.devices.sharding import keep_split
-from jet_jax.flow.attention import attend
+from jet_jax.flow.attention import TOKENS_AS_ROWS, attend
 from jet_jax.flow.types import Half
 
 LAYER_NORM_EPSILON = 1e-6
-Rows = Float[Array, "rows width"]  # tokens of all images, one after another
+# (B * tokens, width) or (B, tokens, width), see `attention.TOKENS_AS_ROWS`.
+Stream = Float[Array, "*rows width"]
 
 
 class Attention(nn.Module):
@@ -29,27 +31,27 @@ class Attention(nn.Module):
   attention: str
 
   @nn.compact
-  def __call__(self, x: Rows) -> Rows:
-    """x: (B * tokens, width) -> the same shape."""
+  def __call__(self, x: Stream) -> Stream:
+    """x: a stream -> the same shape."""
     width = x.shape[-1]
     dense = functools.partial(HeadDense, self.heads, width, self.dtype)
 
     query, key, value = (dense(to_heads=True, name=name)(x) for name in ("query", "key", "value"))
-    query, key, value = (rearrange(y, "(b n) h d -> b n h d", n=self.tokens) for y in (query, key, value))
+    query, key, value = (y.reshape(-1, self.tokens, *y.shape[-2:]) for y in (query, key, value))
     mixed = attend(query, key, value, self.attention)
-    return dense(to_heads=False, name="out")(rearrange(mixed, "b n h d -> (b n) h d"))
+    return dense(to_heads=False, name="out")(mixed.reshape(*x.shape[:-1], *mixed.shape[-2:]))
 
 
 class HeadDense(nn.Module):
   """A dense layer to or from heads, whose kernel is kept as a matrix.
 
-  It computes with heads apart: a TPU would have to copy a matrix of rows to cut its columns in heads.
+  It computes with heads apart: a TPU would copy the result to cut its columns in heads.
 
   Attributes:
     heads: number of heads.
     width: of all heads together.
     dtype: of the computation.
-    to_heads: True for (rows, width) -> (rows, heads, width / heads), False for the way back.
+    to_heads: True for (..., width) -> (..., heads, width / heads), False for the way back.
   """
 
   heads: int
@@ -59,14 +61,14 @@ class HeadDense(nn.Module):
 
   @nn.compact
   def __call__(self, x):
-    """x: (rows, width) or (rows, heads, width / heads) -> the other."""
+    """x: (..., width) or (..., heads, width / heads) -> the other."""
     kernel = self.param("kernel", nn.initializers.xavier_uniform(), (self.width, self.width))
     bias = self.param("bias", nn.initializers.zeros, (self.width,))
     x, kernel, bias = (y.astype(self.dtype) for y in (x, kernel, bias))
     if self.to_heads:
       kernel = rearrange(kernel, "e (h d) -> e h d", h=self.heads)
-      return jnp.einsum("re,ehd->rhd", x, kernel) + rearrange(bias, "(h d) -> h d", h=self.heads)
-    return jnp.einsum("rhd,hde->re", x, rearrange(kernel, "(h d) e -> h d e", h=self.heads)) + bias
+      return jnp.einsum("...e,ehd->...hd", x, kernel) + rearrange(bias, "(h d) -> h d", h=self.heads)
+    return jnp.einsum("...hd,hde->...e", x, rearrange(kernel, "(h d) e -> h d e", h=self.heads)) + bias
 
 
 class Mlp(nn.Module):
@@ -75,8 +77,8 @@ class Mlp(nn.Module):
   dtype: str
 
   @nn.compact
-  def __call__(self, x: Rows) -> Rows:
-    """x: (B * tokens, width) -> the same shape."""
+  def __call__(self, x: Stream) -> Stream:
+    """x: a stream -> the same shape."""
     width = x.shape[-1]
     dense = functools.partial(
       nn.Dense,
@@ -113,9 +115,10 @@ class ViT(nn.Module):
     """x: (B, tokens, dim) -> bias and raw scale, each (B, tokens, dim)."""
     _, tokens, dim = x.shape
     norm = functools.partial(nn.LayerNorm, epsilon=LAYER_NORM_EPSILON, dtype=self.dtype)
-    x = nn.Dense(self.width, dtype=self.dtype, name="embed")(rearrange(x, "b n d -> (b n) d"))
+    x = rearrange(x, "b n d -> (b n) d") if self.attention in TOKENS_AS_ROWS else x
+    x = nn.Dense(self.width, dtype=self.dtype, name="embed")(x)
     position = self.param("position_embedding", nn.initializers.normal(self.width**-0.5), (tokens, self.width))
-    x = rearrange(rearrange(x, "(b n) e -> b n e", n=tokens) + position.astype(self.dtype), "b n e -> (b n) e")
+    x = (x.reshape(-1, tokens, self.width) + position.astype(self.dtype)).reshape(x.shape)
 
     x = keep_split(x)
     for i in range(self.block_depth):
@@ -127,5 +130,5 @@ class ViT(nn.Module):
     x = norm(name="final_norm")(x)
     head_dtype = jnp.promote_types(self.dtype, jnp.float32)
     x = nn.Dense(2 * dim, dtype=head_dtype, kernel_init=nn.initializers.zeros, name="head")(x)
-    bias, raw_scale = jnp.split(rearrange(x, "(b n) d -> b n d", n=tokens), 2, axis=-1)
+    bias, raw_scale = jnp.split(x.reshape(-1, tokens, 2 * dim), 2, axis=-1)
     return bias, raw_scale

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from jet_jax.config import Config, duration_in_steps
 from jet_jax.devices import processes, sharding
 from jet_jax.devices.compile import compile_to_fit, key_shape, on_mesh
-from jet_jax.jet import AUTO_REMAT, Jet
+from jet_jax.jet import Jet
 from jet_jax.training.optimizer import make_optimizer
 from jet_jax.training.step import TrainState, fresh_state, init_state, train_step
 from jet_jax.workdir import Best
@@ -53,7 +53,7 @@ class Run:
     sharding.check_batch_size(config.batch_size, mesh, config.microbatches)
     model = Jet(**config.model)
     model.check(config.image_shape)
-    model.check_device(mesh.devices.flat[0], config.image_shape)
+    model = model.for_device(mesh.devices.flat[0], config.image_shape)
     total_steps, warmup_steps = (duration_in_steps(config, name, num_examples) for name in ("total", "warmup"))
     optimizer = make_optimizer(config, total_steps, warmup_steps)
     return cls(config, model, optimizer, mesh, num_examples, total_steps)
@@ -124,7 +124,7 @@ class Run:
     )
 
   def compile_train_step(self, limit: int | None, name: str = "the training step") -> Any:
-    """Compiles `train_program`; remat="auto" takes the first of `AUTO_REMAT` that fits.
+    """Compiles `train_program`; remat="auto" takes the first of `Jet.remats` that fits.
 
     Args:
       limit: bytes of memory of a device, None if unknown.
@@ -137,7 +137,7 @@ class Run:
     def compile_with(remat):
       return compile_to_fit(f"{name} (remat={remat})", self.train_program(remat).lower(*self.train_arguments), limit)
 
-    *faster, last = AUTO_REMAT if self.model.remat == "auto" else [self.model.remat]
+    *faster, last = self.model.remats(self.mesh.devices.flat[0].platform)
     for remat in faster:
       compiled, problem = None, ""
       try:

@@ -99,6 +99,7 @@ def _sum(x) -> jax.Array:
 def _words(x) -> jax.Array:
   """Casts the bits of each number to uint32; 64 bits make two words, along a new last axis."""
   x = x[None] if x.ndim == 0 else x
+  x = x.astype(jnp.uint8) if x.dtype == bool else x
   return jax.lax.bitcast_convert_type(x, f"uint{min(32, 8 * x.dtype.itemsize)}").astype(jnp.uint32)
 
 

@@ -50,10 +50,11 @@ def load_run(
   model = Jet(**config.model)
   model = model.clone(dtype=dtype or model.dtype)
   mesh = sharding.nearest_mesh(config.mesh) if mesh is None else mesh
+  device = mesh.devices.flat[0]
   try:
-    model.check_device(mesh.devices.flat[0], config.image_shape)
-  except ValueError:
-    model = model.clone(attention="xla")  # which runs everywhere
+    model = model.for_device(device, config.image_shape)
+  except ValueError:  # the run was on other devices
+    model = model.clone(attention="auto").for_device(device, config.image_shape)
   like = model.abstract_variables(config.image_shape)
   like["ema"] = like["params"] if config.ema_decay else None
   like = sharding.place_like(like, mesh)

@@ -12,6 +12,7 @@ from einops import rearrange
 
 from jet_jax import train
 from jet_jax.flow import attention
+from jet_jax.jet import Jet
 from jet_jax.workdir.trained import load_run
 
 
@@ -67,16 +68,35 @@ def test_plain_attention_keeps_its_dtype(dtype):
     np.testing.assert_allclose(np.asarray(ours, "float64"), expected, atol=1e-12 if dtype == "float64" else 0.05)
 
 
-def test_heads_and_images_stay_apart():
-  rows = jax.random.normal(jax.random.key(1), (3 * 4, 2 * 8))
-  attend = functools.partial(attention.attend, tokens=4, heads=2)
-  before, after = attend(rows, rows, rows), attend(rows, rows, rows.at[:4, :8].add(1))
-  changed = np.any(np.asarray(before != after).reshape(3, 4, 2, 8), axis=(1, 3))
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_order_of_operations_for_tpus_is_the_same_function_and_has_the_same_gradient(dtype):
+  *inputs, direction = (jax.random.normal(key, (2, 16, 3, 8)) for key in jax.random.split(jax.random.key(0), 4))
+  # The weights and the products are rounded to 24 or 8 bits in another order.
+  tolerance = 1e-5 if dtype == "float32" else 0.05
+
+  def loss(implementation):
+    attend = lambda *inputs: attention.attend(*(x.astype(dtype) for x in inputs), implementation)
+    return lambda *inputs: jnp.sum(attend(*inputs).astype("float32") * direction)
+
+  results = [jax.value_and_grad(loss(name), (0, 1, 2))(*inputs) for name in ("xla", "einsum")]
+  for ours, theirs in zip(*map(jax.tree.leaves, results), strict=True):
+    np.testing.assert_allclose(ours, theirs, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("implementation", ["xla", "einsum"])
+def test_heads_and_images_stay_apart_and_the_dtype_stays(implementation, dtype):
+  x = jax.random.normal(jax.random.key(1), (3, 4, 2, 8), dtype)
+  attend = functools.partial(attention.attend, implementation=implementation)
+  before, after = attend(x, x, x), attend(x, x, x.at[0, :, 0].add(1))
+  changed = np.any(np.asarray(before != after), axis=(1, 3))
   assert changed.tolist() == [[True, False], [False, False], [False, False]]
+  assert before.dtype == dtype
 
 
-def device(platform, capability=None):
-  return SimpleNamespace(platform=platform, **({"compute_capability": capability} if capability else {}))
+def device(platform, capability=None, kind=""):
+  capability = {"compute_capability": capability} if capability else {}
+  return SimpleNamespace(platform=platform, device_kind=kind, **capability)
 
 
 @pytest.mark.parametrize(
@@ -84,7 +104,7 @@ def device(platform, capability=None):
   [
     ("xla", device("cpu"), "float32", 7, 5, ""),
     ("cudnn", device("cpu"), "bfloat16", 64, 256, "'cudnn' runs on GPUs, and these devices are of platform 'cpu'"),
-    ("cudnn", device("gpu", "7.5"), "bfloat16", 64, 256, "compute capability 8 or more; attention='xla' runs every"),
+    ("cudnn", device("gpu", "7.5"), "bfloat16", 64, 256, "compute capability 8 or more; attention='auto' takes"),
     ("cudnn", device("gpu", "gfx90a"), "bfloat16", 64, 256, "needs an NVIDIA GPU"),
     ("cudnn", device("gpu", "9.0"), "float32", 64, 256, "computes in 16 bits.*set dtype=bfloat16"),
     ("cudnn", device("gpu", "9.0"), "bfloat16", 20, 256, "multiple of 8 up to 256, not 20"),
@@ -93,13 +113,44 @@ def device(platform, capability=None):
     ("splash", device("gpu", "9.0"), "bfloat16", 64, 256, "'splash' runs on TPUs"),
     ("splash", device("tpu"), "bfloat16", 64, 64, "multiple of 128 tokens an image, not 64"),
     ("splash", device("tpu"), "bfloat16", 64, 256, ""),
-    ("flash", device("tpu"), "bfloat16", 64, 256, "must be one of xla, cudnn, splash"),
+    ("einsum", device("gpu", "9.0"), "float32", 7, 5, ""),
   ],
 )
 def test_what_cannot_run_is_told_with_a_fix(implementation, device, dtype, head_dim, tokens, reason):
-  refused = pytest.raises(ValueError, match=reason) if reason else contextlib.nullcontext()
-  with refused:
-    attention.check_supported(implementation, device, dtype, head_dim, tokens)
+  flow = Jet(width=head_dim, heads=1, dtype=dtype, attention=implementation, patch_size=1)
+  rejected = pytest.raises(ValueError, match=reason) if reason else contextlib.nullcontext()
+  with rejected:
+    assert flow.for_device(device, (1, tokens, 2)).attention == implementation
+
+
+@pytest.mark.parametrize(
+  ("device", "dtype", "width", "attention", "computed_in"),
+  [
+    (device("cpu"), "bfloat16", 64, "xla", "bfloat16"),
+    (device("gpu", "9.0"), "bfloat16", 64, "cudnn", "bfloat16"),
+    (device("gpu", "9.0"), "float32", 64, "xla", "float32"),
+    (device("gpu", "7.5"), "bfloat16", 64, "xla", "bfloat16"),
+    (device("gpu", "9.0"), "bfloat16", 20, "xla", "bfloat16"),
+    (device("gpu", "gfx90a"), "bfloat16", 64, "xla", "bfloat16"),
+    (device("tpu", kind="TPU v5 lite"), "bfloat16", 64, "einsum", "float32"),
+    (device("tpu", kind="TPU v6 lite"), "bfloat16", 64, "einsum", "bfloat16"),
+    (device("neuron"), "float32", 64, "xla", "float32"),
+  ],
+)
+def test_auto_takes_what_suits_the_device(device, dtype, width, attention, computed_in):
+  flow = Jet(width=width, heads=1, dtype=dtype).for_device(device, (64, 64, 3))
+  assert (flow.attention, flow.dtype) == (attention, computed_in)
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu", "neuron"])
+def test_every_platform_can_recompute_all_if_nothing_else_fits(platform):
+  assert Jet(remat="auto").remats(platform)[-1] == "full"
+  assert Jet(remat="dots").remats(platform) == ("dots",)
+
+
+def test_an_unknown_implementation_is_rejected():
+  with pytest.raises(ValueError, match="attention='flash' must be one of xla, einsum, cudnn, splash, auto"):
+    Jet(attention="flash").check((64, 64, 3))
 
 
 def test_a_run_is_refused_before_it_starts_and_one_from_elsewhere_can_be_used(tiny_config, tmp_path):
@@ -108,6 +159,6 @@ def test_a_run_is_refused_before_it_starts_and_one_from_elsewhere_can_be_used(ti
   assert not (tmp_path / "refused").exists()
   train.train(train.prepare(tiny_config(total_steps=1), tmp_path / "run"))
   path = tmp_path / "run" / "config.json"
-  path.write_text(path.read_text().replace('"attention": "xla"', '"attention": "cudnn"'))
+  path.write_text(path.read_text().replace('"attention": "auto"', '"attention": "cudnn"'))
   for dtype in (None, "bfloat16"):
     assert load_run(tmp_path / "run", dtype=dtype).model.attention == "xla"

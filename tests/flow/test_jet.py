@@ -90,7 +90,7 @@ def test_a_coupling_moves_its_second_half_and_no_other_dimension(tiny_flow, kind
   z, _ = run(model, variables, x)
   moved = np.flatnonzero(np.asarray(z != x).ravel())
   split = jax.tree.map(lambda x: x[0], Splits(**variables["permutations"]))
-  where = jnp.arange(16).reshape(1, 8, 2)[:, split.tokens][:, :, split.channels]
+  where = jnp.arange(16.0).reshape(1, 8, 2)[:, split.tokens][:, :, split.channels]
   np.testing.assert_array_equal(moved, np.sort(halves(where, split.spatial)[1].ravel()))
 
 

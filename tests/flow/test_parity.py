@@ -229,8 +229,8 @@ def test_variables_that_are_not_of_the_model_are_not_exported(tiny_flow, change,
   ("name", "row", "message"),
   [
     ("tokens", np.arange(8)[::-1], "reorders what the split does not cut"),
-    ("channels", np.zeros(12), "is no permutation"),
-    ("tokens", np.zeros(8), "is no permutation"),
+    ("channels", np.zeros(12, int), "is no permutation"),
+    ("tokens", np.zeros(8, int), "is no permutation"),
   ],
 )
 def test_splits_that_the_official_code_lacks_are_not_exported(tiny_flow, name, row, message, tmp_path):

@@ -104,8 +104,8 @@ def test_the_scales_are_those_that_stretch_the_transformed_half(tiny_flow):
     one = jax.tree.map(lambda leaf, i=i: leaf[i : i + 1], variables)
     split = jax.tree.map(lambda leaf: leaf[0], Splits(**one["permutations"]))
     # With patches of one pixel, tokens of two channels in their order are the numbers of the image.
-    where = jnp.arange(32).reshape(1, 16, 2)[:, split.tokens][:, :, split.channels]
-    transformed = np.asarray(halves(where, split.spatial)[1].ravel())
+    where = jnp.arange(32.0).reshape(1, 16, 2)[:, split.tokens][:, :, split.channels]
+    transformed = np.asarray(halves(where, split.spatial)[1].ravel(), int)
     # y2 = (x2 + bias) * scale, where bias and scale depend on x1 alone: the derivative by all of x2 together.
     direction = jnp.zeros(32).at[transformed].set(1).reshape(1, 4, 4, 2) * jnp.ones_like(x)
     step = lambda x, one=one: model.clone(couplings=1).apply(one, x)[0]
