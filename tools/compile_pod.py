@@ -9,6 +9,7 @@ simulated CPU devices instead. Prints a table, and one JSON object last.
 import argparse
 import json
 import os
+import pathlib
 import re
 import sys
 from collections.abc import Callable
@@ -25,7 +26,8 @@ from jet_jax.devices import sharding
 from jet_jax.jet import Jet
 from jet_jax.sampling import sampler
 from jet_jax.training import Run, cost, evaluator
-from tools.measuring import collectives
+from tools.measuring import collectives, timing
+from tools.measuring import cycles as cycles_lib
 
 # GiB of memory of a JAX device: a chip, or half a chip of v2, v3 and 7x. Source: the page of each version under
 # https://cloud.google.com/tpu/docs (read 2026). The compiler reports available memory within a tenth of these.
@@ -38,6 +40,8 @@ NOTES = {
   "flops_per_chip, bytes_per_chip": "XLA's counts: the body of a loop, such as the scan over couplings, counts once",
   "model_flops_per_chip": "operations of a whole training step, without recomputation",
   "collectives": "bytes of the results on one device; a collective in a loop counts once per iteration",
+  "cycles, estimated_ms, estimated_mfu": "the compiler's estimate, without collectives, gathers and scatters; a loop's "
+  "body counts as often as it runs",
 }
 
 
@@ -106,21 +110,21 @@ def needed_by(message: str) -> int | None:
   return int(float(needed[1]) * 2 ** (10 * " KMGT".index(needed[2]))) if needed else None
 
 
-def compile_fitting(program: str, config, mesh, hbm_gib: float | None) -> dict[str, Any]:
+def compile_fitting(program: str, config, mesh, hbm_gib: float | None, hlo=None) -> dict[str, Any]:
   """Compiles a program by `compile_one`; for training with the `remat` that "auto" chooses, reported as "remat"."""
   if program != "train":
-    return compile_one(program, config, mesh, hbm_gib)
+    return compile_one(program, config, mesh, hbm_gib, hlo)
   result = {}
   for remat in Jet(**config.model).remats(mesh.devices.flat[0].platform):
     candidate = config.copy_and_resolve_references()
     candidate.model.remat = remat
-    result = compile_one(program, candidate, mesh, hbm_gib) | {"remat": remat}
+    result = compile_one(program, candidate, mesh, hbm_gib, hlo) | {"remat": remat}
     if result["fits"] is not False:
       break
   return result
 
 
-def compile_one(program: str, config, mesh, hbm_gib: float | None) -> dict[str, Any]:
+def compile_one(program: str, config, mesh, hbm_gib: float | None, hlo: pathlib.Path | None = None) -> dict[str, Any]:
   """Compiles a program, and returns its memory and operations per device; `NOTES` defines the counts.
 
   A program that the compiler rejects for want of HBM has only "batch_size", "fits", "hbm_bytes_per_chip" and "error".
@@ -130,6 +134,7 @@ def compile_one(program: str, config, mesh, hbm_gib: float | None) -> dict[str, 
     config: resolved, with `image_shape`.
     mesh: devices to compile for.
     hbm_gib: GiB of memory of a device. If None, "fits" is None too.
+    hlo: folder for the optimized program's text, as PROGRAM.txt.
 
   Raises:
     jax.errors.JaxRuntimeError: any other failure to compile.
@@ -144,7 +149,11 @@ def compile_one(program: str, config, mesh, hbm_gib: float | None) -> dict[str, 
     return {"batch_size": batch, "fits": False, "hbm_bytes_per_chip": needed, "error": first_line}
   memory, counts = compiled.memory_analysis(), compiled.cost_analysis()
   needed = compile_lib.bytes_of_program(compiled)
-  kinds = collectives.collectives(compiled.as_text())
+  text = compiled.as_text()
+  if hlo is not None:
+    hlo.mkdir(parents=True, exist_ok=True)
+    (hlo / f"{program}.txt").write_text(text)
+  kinds = collectives.collectives(text)
   return {
     "batch_size": batch,
     "fits": None if hbm_gib is None else needed <= USABLE * hbm_gib * 2**30,
@@ -156,7 +165,23 @@ def compile_one(program: str, config, mesh, hbm_gib: float | None) -> dict[str, 
     "bytes_per_chip": counts["bytes accessed"],
     "collective_bytes": sum(of_kind["bytes"] for of_kind in kinds.values()),
     "collectives": kinds,
+    **estimate(text, program, config, mesh),
   }
+
+
+def estimate(text: str, program: str, config, mesh) -> dict[str, Any]:
+  """The compiler's estimate of a program's time on each device: "cycles", "estimated_ms" and "estimated_mfu".
+
+  None of them for compilers without estimates; no time for devices of unknown clock.
+  """
+  counted, kind = cycles_lib.cycles(text), mesh.devices.flat[0].device_kind
+  if not counted or kind not in cycles_lib.CLOCKS:
+    return {"cycles": counted} if counted else {}
+  seconds = counted["total"] / cycles_lib.CLOCKS[kind]
+  flops = (cost.train_flops if program == "train" else cost.forward_flops)(Jet(**config.model), config.image_shape)
+  peak = timing.PEAK[kind] * seconds
+  images = batch_of(program, config, mesh) / mesh.size
+  return {"cycles": counted, "estimated_ms": 1e3 * seconds, "estimated_mfu": flops * images / peak}
 
 
 def largest(attempt: Callable[[int], bool]) -> int:
@@ -199,7 +224,7 @@ def find_batch(config, mesh, hbm_gib: float | None) -> None:
   config.batch_size = count * unit
 
 
-def report(config, mesh, chosen, hbm_gib) -> dict[str, Any]:
+def report(config, mesh, chosen, hbm_gib, hlo=None) -> dict[str, Any]:
   """The JSON object: devices and sizes of the run, and `compile_fitting` of each chosen program."""
   model = Jet(**config.model)
   shapes = model.abstract_variables(config.image_shape)
@@ -210,7 +235,7 @@ def report(config, mesh, chosen, hbm_gib) -> dict[str, Any]:
     "image_shape": list(config.image_shape),
     "parameters": sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(shapes["params"])),
     "model_flops_per_chip": cost.train_flops(model, config.image_shape) * config.batch_size // mesh.size,
-    **{program: compile_fitting(program, config, mesh, hbm_gib) for program in chosen},
+    **{program: compile_fitting(program, config, mesh, hbm_gib, hlo) for program in chosen},
     "notes": NOTES,
   }
 
@@ -232,12 +257,30 @@ def table(result: dict[str, Any]) -> str:
       )
     elif row:
       lines.append(f"{program:8}{row['batch_size']:8}{row['fits']!s:>6}  {row['error']}")
+  lines += [line for program in PROGRAMS for line in cycle_lines(program, result.get(program, {}))]
   lines += [
     f"Each device does {result['model_flops_per_chip'] / 1e9:.1f} GFLOPs of the model in a training step, without",
     "recomputation. *: XLA's own count; a loop's body, such as the scan over couplings, counts once.",
     "Collectives: bytes of the results on one device; a collective in a loop counts once per iteration.",
   ]
   return "\n".join(lines)
+
+
+def cycle_lines(program: str, row: dict[str, Any]) -> list[str]:
+  """The compiler's estimate of a program's time, and for training its costliest parts, as text."""
+  if not (counted := row.get("cycles")):
+    return []
+  parts = [f"{kind} {counted[place][kind] / 1e6:.1f}" for place in ("in_loops", "outside") for kind in cycles_lib.KINDS]
+  time = f", {row['estimated_ms']:.1f} ms, MFU {row['estimated_mfu']:.0%}" if "estimated_ms" in row else ""
+  lines = [
+    f"{program}: {counted['total'] / 1e6:.1f} Mcycles{time} by the compiler's estimate; "
+    f"in loops {', '.join(parts[:3])}; "
+    f"outside {', '.join(parts[3:])}; gathers and scatters: {counted['in_loops']['indexed']} in loops, "
+    f"{counted['outside']['indexed']} outside"
+  ]
+  if program == "train":
+    lines += [f"  {count / 1e6:8.2f} {scope}" for scope, count in counted["scopes"].items()]
+  return lines
 
 
 def main(argv=None) -> None:
@@ -253,6 +296,7 @@ def main(argv=None) -> None:
   parser.add_argument("--devices", type=int, default=8, help="number of simulated devices of --platform=cpu")
   parser.add_argument("--programs", default="train,eval,sample", help="programs to compile")
   parser.add_argument("--find_batch", action="store_true", help="find the largest batch whose training step fits")
+  parser.add_argument("--hlo", type=pathlib.Path, help="folder for the optimized HLO: train.txt, eval.txt, ...")
   parser.add_argument("--hbm_gib", type=float, help="GiB of memory of a device, in place of the known size")
   args = parser.parse_args(argv)
   try:
@@ -271,7 +315,7 @@ def main(argv=None) -> None:
     hbm_gib = args.hbm_gib or HBM.get(devices[0].device_kind)
     if args.find_batch:
       find_batch(config, mesh, hbm_gib)
-    result = report(config, mesh, chosen, hbm_gib)
+    result = report(config, mesh, chosen, hbm_gib, args.hlo)
   except ValueError as error:
     sys.exit(f"error: {error}")
   print(table(result))

@@ -17,6 +17,7 @@ class Reorder(Layer):
 
   Each order is a product with a permutation matrix, whose transpose undoes it. A product with ones and zeros at the
   highest precision is exact. It needs no gather, which a TPU runs row by row, and its gradient no scatter.
+  A number that is not finite makes all of its image NaN, since 0 times NaN is NaN.
 
   Attributes:
     tokens: a permutation of the tokens.
