@@ -36,6 +36,7 @@ def get_config(argument=""):
 
   config.total_epochs = 50
   config.batch_size = 1024
+  config.mesh.fsdp = "auto"
   config.lr = 3e-4
   config.wd = 1e-5
   config.warmup_percent = 10

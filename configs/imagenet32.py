@@ -16,7 +16,7 @@ configs/imagenet64.py.
 
 from jet_jax.config import default_config, with_argument
 
-VARIANTS = {"large": {"couplings": 64, "block_depth": 5}}
+VARIANTS = {"large": {"couplings": 64, "block_depth": 5, "mesh.fsdp": "auto"}}
 
 
 def get_config(argument=""):

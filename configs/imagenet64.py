@@ -19,7 +19,7 @@ prepare_data calls imagenet_resized, differs by about 0.25 bits/dim. Arguments s
 from jet_jax.config import default_config, with_argument
 
 VARIANTS = {
-  "large": {"couplings": 64, "block_depth": 5},
+  "large": {"couplings": 64, "block_depth": 5, "mesh.fsdp": "auto"},
   "runlocal": {
     "data.source": "photos", "couplings": 12, "block_depth": 1, "width": 64, "heads": 2,
     "total_steps": 400, "batch_size": 16, "lr": 3e-3, "log_steps": 10,

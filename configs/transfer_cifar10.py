@@ -38,6 +38,7 @@ def get_config(argument=""):
 
   config.total_epochs = 100
   config.batch_size = 512
+  config.mesh.fsdp = "auto"
   config.lr = 1e-4
   config.wd = 1e-5
   config.warmup_percent = 10

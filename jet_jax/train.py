@@ -26,7 +26,7 @@ from jet_jax.data import BadImage, sources
 from jet_jax.devices import Stop, processes, sharding
 from jet_jax.devices import compile as compile_lib
 from jet_jax.sampling import Sampler
-from jet_jax.training import Evaluator, NonFiniteMonitor, Run, TrainState, cost, transfer
+from jet_jax.training import Evaluator, NonFiniteMonitor, Run, TrainState, choose_mesh, cost, transfer
 from jet_jax.workdir import Checkpoints, MetricLog, claim_workdir
 from jet_jax.workdir.metrics import check_wandb
 
@@ -81,11 +81,13 @@ def prepare(config: Config, workdir: str | pathlib.Path, flag_overrides=()) -> J
   check_wandb(config.wandb_project)
   config.data.source = sources.absolute(config.data.source)
   config.data.data_dir = sources.absolute_data_dir(config.data.data_dir)
-  mesh = sharding.make_mesh(config.mesh)
-  sharding.check_batch_size(config.batch_size, mesh, config.microbatches)
+  sizes = config.mesh if config.mesh.fsdp != "auto" else None
+  sharding.check_batch_size(config.batch_size, sharding.make_mesh(sizes), config.microbatches)
   train_source, validation_source = sources.open_both(config)
   config.image_shape = train_source[0]["image"].shape
   config.data.num_examples = len(train_source)
+  mesh = choose_mesh(config, len(train_source), limit=compile_lib.memory_limit(jax.local_devices()))
+  config.mesh.fsdp = str(mesh.shape["fsdp"])
   run = Run.from_config(config, len(train_source), mesh)
   config.init_from = transfer.settle(config, workdir)
   rows = sharding.local_rows(mesh, config.batch_size)

@@ -38,9 +38,9 @@ from jet_jax import config as config_lib
 from jet_jax import data, train
 from jet_jax.data import records, sources
 from jet_jax.devices import compile as compile_lib
-from jet_jax.devices import sharding
+from jet_jax.training import choose_mesh
 from tools import prepare_data
-from tools.compile_pod import image_shape_of
+from tools.compile_pod import EXAMPLES, image_shape_of
 from tools.measuring import timing
 from tools.preparing import releases
 
@@ -165,7 +165,8 @@ def compile_settings(args, what: list[str]) -> tuple[list[timing.Program], list[
     path, _, argument = args.config.partition(":")
     config = config_lib.from_file(f"{path}:{','.join(filter(None, [argument, setting]))}")
     config.image_shape = image_shape_of(config)
-    mesh = sharding.make_mesh(config.mesh)
+    limit = compile_lib.memory_limit(jax.local_devices())
+    mesh = choose_mesh(config, config.data.num_examples or EXAMPLES, limit=limit)
     for what_runs in what:
       try:
         program = timing.prepare(what_runs, setting, config, mesh, states)

@@ -25,7 +25,7 @@ from jet_jax.devices import compile as compile_lib
 from jet_jax.devices import sharding
 from jet_jax.jet import Jet
 from jet_jax.sampling import sampler
-from jet_jax.training import Run, cost, evaluator
+from jet_jax.training import Run, choose_mesh, cost, evaluator
 from tools.measuring import collectives, timing
 from tools.measuring import cycles as cycles_lib
 
@@ -311,8 +311,9 @@ def main(argv=None) -> None:
     devices = topology_devices(args.topology) if args.platform == "tpu" else jax.devices()
     config = config_lib.from_file(args.config)
     config.image_shape = image_shape_of(config)
-    mesh = sharding.make_mesh(config.mesh, devices)
     hbm_gib = args.hbm_gib or HBM.get(devices[0].device_kind)
+    limit = None if hbm_gib is None else int(USABLE * hbm_gib * 2**30)
+    mesh = choose_mesh(config, config.data.num_examples or EXAMPLES, devices, limit)
     if args.find_batch:
       find_batch(config, mesh, hbm_gib)
     result = report(config, mesh, chosen, hbm_gib, args.hlo)

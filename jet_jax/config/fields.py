@@ -52,7 +52,8 @@ def default_config() -> Config:
       config[f"{duration}_{unit}"] = placeholder(kind)
   config.batch_size = 1024  # images per step, over all devices
   config.microbatches = 1  # split each batch into this many, computed one after another to save memory
-  config.mesh = ConfigDict({"data": -1, "fsdp": 1})  # devices on each axis; -1 takes the rest; see devices/sharding.py
+  # Devices on each axis, see devices/sharding.py; -1 takes the rest. fsdp="auto": as few as the training step fits on.
+  config.mesh = ConfigDict({"data": -1, "fsdp": "1"})
 
   config.lr = 3e-4  # peak
   config.wd = 1e-5  # weight decay per step at the schedule's peak, not multiplied by lr

@@ -78,6 +78,7 @@ def set_field(config: Config, name: str, value: Any) -> None:
   for parent in parents:
     config = config[parent]
   kind = config.get_type(leaf).__name__
+  value = str(value) if kind == "str" and type(value) is int else value  # mesh.fsdp=16, or a folder named 16
   wrong_type = f"{name}={value!r} has the wrong type; give a value of type {kind}"
   if value is None and full_name not in OPTIONAL and not split_unit(full_name):
     raise ValueError(wrong_type)

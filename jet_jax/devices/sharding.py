@@ -20,8 +20,8 @@ def make_mesh(config_mesh=None, devices=None) -> Mesh:
   """A mesh over all devices.
 
   Args:
-    config_mesh: `config.mesh`, the size of each axis; -1 for one of them takes the devices that the other leaves.
-      None is a copy of the state on every device.
+    config_mesh: `config.mesh`, the size of each axis; -1 for one of them takes the devices that the other leaves. For
+      fsdp="auto" see `training.run.choose_mesh`. None is a copy of the state on every device.
     devices: those to use; all of all processes by default.
 
   Raises:
@@ -35,12 +35,19 @@ def make_mesh(config_mesh=None, devices=None) -> Mesh:
 
 def nearest_mesh(config_mesh) -> Mesh:
   """Makes the mesh of `config.mesh`, adapted to the number of devices at hand."""
-  count = jax.device_count()
-  return make_mesh({"data": -1, "fsdp": math.gcd(count if config_mesh.fsdp == -1 else config_mesh.fsdp, count)})
+  count, fsdp = jax.device_count(), _size("fsdp", config_mesh.fsdp)
+  return make_mesh({"data": -1, "fsdp": math.gcd(count if fsdp == -1 else fsdp, count)})
 
 
-def _fill(sizes: dict[str, int], count: int) -> tuple[int, ...]:
-  given = [sizes[axis] for axis in AXES]
+def _size(axis: str, value: int | str) -> int:
+  try:
+    return int(value)
+  except ValueError as error:
+    raise ValueError(f"mesh.{axis}={value!r} must be a number of devices, -1 or, for fsdp, auto") from error
+
+
+def _fill(sizes: dict[str, int | str], count: int) -> tuple[int, ...]:
+  given = [_size(axis, sizes[axis]) for axis in AXES]
   known = int(np.prod([size for size in given if size != -1]))
   wrong = f"mesh.data={sizes['data']}, mesh.fsdp={sizes['fsdp']} must multiply to the {count} devices there are"
   if any(size < 1 and size != -1 for size in given) or given.count(-1) > 1 or count % known:

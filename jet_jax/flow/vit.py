@@ -33,25 +33,28 @@ class Attention(nn.Module):
   @nn.compact
   def __call__(self, x: Stream) -> Stream:
     """x: a stream -> the same shape."""
-    width = x.shape[-1]
-    dense = functools.partial(HeadDense, self.heads, width, self.dtype)
-
-    query, key, value = (dense(to_heads=True, name=name)(x) for name in ("query", "key", "value"))
-    query, key, value = (y.reshape(-1, self.tokens, *y.shape[-2:]) for y in (query, key, value))
-    mixed = attend(query, key, value, self.attention)
-    return dense(to_heads=False, name="out")(mixed.reshape(*x.shape[:-1], *mixed.shape[-2:]))
+    width, sizes = x.shape[-1], {"n": self.tokens, "h": self.heads}
+    names = ("query", "key", "value")
+    if self.attention not in TOKENS_AS_ROWS:
+      dense = functools.partial(HeadDense, self.heads, width, self.dtype)
+      mixed = attend(*(dense(to_heads=True, name=name)(x) for name in names), implementation=self.attention)
+      return dense(to_heads=False, name="out")(mixed)
+    dense = functools.partial(nn.Dense, width, dtype=self.dtype, kernel_init=nn.initializers.xavier_uniform())
+    split = [rearrange(dense(name=name)(x), "(b n) (h d) -> b n h d", **sizes) for name in names]
+    mixed = attend(*split, implementation=self.attention)
+    return dense(name="out")(rearrange(mixed, "b n h d -> (b n) (h d)"))
 
 
 class HeadDense(nn.Module):
-  """A dense layer to or from heads, whose kernel is kept as a matrix.
+  """A dense layer to or from heads, with the parameters of `nn.Dense`.
 
-  It computes with heads apart: a TPU would copy the result to cut its columns in heads.
+  A TPU would copy the result of a matrix product to cut its columns in heads.
 
   Attributes:
     heads: number of heads.
     width: of all heads together.
     dtype: of the computation.
-    to_heads: True for (..., width) -> (..., heads, width / heads), False for the way back.
+    to_heads: True for (B, tokens, width) -> (B, tokens, heads, width / heads), False for the way back.
   """
 
   heads: int
@@ -61,14 +64,14 @@ class HeadDense(nn.Module):
 
   @nn.compact
   def __call__(self, x):
-    """x: (..., width) or (..., heads, width / heads) -> the other."""
+    """x: (B, tokens, width) or (B, tokens, heads, width / heads) -> the other."""
     kernel = self.param("kernel", nn.initializers.xavier_uniform(), (self.width, self.width))
     bias = self.param("bias", nn.initializers.zeros, (self.width,))
     x, kernel, bias = (y.astype(self.dtype) for y in (x, kernel, bias))
     if self.to_heads:
       kernel = rearrange(kernel, "e (h d) -> e h d", h=self.heads)
-      return jnp.einsum("...e,ehd->...hd", x, kernel) + rearrange(bias, "(h d) -> h d", h=self.heads)
-    return jnp.einsum("...hd,hde->...e", x, rearrange(kernel, "(h d) e -> h d e", h=self.heads)) + bias
+      return jnp.einsum("bne,ehd->bnhd", x, kernel) + rearrange(bias, "(h d) -> h d", h=self.heads)
+    return jnp.einsum("bnhd,hde->bne", x, rearrange(kernel, "(h d) e -> h d e", h=self.heads)) + bias
 
 
 class Mlp(nn.Module):

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from jet_jax.config import Config, duration_in_steps
 from jet_jax.devices import processes, sharding
-from jet_jax.devices.compile import compile_to_fit, key_shape, on_mesh
+from jet_jax.devices.compile import bytes_a_device, compile_to_fit, key_shape, on_mesh
 from jet_jax.jet import Jet
 from jet_jax.training.optimizer import make_optimizer
 from jet_jax.training.step import TrainState, fresh_state, init_state, train_step
@@ -57,6 +57,19 @@ class Run:
     total_steps, warmup_steps = (duration_in_steps(config, name, num_examples) for name in ("total", "warmup"))
     optimizer = make_optimizer(config, total_steps, warmup_steps)
     return cls(config, model, optimizer, mesh, num_examples, total_steps)
+
+  def fits(self, limit: int) -> bool:
+    """True if the training step fits devices of so many bytes, on all processes; compiles it if the state does."""
+    gradients = bytes_a_device(self.state_shapes.params)
+    problem = ""
+    if bytes_a_device(self.state_shapes) + gradients > limit:
+      problem = "the state and its gradients alone do not fit"
+    if not any(processes.exchange(problem)):
+      try:
+        self.compile_train_step(limit)
+      except ValueError as error:
+        problem = str(error)
+    return not any(processes.exchange(problem))
 
   def is_over(self, step: int, best: Best) -> bool:
     """True if nothing is left to do after `step` updates, or evaluations no longer improve."""
@@ -160,3 +173,29 @@ class Run:
     return init_state(
       key, images, model=self.model, optimizer=self.optimizer, levels=self.config.levels, with_ema=self._with_ema
     )
+
+
+def choose_mesh(config: Config, num_examples: int, devices=None, limit: int | None = None) -> Mesh:
+  """The mesh of a config; mesh.fsdp="auto" is the smallest split of the state whose training step fits.
+
+  Args:
+    config: resolved, with `image_shape`.
+    num_examples: images to train on.
+    devices: those to use; all of all processes by default.
+    limit: bytes of memory of a device; if None, unknown, "auto" does not split.
+
+  Raises:
+    ValueError: sizes that do not multiply to the number of devices, or "auto" beside a size of `mesh.data`.
+  """
+  devices = jax.devices() if devices is None else devices
+  if config.mesh.fsdp != "auto":
+    return sharding.make_mesh(config.mesh, devices)
+  if config.mesh.data != -1:
+    raise ValueError(f"mesh.data={config.mesh.data} leaves mesh.fsdp=auto no choice; set mesh.data=-1")
+  sizes = [size for size in range(1, len(devices) + 1) if len(devices) % size == 0]
+  for size in sizes:
+    mesh = sharding.make_mesh({"data": -1, "fsdp": size}, devices)
+    if limit is None or size == sizes[-1] or Run.from_config(config, num_examples, mesh).fits(limit):
+      processes.say(f"mesh.fsdp=auto: the state is split over {size} of {len(devices)} devices")
+      break
+  return mesh

@@ -120,6 +120,32 @@ def test_the_search_ends_within_an_eighth_below_the_largest_count_that_fits(limi
   assert len(tried) <= limit.bit_length() + 5  # each is a compilation
 
 
+@pytest.mark.process
+def test_auto_splits_the_state_over_as_few_devices_as_its_training_step_fits_on():
+  arguments = ["--platform=cpu", "--devices=4", "--programs=train"]
+  wide = "configs/imagenet64.py:couplings=4,block_depth=1,width=256,heads=2,batch_size=4"
+  needed = {
+    size: check_fits(compile_pod(f"--config={wide},mesh.fsdp={size}", *arguments, "--hbm_gib=100")) for size in (1, 2)
+  }
+  assert needed[2] < 0.8 * needed[1]
+  between = (needed[1] + needed[2]) / 2 / pod.USABLE / 2**30
+  for limit, size in ((100, 1), (between, 2)):
+    result = compile_pod(f"--config={wide},mesh.fsdp=auto", *arguments, f"--hbm_gib={limit}")
+    assert json.loads(result.stdout.splitlines()[-1])["mesh"] == {"data": 4 // size, "fsdp": size}
+
+
+def check_fits(result):
+  """Bytes that the training step of a report needs on each device."""
+  report = json.loads(result.stdout.splitlines()[-1])
+  assert report["train"]["fits"], result.stderr
+  return report["train"]["hbm_bytes_per_chip"]
+
+
+def test_auto_leaves_no_choice_to_the_other_axis(tmp_path):
+  with pytest.raises(SystemExit, match=r"mesh\.data=2 leaves mesh\.fsdp=auto no choice"):
+    pod.main(["--config=configs/imagenet64.py:mesh.fsdp=auto,mesh.data=2", "--platform=cpu", "--devices=1"])
+
+
 def test_the_search_finds_nothing_where_not_even_one_fits():
   assert pod.largest(lambda count: False) == 0
 

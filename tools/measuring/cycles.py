@@ -61,7 +61,7 @@ class _Walk:
           found += self.rows(called, times * self.computations.iterations(instruction))
       elif instruction.does("conditional"):
         branches = [self.rows(called, times) for called in instruction.called]
-        found += max(branches, key=lambda rows: sum(cycles for cycles, *_ in rows))
+        found += max(branches, key=lambda rows: sum(cycles for cycles, *_ in rows), default=[])
       elif match := ESTIMATE.search(instruction.text):
         found.append((int(match[1]) * times, place, self.kind(instruction), scope_of(instruction)))
       elif (kind := self.kind(instruction)) == "indexed":
