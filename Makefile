@@ -3,6 +3,7 @@
 # make test       passes the tests, those that start processes included; 18 minutes on 2 cores on a clean clone
 # make test-all   passes all of them, those that take minutes and `make test-faults` included
 # make test-faults  kills, corrupts and starves runs, and prints the table of docs/reference/reliability.md; SOAK=30 for a longer soak
+# make gpu-check  measures parity, speed, learning and determinism on a GPU in 8 minutes, into GPU_CHECK=runs/gpu_check
 # make lint       style and types
 # make docs-tables  writes the tables of figures from docs/results/
 # Each makes the environment in .venv first if it is missing. PYTHON=python3.12 picks another interpreter.
@@ -13,8 +14,9 @@ LIBTPU := $(CURDIR)/.venv/libtpu/libtpu/libtpu.so
 DEMO ?= runs/digits
 SOAK ?= 10
 BUDGET ?= 15
+GPU_CHECK ?= runs/gpu_check
 
-.PHONY: demo check test test-all test-faults lint docs-tables clean
+.PHONY: demo check test test-all test-faults gpu-check lint docs-tables clean
 
 .venv/installed: requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "jet_jax needs Python 3.11 or newer, not " + sys.version.split()[0] + "; try make PYTHON=python3.11")'
@@ -51,6 +53,11 @@ test-all: .venv/installed .venv/libtpu
 
 test-faults: .venv/installed
 	$(PYTEST) -m fault --soak_minutes=$(SOAK)
+
+# Adds JAX for NVIDIA GPUs, as pip install -e '.[cuda]' does. The tool starts processes that need GPU memory beside it.
+gpu-check: .venv/installed
+	@if command -v nvidia-smi >/dev/null; then $(BIN)/python -m pip install --quiet --disable-pip-version-check 'jax[cuda13]'; fi
+	XLA_PYTHON_CLIENT_PREALLOCATE=false $(BIN)/python -m tools.gpu_check --out=$(GPU_CHECK)
 
 lint: .venv/installed
 	$(BIN)/ruff check .
