@@ -73,3 +73,19 @@ def test_initialization_is_that_of_the_official_code():
   np.testing.assert_allclose(np.std(params["block0_mlp"]["up"]["bias"]), 1e-6, rtol=0.1)
   for zero in (params["head"]["kernel"], params["head"]["bias"], params["block0_attention"]["query"]["bias"]):
     assert not np.any(zero)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_flow_with_images_apart_computes_what_one_with_rows_does(tiny_flow, dtype):
+  with jax.enable_x64(dtype == "float64"):
+    model, variables = tiny_flow((4, 8, 3), dtype=dtype, block_depth=2)
+    x = jax.random.normal(jax.random.key(0), (2, 4, 8, 3), dtype)
+    results = []
+    for attention in ("xla", "einsum"):
+      apart = model.clone(attention=attention)
+      loss = lambda variables, apart=apart: sum(jnp.sum(y) for y in apart.apply(variables, x))
+      results.append((jax.jit(apart.apply)(variables, x), jax.jit(jax.grad(loss, allow_int=True))(variables)["params"]))
+    # Sums in another order, in four couplings of random parameters.
+    tolerance = 1e-3 if dtype == "float32" else 1e-10
+    for ours, theirs in zip(*map(jax.tree.leaves, results), strict=True):
+      np.testing.assert_allclose(ours, theirs, rtol=tolerance, atol=tolerance)
