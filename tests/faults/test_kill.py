@@ -130,6 +130,7 @@ def test_a_run_killed_anywhere_in_a_save_ends_with_the_same_bits(
   record_property("kills", 1)
 
 
+@pytest.mark.slow
 @pytest.mark.fault(7)
 def test_a_save_that_finds_no_room_is_an_error_with_what_it_needs_and_leaves_the_last_one(tmp_path, cache, straight):
   small_runs.finish(small_runs.start(tmp_path, cache, sabotage={"stop_after": 20}, **SETTINGS))

@@ -36,7 +36,7 @@ def test_a_run_that_is_asked_to_end_saves_and_goes_on_later_with_the_same_bits(t
 
 @pytest.mark.fault(4)
 @pytest.mark.parametrize(
-  "what", ["compile", *(pytest.param(what, marks=pytest.mark.slow) for what in ("evaluation", "save"))]
+  "what", ["evaluation", *(pytest.param(what, marks=pytest.mark.slow) for what in ("compile", "save"))]
 )
 def test_asked_while_something_else_is_under_way_it_does_the_same(tmp_path, cache, straight, what):
   said = small_runs.finish(small_runs.start(tmp_path, cache, sabotage={"ask_during": what, "times": 1}, **SETTINGS))
@@ -84,6 +84,7 @@ def test_a_signal_to_its_workers_too_as_by_ctrl_c_changes_nothing(tmp_path, cach
   small_runs.assert_same(tmp_path, straight(**SETTINGS), TOTAL)
 
 
+@pytest.mark.slow
 def test_a_script_can_tell_a_stopped_run_from_a_finished_one(tmp_path, cache):
   settings, told = SETTINGS | {"total_steps": 6}, {"JET_JAX_STOP_STATUS": "75"}
   for stop, status in ((3, 75), (6, 0)):

@@ -10,6 +10,7 @@ from jet_jax.training import cost
 from tools import benchmark
 
 
+@pytest.mark.slow
 @pytest.mark.process
 def test_the_data_benchmark_reports_every_set_and_the_waiting(capsys, tmp_path):
   (tmp_path / "config.py").write_text(
