@@ -7,6 +7,7 @@ All rules are here: `state` for what is trained, `batched` for whatever has imag
 """
 
 import math
+from collections.abc import Mapping
 
 import jax
 import numpy as np
@@ -46,7 +47,7 @@ def _size(axis: str, value: int | str) -> int:
     raise ValueError(f"mesh.{axis}={value!r} must be a number of devices, -1 or, for fsdp, auto") from error
 
 
-def _fill(sizes: dict[str, int | str], count: int) -> tuple[int, ...]:
+def _fill(sizes: Mapping[str, int | str], count: int) -> tuple[int, ...]:
   given = [_size(axis, sizes[axis]) for axis in AXES]
   known = int(np.prod([size for size in given if size != -1]))
   wrong = f"mesh.data={sizes['data']}, mesh.fsdp={sizes['fsdp']} must multiply to the {count} devices there are"

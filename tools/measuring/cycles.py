@@ -1,4 +1,4 @@
-"""What a TPU's compiler expects a program to take, from the program's text.
+"""Reads how long a TPU's compiler expects a program to take, from the program's text.
 
 The compiler writes `estimated_cycles` on almost every operation. A body of a loop counts as often as it runs, and of a
 branch the costlier side counts. Good for comparing programs for one chip: these are the compiler's estimates, not
