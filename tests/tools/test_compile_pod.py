@@ -141,7 +141,7 @@ def check_fits(result):
   return report["train"]["hbm_bytes_per_chip"]
 
 
-def test_auto_leaves_no_choice_to_the_other_axis(tmp_path):
+def test_auto_leaves_no_choice_to_the_other_axis(on_this_device):
   with pytest.raises(SystemExit, match=r"mesh\.data=2 leaves mesh\.fsdp=auto no choice"):
     pod.main(["--config=configs/imagenet64.py:mesh.fsdp=auto,mesh.data=2", "--platform=cpu", "--devices=1"])
 
