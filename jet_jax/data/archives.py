@@ -1,12 +1,14 @@
 """Image files in one place, read by number without unpacking: a folder, a zip or a tar archive.
 
-Files are sorted by name, so a folder and an archive of it are the same data set. Hidden files and folders
-(`.DS_Store`, `__MACOSX`) are ignored. Nothing is written to disk: a name such as `../../x` is only a label, and links
-in an archive are not followed.
+Files are sorted by name, so a folder and an archive of it are the same data set. Files that are no images, hidden or of
+the system (`.DS_Store`, `@eaDir`) are skipped and counted. Nothing is written to disk: a name such as `../../x` is only
+a label, and links in an archive are not followed.
 """
 
+import collections
 import copy
 import functools
+import heapq
 import itertools
 import lzma
 import os
@@ -17,10 +19,37 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from jet_jax.data.arrays import Window
 from jet_jax.data.decode import MAX_BYTES, SUFFIXES, BadImage
+
+OF_THE_SYSTEM = ("__MACOSX", "@eaDir", "@Recycle", "#recycle", "#snapshot", "$RECYCLE.BIN", "System Volume Information")
+OF_THE_SYSTEM += ("lost+found", "Thumbs.db", "desktop.ini")
+SKIPPED = re.compile(rf"(?:^|/)(\.(?!\.?(?:/|$))[^/]*|{'|'.join(map(re.escape, OF_THE_SYSTEM))})(?:/|$)", re.IGNORECASE)
+
+
+class PassedOver(NamedTuple):
+  """Files of a folder or archive that are not in the data set, all for one reason.
+
+  Attributes:
+    count: number of files; a folder that is skipped whole counts as one.
+    names: the first three, sorted; that of a folder ends in "/".
+  """
+
+  count: int
+  names: tuple[str, ...]
+
+
+class Reason(str):
+  """The reason to skip a file, in place of its member."""
+
+
+NO_TARGET = Reason("link without a target")
+CIRCLE = Reason("link to a folder that it lies in")
+SPECIAL = Reason("neither a file nor a folder")
+REPLACED = Reason("replaced by a later file of the same name")
+LINK = Reason("link in an archive")
 
 
 class Files(Sequence):
@@ -29,14 +58,34 @@ class Files(Sequence):
   Attributes:
     path: of the folder or archive.
     names: "folder/file.png" below it, sorted.
+    passed_over: for each reason, such as "no image suffix (.txt)", "hidden" or "link without a target", the files of
+      the whole folder or archive that were skipped, also in a subset.
   """
 
   def __init__(self, path: pathlib.Path, members: Iterable[tuple[str, Any]]):
-    """`members`: for each file its name and the argument for `_read`. Of two with one name, the later is used."""
+    """`members`: for each file its name, and the argument for `_read` or the `Reason` to skip it."""
     self.path = path
-    found = {posixpath.normpath(name).lstrip("/"): member for name, member in members if _is_image(name)}
+    found: dict[str, Any] = {}
+    passed: dict[str, set[str]] = collections.defaultdict(set)
+    for name, member in members:
+      label = posixpath.normpath(name).lstrip("/") + "/" * name.endswith("/")
+      if skipped := SKIPPED.search(label):
+        reason = "hidden" if skipped[1].startswith(".") else f"of the system ({skipped[1]})"
+        passed[reason].add(label[: skipped.end()])
+      elif isinstance(member, Reason):
+        passed[member].add(label)
+      elif not label.lower().endswith(SUFFIXES):
+        passed[_no_image_suffix(label)].add(label)
+      elif label in found:
+        found[label] = member
+        passed[REPLACED].add(label)
+      else:
+        found[label] = member
     self.names = sorted(found)
     self._members = [found[name] for name in self.names]
+    self.passed_over = {
+      str(reason): PassedOver(len(names), tuple(heapq.nsmallest(3, names))) for reason, names in sorted(passed.items())
+    }
 
   def __len__(self):
     return len(self.names)
@@ -47,7 +96,14 @@ class Files(Sequence):
     except (OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error, lzma.LZMAError) as error:
       raise BadImage(str(error)) from error  # RuntimeError: encrypted, or compressed by a method zipfile lacks
 
+  def length(self, i: int) -> int:
+    """Returns the number of bytes of file i, by the table of contents; -1 if there is no such file any more."""
+    return self._length(self._members[i])
+
   def _read(self, member) -> bytes:
+    raise NotImplementedError
+
+  def _length(self, member) -> int:
     raise NotImplementedError
 
   def subset(self, numbers: Sequence[int]) -> "Files":
@@ -79,12 +135,18 @@ class Folder(Files):
   """Files below a folder. Links are followed, because many data sets consist of them."""
 
   def __init__(self, path: pathlib.Path):
-    super().__init__(path, ((os.path.relpath(file, path), file) for file in _walk(str(path))))
+    super().__init__(path, _walk(str(path)))
 
   def _read(self, member):
     _check_length(os.stat(member).st_size)  # noqa: PTH116  a Path takes five times the memory of its string
     with open(member, "rb") as file:  # noqa: PTH123
       return file.read()
+
+  def _length(self, member):
+    try:
+      return os.stat(member).st_size  # noqa: PTH116
+    except OSError:
+      return -1
 
   def paths(self) -> Iterator[tuple[str, str]]:
     """Yields the name and the path of each file."""
@@ -101,6 +163,9 @@ class Zip(Files):
     _check_length(member.file_size)
     return _opened_zip(self.path).read(member)
 
+  def _length(self, member):
+    return member.file_size
+
 
 class Tar(Files):
   """Members of an uncompressed tar archive, and of tar archives inside it, one level deep."""
@@ -115,6 +180,9 @@ class Tar(Files):
     with self.path.open("rb") as file:
       file.seek(start)
       return file.read(length)
+
+  def _length(self, member):
+    return member[1]
 
 
 def open_files(path: str | pathlib.Path) -> Files:
@@ -152,7 +220,10 @@ def _tar_members(archive: tarfile.TarFile, start: int = 0, folder: str = ""):
   """Yields (name, (start, length)) of the regular files in a tar archive that begins at byte `start` of a file."""
   while (member := archive.next()) is not None:
     archive.members = []  # type: ignore  tarfile keeps every header it has seen, too much for millions of files
+    if member.isdir():
+      continue
     if not member.isreg() or member.issparse():
+      yield folder + member.name, LINK if member.issym() or member.islnk() else SPECIAL
       continue
     if not folder and member.name.endswith(".tar"):
       with tarfile.open(fileobj=archive.extractfile(member), mode="r:") as inner:
@@ -161,28 +232,46 @@ def _tar_members(archive: tarfile.TarFile, start: int = 0, folder: str = ""):
       yield folder + member.name, (start + member.offset_data, member.size)
 
 
-def _walk(folder: str, parents: tuple = ()) -> Iterator[str]:
-  """Yields the paths of all files below a folder. A link to one of its own parents is not followed."""
-  status = os.stat(folder)  # noqa: PTH116
+def _walk(folder: str, name: str = "", parents: tuple = ()) -> Iterator[tuple[str, str]]:
+  """Yields the name and the path of each file below a folder, or its name and the reason to skip it.
+
+  Raises:
+    ValueError: a folder that cannot be read.
+  """
+  try:
+    status = os.stat(folder)  # noqa: PTH116
+    with os.scandir(folder) as opened:
+      entries = list(opened)
+  except OSError as error:
+    raise ValueError(
+      f"{folder} cannot be read ({error.strerror}); make it readable, for example with chmod -R u+rX, or remove it"
+    ) from error
   identity = (status.st_dev, status.st_ino)
   if identity in parents:
+    yield name, CIRCLE
     return
-  with os.scandir(folder) as entries:
-    for entry in entries:
-      if _is_hidden(entry.name):
-        continue
-      if entry.is_dir():
-        yield from _walk(entry.path, (*parents, identity))
-      elif entry.is_file():
-        yield entry.path
+  for entry in entries:
+    if SKIPPED.search(entry.name):
+      yield name + entry.name + "/" * entry.is_dir(follow_symlinks=False), entry.path
+    elif _leads_to(entry.is_dir):
+      yield from _walk(entry.path, f"{name}{entry.name}/", (*parents, identity))
+    elif _leads_to(entry.is_file):
+      yield name + entry.name, entry.path
+    else:
+      yield name + entry.name, NO_TARGET if entry.is_symlink() else SPECIAL
 
 
-def _is_hidden(name: str) -> bool:
-  return re.fullmatch(r"__MACOSX|\.[^.].*", name, re.DOTALL) is not None
+def _leads_to(kind: Callable[[], bool]) -> bool:
+  try:
+    return kind()
+  except OSError:  # a link to itself, or into a folder that cannot be read
+    return False
 
 
-def _is_image(name: str) -> bool:
-  return name.lower().endswith(SUFFIXES) and not any(map(_is_hidden, name.split("/")))
+def _no_image_suffix(name: str) -> Reason:
+  suffix = posixpath.splitext(name)[1].lower()
+  common = re.fullmatch(r"\.(?!\d*$)\w{1,8}", suffix)  # numbers and hashes would each be a reason of their own
+  return Reason(f"no image suffix ({suffix})" if common else "no image suffix")
 
 
 def _check_length(length: int) -> None:

@@ -62,6 +62,63 @@ def test_folders_and_archives_hold_the_same_files_in_the_same_order(tmp_path, ki
   assert list(copy) == [files[2], files[0]]
 
 
+@pytest.mark.parametrize("kind", ["folder", "files.zip", "files.tar"])
+def test_files_that_are_skipped_are_counted_by_reason(tmp_path, kind):
+  contents = {f"train/cat/{k}.png": picture(k) for k in range(3)} | {"val/cat/1.png": picture(5)}
+  skipped = {f"train/{k}.TXT": b"" for k in range(5)} | {
+    "README": b"",
+    "train/shard.00017": b"",
+    "train/cat/._1.png": b"",
+  }
+  skipped |= {"train/cat/@eaDir/1.png/T.png": b"", "train/cat/@eaDir/2.png/T.png": b"", "@eaDir/T.png": b""}
+  skipped |= {"train/.cache/deep/2.png": b"", "train/.cache/3.png": b"", "lost+found/a.png": b"", "Thumbs.db": b""}
+  skipped |= {"$Recycle.Bin/S-1/a.png": b"", "System Volume Information/a.png": b"", "__MACOSX/train/._1.png": b""}
+  files = find_files(write(tmp_path / kind, contents | skipped))
+  assert files.names == sorted(contents)
+  assert files.passed_over == {
+    "hidden": (2, ("train/.cache/", "train/cat/._1.png")),
+    "no image suffix": (2, ("README", "train/shard.00017")),
+    "no image suffix (.txt)": (5, ("train/0.TXT", "train/1.TXT", "train/2.TXT")),
+    "of the system ($Recycle.Bin)": (1, ("$Recycle.Bin/",)),
+    "of the system (@eaDir)": (2, ("@eaDir/", "train/cat/@eaDir/")),
+    "of the system (System Volume Information)": (1, ("System Volume Information/",)),
+    "of the system (Thumbs.db)": (1, ("Thumbs.db",)),
+    "of the system (__MACOSX)": (1, ("__MACOSX/",)),
+    "of the system (lost+found)": (1, ("lost+found/",)),
+  }
+  window = files.subset([1, 2, 3]).window(range(1, 3))
+  assert window.passed_over == files.passed_over
+  assert window.length(2) == len(picture(5))
+  assert [files.length(i) for i in range(4)] == [len(files[i]) for i in range(4)]
+
+
+def test_links_of_a_folder_that_lead_nowhere_are_counted(tmp_path):
+  path = write(tmp_path / "set", {"train/1.png": picture(1)})
+  for name, target in {"train/2.png": "/nowhere/2.png", "val": "/nowhere/val", "me": "me", "train/up": ".."}.items():
+    (path / name).symlink_to(target)
+  os.mkfifo(path / "pipe.png")
+  assert open_files(path).names == ["train/1.png"]
+  assert open_files(path).passed_over == {
+    "link to a folder that it lies in": (1, ("train/up/",)),
+    "link without a target": (3, ("me", "train/2.png", "val")),
+    "neither a file nor a folder": (1, ("pipe.png",)),
+  }
+
+
+def test_a_folder_that_cannot_be_read_is_refused_by_name(tmp_path, monkeypatch):
+  path = write(tmp_path / "set", {"a/1.png": picture(1), "b/1.png": picture(1)})
+  scandir = os.scandir
+
+  def refuse(folder):
+    if str(folder).endswith("b"):
+      raise PermissionError(13, "Permission denied", folder)
+    return scandir(folder)
+
+  monkeypatch.setattr(os, "scandir", refuse)
+  with pytest.raises(ValueError, match=r"set/b cannot be read \(Permission denied\); make it readable.*or remove it"):
+    open_files(path)
+
+
 def test_changed_names_belong_to_a_new_value(tmp_path):
   files = open_files(write(tmp_path / "set", {f"one/{name}": picture(k) for k, name in enumerate(NAMES)}))
   names = list(files.names)
