@@ -2,54 +2,38 @@
 
 Files are sorted by name, so a folder and an archive of it are the same data set. Files that are no images, hidden or of
 the system (`.DS_Store`, `@eaDir`) are skipped and counted. Nothing is written to disk: a name such as `../../x` is only
-a label, and links in an archive are not followed.
+a label, and no link in an archive leads out of it.
 """
 
 import collections
 import copy
-import functools
 import heapq
 import itertools
 import lzma
 import os
 import pathlib
 import posixpath
-import re
-import tarfile
+import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from jet_jax.data.arrays import Window
-from jet_jax.data.decode import MAX_BYTES, SUFFIXES, BadImage
-
-OF_THE_SYSTEM = ("__MACOSX", "@eaDir", "@Recycle", "#recycle", "#snapshot", "$RECYCLE.BIN", "System Volume Information")
-OF_THE_SYSTEM += ("lost+found", "Thumbs.db", "desktop.ini")
-SKIPPED = re.compile(rf"(?:^|/)(\.(?!\.?(?:/|$))[^/]*|{'|'.join(map(re.escape, OF_THE_SYSTEM))})(?:/|$)", re.IGNORECASE)
-
-
-class PassedOver(NamedTuple):
-  """Files of a folder or archive that are not in the data set, all for one reason.
-
-  Attributes:
-    count: number of files; a folder that is skipped whole counts as one.
-    names: the first three, sorted; that of a folder ends in "/".
-  """
-
-  count: int
-  names: tuple[str, ...]
-
-
-class Reason(str):
-  """The reason to skip a file, in place of its member."""
-
-
-NO_TARGET = Reason("link without a target")
-CIRCLE = Reason("link to a folder that it lies in")
-SPECIAL = Reason("neither a file nor a folder")
-REPLACED = Reason("replaced by a later file of the same name")
-LINK = Reason("link in an archive")
+from jet_jax.data.decode import MAX_BYTES, BadImage
+from jet_jax.data.entries import (
+  CIRCLE,
+  NO_TARGET,
+  SKIPPED,
+  SPECIAL,
+  PassedOver,
+  composed,
+  plain,
+  reason_to_skip,
+  unpacked,
+)  # fmt: skip
+from jet_jax.data.tars import COMPRESSED, read_tar
+from jet_jax.data.zips import opened_zip, read_zip
 
 
 class Files(Sequence):
@@ -67,20 +51,14 @@ class Files(Sequence):
     self.path = path
     found: dict[str, Any] = {}
     passed: dict[str, set[str]] = collections.defaultdict(set)
-    for name, member in members:
-      label = posixpath.normpath(name).lstrip("/") + "/" * name.endswith("/")
-      if skipped := SKIPPED.search(label):
-        reason = "hidden" if skipped[1].startswith(".") else f"of the system ({skipped[1]})"
-        passed[reason].add(label[: skipped.end()])
-      elif isinstance(member, Reason):
-        passed[member].add(label)
-      elif not label.lower().endswith(SUFFIXES):
-        passed[_no_image_suffix(label)].add(label)
-      elif label in found:
-        found[label] = member
-        passed[REPLACED].add(label)
+    for raw, member in members:
+      name = composed(plain(raw))
+      if skipped := reason_to_skip(name, member):
+        passed[skipped[0]].add(skipped[1])
+      elif name in found:
+        raise ValueError(f"{path} has two files called {name}, one as {raw!a}; rename one of them")
       else:
-        found[label] = member
+        found[name] = member
     self.names = sorted(found)
     self._members = [found[name] for name in self.names]
     self.passed_over = {
@@ -157,11 +135,11 @@ class Zip(Files):
   """Members of a zip archive; zipfile checks the CRC of each."""
 
   def __init__(self, path: pathlib.Path):
-    super().__init__(path, ((info.filename, info) for info in _opened_zip(path).infolist() if not info.is_dir()))
+    super().__init__(path, unpacked(path, read_zip(path)))
 
   def _read(self, member):
     _check_length(member.file_size)
-    return _opened_zip(self.path).read(member)
+    return opened_zip(self.path).read(member)
 
   def _length(self, member):
     return member.file_size
@@ -171,15 +149,18 @@ class Tar(Files):
   """Members of an uncompressed tar archive, and of tar archives inside it, one level deep."""
 
   def __init__(self, path: pathlib.Path):
-    with tarfile.open(path, "r:") as archive:
-      super().__init__(path, _tar_members(archive))
+    super().__init__(path, unpacked(path, read_tar(path)))
 
   def _read(self, member):
-    start, length = member
+    start, length, pieces = member
     _check_length(length)
+    data = bytearray(length)  # zeros, which a file with holes has between its pieces
     with self.path.open("rb") as file:
       file.seek(start)
-      return file.read(length)
+      for at, count in [(0, length)] if pieces is None else pieces:
+        if file.readinto(memoryview(data)[at : at + count]) < count:
+          raise EOFError("the archive is shorter than when it was opened")
+    return bytes(data)
 
   def _length(self, member):
     return member[1]
@@ -196,40 +177,18 @@ def open_files(path: str | pathlib.Path) -> Files:
     return Folder(path) if path.is_dir() else _open_archive(path)
   except FileNotFoundError as error:
     raise ValueError(f"{path} does not exist; give the path of a folder, a .zip or a .tar") from error
-  except (OSError, tarfile.TarError, zipfile.BadZipFile) as error:
+  except (OSError, EOFError, RuntimeError, UnicodeError, zipfile.BadZipFile, struct.error) as error:
     raise ValueError(f"{path} is no readable folder, .zip or .tar ({error})") from error
 
 
 def _open_archive(path: pathlib.Path) -> Files:
   with path.open("rb") as file:
     magic = file.read(6)
-  if magic.startswith((b"PK\3\4", b"PK\5\6")):  # zipfile looks at a file's end, where a tar may have a zip
+  if magic.startswith(b"PK") or path.suffix.lower() == ".zip":  # a tar may end as a zip does, if one lies in it
     return Zip(path)
-  if magic.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")):
+  if magic.startswith(COMPRESSED):
     raise ValueError(f"{path} is compressed as a whole and can only be read from its start; uncompress it once")
   return Tar(path)
-
-
-@functools.lru_cache(maxsize=4)
-def _opened_zip(path: pathlib.Path) -> zipfile.ZipFile:
-  """Opens an archive once per process, for all threads: reading its table of contents takes seconds."""
-  return zipfile.ZipFile(path)
-
-
-def _tar_members(archive: tarfile.TarFile, start: int = 0, folder: str = ""):
-  """Yields (name, (start, length)) of the regular files in a tar archive that begins at byte `start` of a file."""
-  while (member := archive.next()) is not None:
-    archive.members = []  # type: ignore  tarfile keeps every header it has seen, too much for millions of files
-    if member.isdir():
-      continue
-    if not member.isreg() or member.issparse():
-      yield folder + member.name, LINK if member.issym() or member.islnk() else SPECIAL
-      continue
-    if not folder and member.name.endswith(".tar"):
-      with tarfile.open(fileobj=archive.extractfile(member), mode="r:") as inner:
-        yield from _tar_members(inner, member.offset_data, member.name.removesuffix(".tar") + "/")
-    else:
-      yield folder + member.name, (start + member.offset_data, member.size)
 
 
 def _walk(folder: str, name: str = "", parents: tuple = ()) -> Iterator[tuple[str, str]]:
@@ -266,12 +225,6 @@ def _leads_to(kind: Callable[[], bool]) -> bool:
     return kind()
   except OSError:  # a link to itself, or into a folder that cannot be read
     return False
-
-
-def _no_image_suffix(name: str) -> Reason:
-  suffix = posixpath.splitext(name)[1].lower()
-  common = re.fullmatch(r"\.(?!\d*$)\w{1,8}", suffix)  # numbers and hashes would each be a reason of their own
-  return Reason(f"no image suffix ({suffix})" if common else "no image suffix")
 
 
 def _check_length(length: int) -> None:

@@ -4,6 +4,7 @@ import io
 import os
 import pickle
 import tarfile
+import unicodedata
 import zipfile
 
 import numpy as np
@@ -103,6 +104,96 @@ def test_links_of_a_folder_that_lead_nowhere_are_counted(tmp_path):
     "link without a target": (3, ("me", "train/2.png", "val")),
     "neither a file nor a folder": (1, ("pipe.png",)),
   }
+
+
+def test_images_may_have_any_suffix_of_their_formats(tmp_path):
+  suffixes = {"apng": "PNG", "jpe": "JPEG", "JFIF": "JPEG", "pgm": "PPM", "pbm": "PPM", "pnm": "PPM"}
+  contents = {f"train/{k}.{suffix}": picture(40 * k, kind) for k, (suffix, kind) in enumerate(suffixes.items())}
+  path = write(tmp_path / "set", contents | {"val/1.heic": b"", "val/1.png": picture(9)})
+  train, validation = sources.open_splits(f"folder:{path}", 4, 256, ["train", "validation"])
+  assert np.allclose([example["image"][0, 0, 0] for example in train], range(0, 240, 40), atol=2)  # JPEG
+  assert len(validation) == 1
+  assert find_files(path).passed_over == {"no image suffix (.heic)": (1, ("val/1.heic",))}
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+@pytest.mark.parametrize("kind", ["folder", "set.zip", "set.tar"])
+def test_accents_may_be_composed_or_not(tmp_path, kind, form):
+  names = [
+    f"{folder}/{name}{k}.png" for folder in ("niño", "кошка й", "nina") for name in ("é", "ф", "z") for k in range(4)
+  ]
+  contents = {name: picture(k) for k, name in enumerate(names)}
+  path = write(tmp_path / kind, {unicodedata.normalize(form, name): data for name, data in contents.items()})
+  files = find_files(path)
+  assert dict(zip(files.names, files, strict=True)) == contents
+  train, validation = sources.open_splits(f"archive:{path}", 4, 256, ["train", "validation"])
+  assert train.classes == sorted(["niño", "кошка й", "nina"])
+  assert validation.files.names == ["niño/é0.png", "кошка й/é0.png", "кошка й/ф2.png"]  # by their hashes, in every kind
+
+
+@pytest.mark.parametrize("kind", ["folder", "set.zip", "set.tar"])
+def test_two_files_whose_names_become_one_are_refused(tmp_path, kind):
+  path = write(tmp_path / kind, {unicodedata.normalize(form, "a/é.png"): picture(1) for form in ("NFC", "NFD")})
+  with pytest.raises(ValueError, match=rf"{kind} has two files called a/é.png, one as 'a/e\\u0301.png'; rename"):
+    open_files(path)
+
+
+def test_the_last_of_two_files_of_one_name_is_used_and_the_other_counted(tmp_path):
+  buffer = io.BytesIO(tar({"set/a.png": picture(1), "./set/b.png": picture(2)}))
+  with tarfile.open(fileobj=buffer, mode="a") as archive:  # as tar --append
+    member = tarfile.TarInfo("./set/a.png")
+    member.size = len(picture(3))
+    archive.addfile(member, io.BytesIO(picture(3)))
+  (tmp_path / "set.tar").write_bytes(buffer.getvalue())
+  files = open_files(tmp_path / "set.tar")
+  assert list(files) == [picture(3), picture(2)]
+  assert files.passed_over == {"replaced by a later file of the same name": (1, ("set/a.png",))}
+
+
+def linked_folder(path):
+  """A folder of files and of links to files and folders, by detours and in circles, to hidden files and to nothing."""
+  write(path, {"train/cat/1.png": picture(1), "train/cat/2.png": picture(2), "val/cat/3.png": picture(3)})
+  write(path, {".hidden/4.png": picture(4), "train/cat/notes.txt": b""})
+  links = {"train/cat/5.png": "1.png", "train/cat/6.png": "5.png", "train/dog": "../val/cat", "train/dog2": "dog"}
+  links |= {"train/cat/7.png": "../dog/../../.hidden/4.png", "train/cat/up": "..", "train/out.png": "../../out.png"}
+  links |= {"train/all": "../.hidden", "train/me": "me", "train/gone.png": "gone", "train/below.png": "cat/1.png/"}
+  for name, target in (links | {"val/notes.png": "../train/cat/notes.txt", "val/text": "cat/3.png"}).items():
+    (path / name).symlink_to(target)
+  return path
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_links_in_an_archive_are_followed_as_in_a_folder(tmp_path, kind):
+  path = linked_folder(tmp_path / "set")
+  with tarfile.open(tmp_path / "set.tar", "w") as archive:
+    archive.add(path, ".")
+  with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
+    for file in path.rglob("*"):
+      info = zipfile.ZipInfo(str(file.relative_to(path)))
+      info.create_system, info.external_attr = 3, file.lstat().st_mode << 16
+      if not file.is_dir() or file.is_symlink():
+        archive.writestr(info, os.readlink(file) if file.is_symlink() else file.read_bytes())  # noqa: PTH115
+  folder, packed = open_files(path), open_files(tmp_path / f"set.{kind}")
+  assert packed.names == folder.names
+  assert {f"train/{name}.png" for name in ("cat/6", "cat/7", "dog/3", "dog2/3", "all/4")} < set(folder.names)
+  assert list(packed) == list(folder)
+  assert packed.passed_over == folder.passed_over
+  assert folder.passed_over["link without a target"].count == 4
+  assert folder.passed_over["link to a folder that it lies in"].names == ("train/cat/up/",)
+
+
+@pytest.mark.fault(27)
+def test_links_that_multiply_are_refused(tmp_path, monkeypatch):
+  with tarfile.open(tmp_path / "bomb.tar", "w") as archive:
+    for depth in range(30):
+      for k in range(2):
+        link = tarfile.TarInfo(f"{depth}/{k}")
+        link.type, link.linkname = tarfile.SYMTYPE, f"../{depth + 1}"
+        archive.addfile(link)
+    archive.addfile(tarfile.TarInfo("30/1.png"))
+  monkeypatch.setattr("jet_jax.data.entries.MAX_LINKED", 1000)
+  with pytest.raises(ValueError, match=r"bomb\.tar: links to folders make more than 1,000 names, such as 0/0.*remove"):
+    open_files(tmp_path / "bomb.tar")
 
 
 def test_a_folder_that_cannot_be_read_is_refused_by_name(tmp_path, monkeypatch):
@@ -231,9 +322,10 @@ def test_names_that_climb_and_links_are_only_names(tmp_path):
     assert list(files) == [picture(1), picture(2), picture(3)]
   with tarfile.open(inside / "links.tar", "w") as archive:
     for kind, name in ((tarfile.SYMTYPE, "soft.png"), (tarfile.LNKTYPE, "hard.png")):
-      link = tarfile.TarInfo(name)
-      link.type, link.linkname = kind, str(secret)
-      archive.addfile(link)
+      for target in (str(secret), "../secret.png"):
+        link = tarfile.TarInfo(target[:2].strip("/") + name)
+        link.type, link.linkname = kind, target
+        archive.addfile(link)
   assert len(find_files(inside / "links.tar")) == 0
   assert sorted(tmp_path.iterdir()) == before  # nothing was written
 
@@ -246,7 +338,7 @@ def test_archives_that_cannot_be_read_are_refused_by_name(tmp_path):
   (tmp_path / "cut.zip").write_bytes(whole[: len(whole) // 2])
   for name, message in {
     "missing.zip": "does not exist",
-    "text.tar": r"no readable folder, \.zip or \.tar",
+    "text.tar": r"no readable \.tar",
     "compressed.tar.gz": "uncompress it once",
     "cut.tar": "no readable",
     "cut.zip": "no readable",
