@@ -135,11 +135,12 @@ class Zip(Files):
   """Members of a zip archive; zipfile checks the CRC of each."""
 
   def __init__(self, path: pathlib.Path):
+    self._changed = path.stat().st_mtime_ns
     super().__init__(path, unpacked(path, read_zip(path)))
 
   def _read(self, member):
     _check_length(member.file_size)
-    return opened_zip(self.path).read(member)
+    return opened_zip(self.path, self._changed).read(member)
 
   def _length(self, member):
     return member.file_size

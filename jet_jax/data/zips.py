@@ -32,7 +32,7 @@ def read_zip(path: pathlib.Path) -> Iterator[tuple[str, Any]]:
     zipfile.BadZipFile: as zipfile.
   """
   count = _check_end(path)
-  archive = opened_zip(path)
+  archive = opened_zip(path, path.stat().st_mtime_ns)
   entries = archive.infolist()
   if count not in (len(entries) % 2**16, 2**16 - 1):
     raise ValueError(f"{path} is no readable .zip: it counts {count} files and lists {len(entries)}; {AGAIN}")
@@ -45,8 +45,12 @@ def read_zip(path: pathlib.Path) -> Iterator[tuple[str, Any]]:
 
 
 @functools.lru_cache(maxsize=4)
-def opened_zip(path: pathlib.Path) -> zipfile.ZipFile:
-  """Opens an archive once per process, for all threads: reading its table of contents takes seconds."""
+def opened_zip(path: pathlib.Path, changed: int) -> zipfile.ZipFile:
+  """Opens an archive once per process, for all threads: reading its table of contents takes seconds.
+
+  Args:
+    changed: time of its last change, so that another archive of the same path is opened anew.
+  """
   return zipfile.ZipFile(path)
 
 

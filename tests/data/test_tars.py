@@ -126,6 +126,22 @@ def test_an_inner_archive_is_read_or_refused_by_name(tmp_path):
       opened(tmp_path, tar({"n0.tar": inner, name: data}))
 
 
+def test_what_is_no_file_is_counted_or_refused(tmp_path):
+  def of_type(kind):
+    member = tarfile.TarInfo("x.png")
+    member.type = kind
+    return member.tobuf(tarfile.GNU_FORMAT) + tar(CONTENTS)
+
+  for kind in (b"D", b"V", b"5"):  # folders, and the label of a volume
+    assert opened(tmp_path, of_type(kind)).passed_over == {}
+  for kind in (b"3", b"6", b"Z"):  # a device, a pipe, and what nobody knows
+    files = opened(tmp_path, of_type(kind))
+    assert files.passed_over == {"neither a file nor a folder": (1, ("x.png",))}
+    assert all_files(files) == CONTENTS
+  with pytest.raises(ValueError, match="one of several volumes: x.png begins in the one before"):
+    opened(tmp_path, of_type(b"M"))
+
+
 def test_hard_links_and_files_with_holes_have_their_bytes(tmp_path):
   path = tmp_path / "set"
   path.mkdir()

@@ -1,6 +1,7 @@
 """A zip is read whole or refused, and its names are those of the folder that was packed."""
 
 import io
+import os
 import stat
 import struct
 import unicodedata
@@ -89,6 +90,13 @@ def test_every_cut_of_a_zip_is_refused(tmp_path):
   for length in range(0, len(whole), 7):
     with pytest.raises(ValueError, match=r"cut\.zip is no readable .*\.zip"):
       opened(tmp_path, whole[:length], "cut.zip")
+
+
+def test_a_zip_that_was_replaced_is_opened_anew(tmp_path):
+  (tmp_path / "set.zip").write_bytes(zipped(CONTENTS))
+  os.utime(tmp_path / "set.zip", ns=(0, 0))
+  assert len(open_files(tmp_path / "set.zip")) == 5
+  assert opened(tmp_path, zipped({"other.png": b"other"}), "set.zip")[0] == b"other"
 
 
 @pytest.mark.parametrize("joined", [lambda a, b: a + b, lambda a, b: a + b"tail", lambda a, b: b"PK" + a])
