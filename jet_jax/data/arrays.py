@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from jet_jax.data.splits import Examples
+
 
 class Window:
   """A contiguous part of a list or array, indexed with the numbers of the whole. Only the part is pickled."""
@@ -17,7 +19,7 @@ class Window:
     return self.items[i - self.first]
 
 
-class Arrays(Sequence):
+class Arrays(Examples):
   """Examples from images, uint8 (N, H, W, C), and labels, integers (N,) or None.
 
   Attributes:

@@ -9,7 +9,7 @@ import functools
 import hashlib
 import pathlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,16 +17,17 @@ import numpy as np
 from jet_jax.data import decode
 from jet_jax.data.archives import Files, open_files
 from jet_jax.data.decode import BadImage
-from jet_jax.data.splits import ALL_NAMES, Splits, is_split_name, match_splits, paths_of_splits
+from jet_jax.data.splits import ALL_NAMES, Examples, Splits, is_split_name, match_splits, paths_of_splits
 
 HELD_OUT = 0.05  # share of the files for validation if the data set has no splits
+HASHED = {"train": "95%, by a hash of the name", "validation": "5%, held out by a hash of the name"}  # origins
 LIKE_SPLIT = re.compile(rf"({'|'.join(ALL_NAMES)})([\W_]*\d.*)?")  # train2017 too
 
 
-class Images(Sequence):
+class Images(Examples):
   """Image files, decoded on access. With `classes`, the label of a file is the folder that it lies in."""
 
-  def __init__(self, files: Files, size: int, classes: list[str]):
+  def __init__(self, files: Files, size: int, classes: Sequence[str]):
     self.files, self.size, self.classes = files, size, classes
     self._label = {name: np.int32(k) for k, name in enumerate(classes)}
 
@@ -57,14 +58,15 @@ def open_image_files(path: str, size: int) -> Splits:
     ValueError: as `open_files` and `split_by_folder`, and no files.
   """
   if "{split}" in path:
-    return _open_named(_files_per_path(path), size)
+    files = _files_per_path(path)
+    return _open_named(files, size, {split: str(one.path) for split, one in files.items()})
   files = find_files(path)
   if not len(files):
     raise ValueError(f"no image below {files.path}; files must end in one of {', '.join(decode.SUFFIXES)}")
   named = split_by_folder(files)
   if named:
-    return _open_named(named, size)
-  return _open_splits(split_by_hash(files, HELD_OUT), size, _classes_of(files))
+    return _open_named(named, size, {split: f"folder {split}" for split in named})
+  return _open_splits(split_by_hash(files, HELD_OUT), size, _classes_of(files), HASHED)
 
 
 def find_files(path: str | pathlib.Path) -> Files:
@@ -120,11 +122,11 @@ def split_by_hash(files: Files, held_out: float) -> dict[str, Files]:
   }
 
 
-def _open_named(splits: dict[str, Files], size: int) -> Splits:
+def _open_named(splits: dict[str, Files], size: int, origins: Mapping[str, str]) -> Splits:
   """Returns splits that the data set itself names. One numbering of classes holds for all of them."""
   splits = _without_common_folders(splits)
   labelled = [splits["train"]] if "train" in splits else splits.values()
-  return _open_splits(splits, size, set().union(*map(_classes_of, labelled)))
+  return _open_splits(splits, size, set().union(*map(_classes_of, labelled)), origins)
 
 
 def _without_common_folders(splits: dict[str, Files]) -> dict[str, Files]:
@@ -137,10 +139,14 @@ def _without_common_folders(splits: dict[str, Files]) -> dict[str, Files]:
   return result
 
 
-def _open_splits(splits: dict[str, Files], size: int, classes: set[str]) -> Splits:
+def _open_splits(splits: dict[str, Files], size: int, classes: set[str], origins: Mapping[str, str]) -> Splits:
   """Returns the splits; one with a file that lies in none of the classes has no labels."""
   labels = {split: sorted(classes) if _has_labels(files, classes) else [] for split, files in splits.items()}
-  return {split: functools.partial(Images, files, size, labels[split]) for split, files in splits.items()}
+
+  def open_split(split):
+    return Images(splits[split], size, labels[split]).described(origins[split])
+
+  return {split: functools.partial(open_split, split) for split in splits}
 
 
 def _has_labels(files: Files, classes: set[str]) -> bool:

@@ -156,4 +156,4 @@ def _open_split(path: str, name: str, size: int) -> Arrays:
   if size and pixels.shape[1:3] != (size, size):
     height, width = pixels.shape[1:3]
     raise ValueError(f"data.size={size}, but {path} holds images of {height}x{width}; set data.size=0")
-  return Arrays(pixels, labels)
+  return Arrays(pixels, labels).described(f"array {name}_images")

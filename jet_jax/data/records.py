@@ -8,7 +8,6 @@ import functools
 import os
 import pathlib
 import re
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,13 +15,13 @@ from google.protobuf.message import DecodeError
 
 from jet_jax.data import decode
 from jet_jax.data.decode import BadImage
-from jet_jax.data.splits import Splits, match_splits
+from jet_jax.data.splits import Examples, Splits, match_splits
 
 REPAIR = "prepare or copy the data set again, or raise data.max_bad_images"
 VERSION = re.compile(r"\d+\.\d+\.\d+")
 
 
-class Records(Sequence):
+class Records(Examples):
   """Examples of one split: {"image": uint8 (H, W, C), "index": int32 (), and, with classes, "label": int32 ()}.
 
   In a data set with classes, an example without a label has label -1, as in TFDS.
@@ -44,7 +43,8 @@ class Records(Sequence):
     self.classes = _class_names(features["label"]) if "label" in features else []
 
   def __len__(self):
-    return len(_data_source(self.folder, self.split))
+    # Without examples it has no files, and cannot be opened.
+    return len(_data_source(self.folder, self.split)) if info(self.folder).splits[self.split].num_examples else 0
 
   def __getitem__(self, i) -> dict[str, Any]:
     if not 0 <= i < len(self):
@@ -109,13 +109,11 @@ def open_records(name: str, data_dir: str, size: int) -> Splits:
   return {split: functools.partial(_open_split, folder, name, size) for split, name in names.items()}
 
 
-def _open_split(folder: pathlib.Path, split: str, size: int) -> Sequence:
-  if not info(folder).splits[split].num_examples:  # it has no files
-    return []
+def _open_split(folder: pathlib.Path, split: str, size: int) -> Examples:
   for file in info(folder).splits[split].filepaths:
     if not os.path.isfile(file):  # noqa: PTH113  epath
       raise ValueError(f"{file} is missing; prepare or copy the data set again")
-  return Records(folder, split, size)
+  return Records(folder, split, size).described(f"split {split}")
 
 
 def find(name: str, data_dir: str) -> pathlib.Path:

@@ -111,6 +111,8 @@ def _open_split(source: str, available: Splits, split: str) -> Any:
   examples = available[found]()
   if not len(examples):
     raise ValueError(f"data.source={source!r} has no image in its split {found!r}; add some or use another split")
+  if found != split:
+    examples.described(f"the {found} split ({examples.origin}), as there is no {split} split")
   return examples
 
 
