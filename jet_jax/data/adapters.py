@@ -20,17 +20,43 @@ class Adapter(Examples):
   def __len__(self):
     return len(self.examples)
 
+  def where(self, i: int) -> str:
+    """Names example i, for error messages."""
+    return self.examples.where(i)
+
+
+class Chosen(Adapter):
+  """Some of the examples, renumbered from 0."""
+
+  def __init__(self, examples, numbers: np.ndarray):
+    """`numbers`: of the examples, integers (N,)."""
+    super().__init__(examples)
+    self.numbers = numbers
+
+  def __len__(self):
+    return len(self.numbers)
+
+  def __getitem__(self, i) -> Example:
+    return self.examples[int(self.numbers[i])] | {"index": np.int32(i)}
+
+  def where(self, i: int) -> str:
+    """Names example i, for error messages."""
+    return self.examples.where(int(self.numbers[i]))
+
 
 class FewerLevels(Adapter):
-  """8-bit examples with their low bits dropped: pixels uint8 in {0 .. levels-1}."""
+  """Examples with pixels divided by `step`: uint8 in {0 .. levels-1}. A higher one raises `BadImage`."""
 
-  def __init__(self, examples, levels: int):
+  def __init__(self, examples, levels: int, step: int):
     super().__init__(examples)
-    self.step = 256 // levels
+    self.levels, self.step = levels, step
 
   def __getitem__(self, i) -> Example:
     example = self.examples[i]
-    return example | {"image": example["image"] // self.step}
+    image = example["image"] // self.step
+    if self.step * self.levels < 256 and image.max() >= self.levels:  # the images looked at had so few levels
+      raise BadImage(f"{self.where(i)} has the pixel value {image.max()}, too high for levels={self.levels}")
+    return example | {"image": image}
 
 
 class OneShape(Adapter):

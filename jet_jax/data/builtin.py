@@ -37,10 +37,10 @@ def open_digits(size: int) -> Splits:
     raise ValueError(f"data.size={size}, but digits are 8x8; set data.size to 8 or 0")
   digits: Any = load_digits()
   pixels, labels = digits.images.astype(np.uint8)[..., None], digits.target
-  held_out = np.arange(len(pixels)) % 9 == 0
+  held_out, names = np.arange(len(pixels)) % 9 == 0, [str(k) for k in range(10)]
   return {
-    "train": lambda: Arrays(pixels[~held_out], labels[~held_out]).described("eight of nine digits"),
-    "validation": lambda: Arrays(pixels[held_out], labels[held_out]).described("every ninth digit"),
+    "train": lambda: Arrays(pixels[~held_out], labels[~held_out], names).described("eight of nine digits"),
+    "validation": lambda: Arrays(pixels[held_out], labels[held_out], names).described("every ninth digit"),
   }
 
 
