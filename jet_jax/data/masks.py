@@ -51,7 +51,7 @@ def find_masks(names: Sequence[str]) -> list[str]:
 def folders_by_parent(names: Iterable[str]) -> dict[str, set[str]]:
   """Maps each folder of some files, "" for the top, to the names of the folders in it."""
   found = defaultdict(set)
-  for folder in {posixpath.dirname(name) for name in names}:
+  for folder in sorted({posixpath.dirname(name) for name in names}):
     for parent, name in _places(folder):
       found[parent].add(name)
   return found
