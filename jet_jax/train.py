@@ -84,8 +84,8 @@ def prepare(config: Config, workdir: str | pathlib.Path, flag_overrides=()) -> J
   sizes = config.mesh if config.mesh.fsdp != "auto" else None
   sharding.check_batch_size(config.batch_size, sharding.make_mesh(sizes), config.microbatches)
   train_source, validation_source = sources.open_both(config)
-  config.image_shape = train_source[0]["image"].shape
-  config.data.num_examples = len(train_source)
+  read = {"image_shape": train_source[0]["image"].shape, "data.num_examples": len(train_source)}
+  config_lib.set_from_data(config, read, flag_overrides)
   mesh = choose_mesh(config, len(train_source), limit=compile_lib.memory_limit(jax.local_devices()))
   config.mesh.fsdp = str(mesh.shape["fsdp"])
   run = Run.from_config(config, len(train_source), mesh)

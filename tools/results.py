@@ -66,9 +66,10 @@ def result_of(workdir: pathlib.Path, evaluation: pathlib.Path | None = None) -> 
     if not lines:
       raise ValueError(f"{workdir}/metrics.jsonl has no val/bits_per_dim; give the output of jet_jax.evaluate")
     last, prefix = lines[-1], "val/"
+  error = last[prefix + "bits_per_dim_stderr"]  # None of a single image
   return {
     "bits_per_dim": round(last[prefix + "bits_per_dim"], 4),
-    "stderr": round(last[prefix + "bits_per_dim_stderr"], 4),
+    "stderr": None if error is None else round(error, 4),
     "steps": last["step"],
     "seeds": [config["seed"]],
   }

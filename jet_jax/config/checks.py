@@ -4,6 +4,7 @@ Limits that depend on the data or the model are checked where the data or the mo
 """
 
 import math
+from typing import Any
 
 from jet_jax.config.durations import DURATIONS, UNITS, clear_other_units
 from jet_jax.config.fields import Config, default_config
@@ -27,12 +28,41 @@ def resolve(config: Config, flag_overrides=()) -> Config:
   resolved = default_config()
   for name, value in flatten(config).items():
     set_field(resolved, name, value)
+  _check_one_unit(resolved, flag_overrides)
   for name in flag_overrides:
     clear_other_units(resolved, name)
   resolved.keep_best = resolved.keep_best or resolved.patience > 0
   _check_durations(resolved)
   _check_ranges(resolved)
   return resolved
+
+
+def set_from_data(config: Config, values: dict[str, Any], flag_overrides=()) -> None:
+  """Sets the fields that are read from the data, in place.
+
+  Args:
+    config: resolved.
+    values: dotted field name -> value of the data.
+    flag_overrides: names of the fields that were given on the command line. `data.num_examples` may be in a config
+      file too, for `tools/cost.py`, and is then replaced.
+
+  Raises:
+    ValueError: another value was given, which would do nothing.
+  """
+  for name, value in values.items():
+    given = flatten(config)[name]
+    if given not in (None, value) and (name in flag_overrides or name == "image_shape"):
+      raise ValueError(f"{name}={given}, but the data has {value}; it is read from the data, so leave it away")
+    set_field(config, name, value)
+
+
+def _check_one_unit(config, flag_overrides) -> None:
+  """Raises ValueError if the command line gives a duration in two units, of which one would do nothing."""
+  for duration in DURATIONS:
+    names = [f"{duration}_{unit}" for unit in UNITS]
+    given = [name for name in names if name in flag_overrides and config[name] is not None]
+    if len(given) > 1:
+      raise ValueError(f"--config.{' and --config.'.join(given)} are both given; keep one")
 
 
 def _check_durations(config) -> None:

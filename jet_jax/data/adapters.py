@@ -1,38 +1,70 @@
 """Wrappers around a data set's examples: fewer levels, one shape, and substitutes for unreadable images."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from jet_jax.data.decode import BadImage
+from jet_jax.data.splits import Examples
 
 Example = dict[str, Any]
 
 
-class FewerLevels(Sequence):
-  """8-bit examples with their low bits dropped: pixels uint8 in {0 .. levels-1}."""
+class Adapter(Examples):
+  """A wrapper around the examples of a split, which it describes as they describe themselves."""
 
-  def __init__(self, examples, levels: int):
-    self.examples, self.classes, self.step = examples, examples.classes, 256 // levels
+  def __init__(self, examples: Any):
+    self.examples, self.classes = examples, examples.classes
+    self.origin, self.warnings = examples.origin, examples.warnings
 
   def __len__(self):
     return len(self.examples)
+
+  def where(self, i: int) -> str:
+    """Names example i, for error messages."""
+    return self.examples.where(i)
+
+
+class Chosen(Adapter):
+  """Some of the examples, renumbered from 0."""
+
+  def __init__(self, examples, numbers: np.ndarray):
+    """`numbers`: of the examples, integers (N,)."""
+    super().__init__(examples)
+    self.numbers = numbers
+
+  def __len__(self):
+    return len(self.numbers)
+
+  def __getitem__(self, i) -> Example:
+    return self.examples[int(self.numbers[i])] | {"index": np.int32(i)}
+
+  def where(self, i: int) -> str:
+    """Names example i, for error messages."""
+    return self.examples.where(int(self.numbers[i]))
+
+
+class FewerLevels(Adapter):
+  """Examples with pixels divided by `step`: uint8 in {0 .. levels-1}. A higher one raises `BadImage`."""
+
+  def __init__(self, examples, levels: int, step: int):
+    super().__init__(examples)
+    self.levels, self.step = levels, step
 
   def __getitem__(self, i) -> Example:
     example = self.examples[i]
-    return example | {"image": example["image"] // self.step}
+    image = example["image"] // self.step
+    if self.step * self.levels < 256 and image.max() >= self.levels:  # the images looked at had so few levels
+      raise BadImage(f"{self.where(i)} has the pixel value {image.max()}, too high for levels={self.levels}")
+    return example | {"image": image}
 
 
-class OneShape(Sequence):
+class OneShape(Adapter):
   """Examples of the shape of the first readable one. Any other shape raises `BadImage`."""
 
   def __init__(self, examples, max_bad_images: int):
-    self.examples, self.classes = examples, examples.classes
+    super().__init__(examples)
     self.shape = next_readable(examples, 0, max_bad_images)[0]["image"].shape
-
-  def __len__(self):
-    return len(self.examples)
 
   def __getitem__(self, i) -> Example:
     example = self.examples[i]
@@ -42,17 +74,15 @@ class OneShape(Sequence):
     return example
 
 
-class SkipUnreadable(Sequence):
+class SkipUnreadable(Adapter):
   """Examples in which the next readable image replaces an unreadable one.
 
   The replacement has the index of the unreadable one. All examples have "bad": bool (), True for a replacement.
   """
 
   def __init__(self, examples, max_bad_images: int):
-    self.examples, self.classes, self.max_bad_images = examples, examples.classes, max_bad_images
-
-  def __len__(self):
-    return len(self.examples)
+    super().__init__(examples)
+    self.max_bad_images = max_bad_images
 
   def __getitem__(self, i) -> Example:
     if not 0 <= i < len(self):

@@ -6,6 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from jet_jax.data.splits import Examples
+
+NO_LABEL = -1  # of an image in no class, as in TFDS
+
 
 class Window:
   """A contiguous part of a list or array, indexed with the numbers of the whole. Only the part is pickled."""
@@ -17,17 +21,15 @@ class Window:
     return self.items[i - self.first]
 
 
-class Arrays(Sequence):
+class Arrays(Examples):
   """Examples from images, uint8 (N, H, W, C), and labels, integers (N,) or None.
 
   Attributes:
-    classes: names of the labels, by default their numbers; empty without labels.
+    classes: names of the labels 0, 1, ...; empty without labels. An image in none of them has the label -1.
   """
 
-  def __init__(self, images: np.ndarray, labels: np.ndarray | None = None, classes: Sequence[str] | None = None):
-    self.images, self.labels = images, labels
-    count = 0 if labels is None or not len(labels) else int(labels.max()) + 1
-    self.classes = [str(k) for k in range(count)] if classes is None else classes
+  def __init__(self, images: np.ndarray, labels: np.ndarray | None = None, classes: Sequence[str] = ()):
+    self.images, self.labels, self.classes = images, labels, classes
 
   def __len__(self):
     return len(self.images)

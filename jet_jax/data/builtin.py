@@ -1,19 +1,16 @@
 """Data sets that come with scikit-learn, so that nothing is downloaded."""
 
 import functools
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from jet_jax.data.arrays import Arrays
-from jet_jax.data.splits import Splits
+from jet_jax.data.splits import Examples, Splits
 
 
-class _Crops(Sequence):
+class _Crops(Examples):
   """All square crops of some photographs whose corner lies on a grid of `stride` pixels."""
-
-  classes = ()
 
   def __init__(self, photos: list[np.ndarray], size: int, stride: int):
     self.photos, self.size, self.stride = photos, size, stride
@@ -40,9 +37,11 @@ def open_digits(size: int) -> Splits:
     raise ValueError(f"data.size={size}, but digits are 8x8; set data.size to 8 or 0")
   digits: Any = load_digits()
   pixels, labels = digits.images.astype(np.uint8)[..., None], digits.target
-  held_out = np.arange(len(pixels)) % 9 == 0
-  masks = {"train": ~held_out, "validation": held_out}
-  return {split: functools.partial(Arrays, pixels[mask], labels[mask]) for split, mask in masks.items()}
+  held_out, names = np.arange(len(pixels)) % 9 == 0, [str(k) for k in range(10)]
+  return {
+    "train": lambda: Arrays(pixels[~held_out], labels[~held_out], names).described("eight of nine digits"),
+    "validation": lambda: Arrays(pixels[held_out], labels[held_out], names).described("every ninth digit"),
+  }
 
 
 def open_photos(size: int) -> Splits:
@@ -58,8 +57,8 @@ def open_photos(size: int) -> Splits:
     raise ValueError(f"data.size={size} must be between 1 and {limit} for photos, the width of their validation area")
   left, right = ([photo[:, columns] for photo in _two_photos()] for columns in (slice(border), slice(border, None)))
   return {
-    "train": functools.partial(_Crops, left, size, stride=1),
-    "validation": functools.partial(_Crops, right, size, stride=max(1, size // 4)),
+    "train": lambda: _Crops(left, size, stride=1).described("crops of the left three quarters"),
+    "validation": lambda: _Crops(right, size, stride=max(1, size // 4)).described("crops of the right-hand quarter"),
   }
 
 

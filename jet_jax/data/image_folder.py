@@ -1,14 +1,16 @@
 """Image files in folders or archives -> splits and classes.
 
-Splits are folders called train, validation (or val, valid) and test, or paths with such a name in them. Without these,
-some files are held out by a hash of their names. Classes are the folders of the training split.
+Splits are the top folders, if all of them are called as splits, or paths with such a name in place of `{split}`. Of a
+training split alone, and of files without splits, 5% are held out by a hash of their names. Classes are the top folders
+of the training split.
+
+Folders elsewhere that look like splits or masks are rejected, except in a path with `{split}`: there the user has said
+where the splits are, so all folders are classes, with a warning.
 """
 
-import collections
+import dataclasses
 import functools
-import hashlib
 import pathlib
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,17 +18,19 @@ import numpy as np
 
 from jet_jax.data import decode
 from jet_jax.data.archives import Files, open_files
+from jet_jax.data.arrays import NO_LABEL
 from jet_jax.data.decode import BadImage
-from jet_jax.data.splits import ALL_NAMES, Splits, is_split_name, match_splits, paths_of_splits
-
-HELD_OUT = 0.05  # share of the files for validation if the data set has no splits
-LIKE_SPLIT = re.compile(rf"({'|'.join(ALL_NAMES)})([\W_]*\d.*)?")  # train2017 too
+from jet_jax.data.layout import find_oddities, reject, splits_of_folders
+from jet_jax.data.splits import HELD_OUT, Examples, Splits, hold_out, is_split_name, paths_of_splits
 
 
-class Images(Sequence):
-  """Image files, decoded on access. With `classes`, the label of a file is the folder that it lies in."""
+class Images(Examples):
+  """Image files, decoded on access.
 
-  def __init__(self, files: Files, size: int, classes: list[str]):
+  With `classes`, the label of a file is the number of its top folder among them, -1 if that is no class.
+  """
+
+  def __init__(self, files: Files, size: int, classes: Sequence[str]):
     self.files, self.size, self.classes = files, size, classes
     self._label = {name: np.int32(k) for k, name in enumerate(classes)}
 
@@ -39,7 +43,7 @@ class Images(Sequence):
       example = {"image": decode.decode(self.files[i], self.size), "index": np.int32(i)}
     except BadImage as error:
       raise BadImage(f"{self.where(i)}: {error}; repair or remove it, or raise max_bad_images") from error
-    return example | {"label": self._label[class_of(name)]} if self.classes else example
+    return example | {"label": self._label.get(class_of(name), np.int32(NO_LABEL))} if self.classes else example
 
   def where(self, i: int) -> str:
     """Names example i, for error messages."""
@@ -50,21 +54,27 @@ class Images(Sequence):
     return Images(self.files.window(numbers), self.size, self.classes)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Named:
+  """The files of a split, a phrase on where they come from ("" for a data set without splits), and warnings."""
+
+  files: Files
+  origin: str = ""
+  warnings: tuple[str, ...] = ()
+
+
 def open_image_files(path: str, size: int) -> Splits:
   """Returns the splits of a folder or archive, or of one per split if `path` has `{split}` in it.
 
   Raises:
-    ValueError: as `open_files` and `split_by_folder`, and no files.
+    ValueError: as `open_files` and `splits_of_folders`, no files, or files that look like splits or masks.
   """
   if "{split}" in path:
-    return _open_named(_files_per_path(path), size)
+    return _open_splits(_files_per_path(path), size, trusted=True)
   files = find_files(path)
   if not len(files):
     raise ValueError(f"no image below {files.path}; files must end in one of {', '.join(decode.SUFFIXES)}")
-  named = split_by_folder(files)
-  if named:
-    return _open_named(named, size)
-  return _open_splits(split_by_hash(files, HELD_OUT), size, _classes_of(files))
+  return _open_splits(_split_by_folder(files) or {"train": _Named(files)}, size, trusted=False)
 
 
 def find_files(path: str | pathlib.Path) -> Files:
@@ -76,35 +86,23 @@ def find_files(path: str | pathlib.Path) -> Files:
   return open_files(path).without_common_folders(keep=is_split_name)
 
 
-def _files_per_path(path: str) -> dict[str, Files]:
-  splits = {split: open_files(one) for split, one in paths_of_splits(path).items()}
+def _files_per_path(path: str) -> dict[str, _Named]:
+  splits = {split: _Named(open_files(one), one) for split, one in paths_of_splits(path).items()}
   if not splits:
     missing = path.replace("{split}", "train")
     raise ValueError(f"{missing} does not exist; give the path of a folder, a .zip or a .tar")
   return splits
 
 
-def split_by_folder(files: Files) -> dict[str, Files]:
-  """Splits files by their top folders, which the names then lack; {} if none is called like a split.
-
-  Raises:
-    ValueError: folders of which only some are called as splits.
-  """
-  folders = {name.partition("/")[0] for name in files.names if "/" in name}
-  like_splits = sorted(folder for folder in folders if LIKE_SPLIT.fullmatch(folder.lower()))
-  if not like_splits:
-    return {}
-  others = sorted(folder for folder in folders if not is_split_name(folder))
-  if others:
-    raise ValueError(
-      f"{files.path} has folders {', '.join(like_splits)}, which look like splits, beside {', '.join(others[:5])}"
-      f"{', ...' if len(others) > 5 else ''}; splits are called {', '.join(sorted(ALL_NAMES))}. Rename or move one or "
-      "the other, or give a path with {split} in place of the split's name"
-    )
-  numbers = collections.defaultdict(list)
-  for i, name in enumerate(files.names):
-    numbers[name.partition("/")[0].lower()].append(i)
-  return {split: files.subset(numbers[name]).without_folders(1) for split, name in match_splits(numbers).items()}
+def _split_by_folder(files: Files) -> dict[str, _Named]:
+  """Splits files by their top folders, which the names then lack; {} if none is a split."""
+  loose = [name for name in files.names if "/" not in name]
+  warnings = (f"files beside the splits are left out: {len(loose):,}, such as {loose[0]}",) if loose else ()
+  splits = {}
+  for split, folder in splits_of_folders(files).items():
+    numbers = [i for i, name in enumerate(files.names) if name.startswith(f"{folder}/")]
+    splits[split] = _Named(files.subset(numbers).without_folders(1), f"folder {folder}", warnings)
+  return splits
 
 
 def split_by_hash(files: Files, held_out: float) -> dict[str, Files]:
@@ -112,39 +110,66 @@ def split_by_hash(files: Files, held_out: float) -> dict[str, Files]:
 
   Validation gets the share `held_out` with the lowest SHA-256 of the name, and at least one file.
   """
-  hashes = [hashlib.sha256(encoded(name)).digest() for name in files.names]
-  limit = max(min(hashes), int(held_out * 2**64).to_bytes(8, "big"))
+  chosen = hold_out(map(encoded, files.names), held_out)
   return {
-    "train": files.subset([i for i, rank in enumerate(hashes) if rank > limit]),
-    "validation": files.subset([i for i, rank in enumerate(hashes) if rank <= limit]),
+    "train": files.subset(np.flatnonzero(~chosen).tolist()),
+    "validation": files.subset(np.flatnonzero(chosen).tolist()),
   }
 
 
-def _open_named(splits: dict[str, Files], size: int) -> Splits:
-  """Returns splits that the data set itself names. One numbering of classes holds for all of them."""
+def _open_splits(splits: dict[str, _Named], size: int, trusted: bool) -> Splits:
+  """Returns the splits; of a training split alone, 5% are held out. One numbering of classes holds for all of them.
+
+  Args:
+    splits: by name.
+    size: as for `decode.decode`.
+    trusted: the user has said where the splits are; whatever else looks like one is only told.
+
+  Raises:
+    ValueError: files that look like splits or masks, unless `trusted`.
+  """
   splits = _without_common_folders(splits)
+  for split, named in splits.items():
+    reasons, warnings = find_oddities(named.files, in_split=bool(named.origin))
+    if reasons and not trusted:
+      reject(named.files, reasons[0], in_split=bool(named.origin))
+    splits[split] = dataclasses.replace(named, warnings=(*named.warnings, *reasons, *warnings))
   labelled = [splits["train"]] if "train" in splits else splits.values()
-  return _open_splits(splits, size, set().union(*map(_classes_of, labelled)))
+  classes = set().union(*(_classes_of(named.files) for named in labelled)) - {""}
+  if set(splits) == {"train"}:
+    splits = _hold_out(splits["train"])
+  return {split: functools.partial(_open_split, named, size, classes) for split, named in splits.items()}
 
 
-def _without_common_folders(splits: dict[str, Files]) -> dict[str, Files]:
+def _open_split(named: _Named, size: int, classes: set[str]) -> Images:
+  """Opens a split; one with most images in no class of the training split has no labels."""
+  files = named.files
+  unlabelled = [name for name in files.names if class_of(name) not in classes] if classes else []
+  labels = sorted(classes) if 2 * len(unlabelled) < len(files) else []
+  outcome = f"have the label {NO_LABEL}" if labels else "so the split has no labels"
+  warning = f"{len(unlabelled):,} of {len(files):,} images lie in no class of the training split, {outcome}"
+  warnings = (f"{warning}: {unlabelled[0]}",) if unlabelled else ()
+  return Images(files, size, labels).described(named.origin, named.warnings + warnings)
+
+
+def _hold_out(named: _Named) -> dict[str, _Named]:
+  of = f" of {named.origin}" if named.origin else ""
+  halves = split_by_hash(named.files, HELD_OUT)
+  return {
+    "train": _Named(halves["train"], f"95%{of}, by a hash of the name", named.warnings),
+    "validation": _Named(halves["validation"], f"5%{of}, held out by a hash of the name"),
+  }
+
+
+def _without_common_folders(splits: dict[str, _Named]) -> dict[str, _Named]:
   """Removes the leading folders that all files of a split share, except those that are classes of the first split."""
   classes: set[str] = set()
   result = {}
-  for split, files in splits.items():  # training comes first
-    result[split] = files.without_common_folders(keep=classes.__contains__)
-    classes = classes or _classes_of(result[split])
+  for split, named in splits.items():  # training comes first
+    files = named.files.without_common_folders(keep=classes.__contains__)
+    result[split] = dataclasses.replace(named, files=files)
+    classes = classes or _classes_of(files)
   return result
-
-
-def _open_splits(splits: dict[str, Files], size: int, classes: set[str]) -> Splits:
-  """Returns the splits; one with a file that lies in none of the classes has no labels."""
-  labels = {split: sorted(classes) if _has_labels(files, classes) else [] for split, files in splits.items()}
-  return {split: functools.partial(Images, files, size, labels[split]) for split, files in splits.items()}
-
-
-def _has_labels(files: Files, classes: set[str]) -> bool:
-  return "" not in classes and _classes_of(files) <= classes
 
 
 def _classes_of(files: Files) -> set[str]:

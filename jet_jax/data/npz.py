@@ -1,7 +1,6 @@
-"""npz files: a safe reader of untrusted ones, a writer of large arrays, and npz files as a data source."""
+"""npz files: a safe reader of untrusted ones, and a writer of large arrays."""
 
 import contextlib
-import functools
 import lzma
 import math
 import pathlib
@@ -12,9 +11,6 @@ import zlib
 from collections.abc import Mapping
 
 import numpy as np
-
-from jet_jax.data.arrays import Arrays
-from jet_jax.data.splits import Splits, match_splits, paths_of_splits
 
 # Errors of zipfile, the decompressors and numpy's header reader for a file that is damaged, encrypted, compressed by a
 # method that Python lacks (both RuntimeError), or larger than memory.
@@ -127,33 +123,3 @@ class NpzWriter:
         raise
     finally:
       self._unfinished.unlink(missing_ok=True)
-
-
-def open_npz(path: str, size: int) -> Splits:
-  """Returns the splits in an npz file, or in one npz file per split if `path` has `{split}` in it.
-
-  Raises:
-    ValueError: a missing or unreadable file.
-  """
-  paths = paths_of_splits(path) or {"train": path}  # Npz reports that it is missing
-  splits = {}
-  for split, one_path in paths.items():
-    with Npz(one_path) as arrays:
-      names = {key.removesuffix("_images") for key in arrays if key.endswith("_images")}
-    name = match_splits(names).get(split)
-    if name:
-      splits[split] = functools.partial(_open_split, one_path, name, size)
-  return splits
-
-
-def _open_split(path: str, name: str, size: int) -> Arrays:
-  with Npz(path) as arrays:
-    pixels, labels = arrays[f"{name}_images"], arrays.get(f"{name}_labels")
-  if pixels.dtype != np.uint8 or pixels.ndim != 4:
-    raise ValueError(f"{path}: {name}_images is {pixels.dtype} {pixels.shape}; it must be uint8 (N, H, W, C)")
-  if labels is not None and (labels.shape != pixels.shape[:1] or labels.dtype.kind not in "iu"):
-    raise ValueError(f"{path}: {name}_labels is {labels.dtype} {labels.shape}; it must be integers (N,)")
-  if size and pixels.shape[1:3] != (size, size):
-    height, width = pixels.shape[1:3]
-    raise ValueError(f"data.size={size}, but {path} holds images of {height}x{width}; set data.size=0")
-  return Arrays(pixels, labels)

@@ -8,21 +8,21 @@ import functools
 import os
 import pathlib
 import re
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from google.protobuf.message import DecodeError
 
 from jet_jax.data import decode
+from jet_jax.data.adapters import Chosen
 from jet_jax.data.decode import BadImage
-from jet_jax.data.splits import Splits, match_splits
+from jet_jax.data.splits import Examples, Splits, hold_out_numbers, match_splits
 
 REPAIR = "prepare or copy the data set again, or raise data.max_bad_images"
 VERSION = re.compile(r"\d+\.\d+\.\d+")
 
 
-class Records(Sequence):
+class Records(Examples):
   """Examples of one split: {"image": uint8 (H, W, C), "index": int32 (), and, with classes, "label": int32 ()}.
 
   In a data set with classes, an example without a label has label -1, as in TFDS.
@@ -44,7 +44,8 @@ class Records(Sequence):
     self.classes = _class_names(features["label"]) if "label" in features else []
 
   def __len__(self):
-    return len(_data_source(self.folder, self.split))
+    # Without examples it has no files, and cannot be opened.
+    return len(_data_source(self.folder, self.split)) if info(self.folder).splits[self.split].num_examples else 0
 
   def __getitem__(self, i) -> dict[str, Any]:
     if not 0 <= i < len(self):
@@ -94,6 +95,8 @@ def open_records(name: str, data_dir: str, size: int) -> Splits:
     data_dir: where data sets are prepared.
     size: as for `decode.decode`; records of pixels must already have this size.
 
+  Of a training split alone, 5% are held out by a hash of the number.
+
   Raises:
     ValueError: no such data set, not array_record, a missing file, or unsupported images.
   """
@@ -105,17 +108,28 @@ def open_records(name: str, data_dir: str, size: int) -> Splits:
       "shuffled exactly; convert it by\n"
       f"  python -m tools.prepare_data --dataset=tfds --source={folder} --data_dir=NEW_FOLDER"
     )
-  names = match_splits(about.splits)
+  names = match_splits(about.splits, folder)
+  if set(names) == {"train"}:
+    return {
+      split: functools.partial(_open_part, folder, names["train"], size, split) for split in ("train", "validation")
+    }
   return {split: functools.partial(_open_split, folder, name, size) for split, name in names.items()}
 
 
-def _open_split(folder: pathlib.Path, split: str, size: int) -> Sequence:
-  if not info(folder).splits[split].num_examples:  # it has no files
-    return []
+def _open_split(folder: pathlib.Path, split: str, size: int) -> Examples:
   for file in info(folder).splits[split].filepaths:
     if not os.path.isfile(file):  # noqa: PTH113  epath
       raise ValueError(f"{file} is missing; prepare or copy the data set again")
-  return Records(folder, split, size)
+  return Records(folder, split, size).described(f"split {split}")
+
+
+def _open_part(folder: pathlib.Path, split: str, size: int, part: str) -> Examples:
+  """Opens the part "train" or "validation" of the only split, of which 5% are held out."""
+  examples = _open_split(folder, split, size)
+  held_out = hold_out_numbers(len(examples))
+  words = f"5% of split {split}, held out" if part == "validation" else f"95% of split {split},"
+  chosen = Chosen(examples, np.flatnonzero(held_out == (part == "validation")))
+  return chosen.described(f"{words} by a hash of the number")
 
 
 def find(name: str, data_dir: str) -> pathlib.Path:

@@ -4,18 +4,19 @@ and, if the data set has classes, "label": int32 ().
 digits        scikit-learn's 1,797 handwritten digits, 8x8x1, 17 levels; every ninth is for validation
 photos        every crop of `data.size` pixels of scikit-learn's two photographs; the right-hand quarter of each is
               held out, and its crops, on a grid, are for validation
-npz:PATH      arrays `train_images` and `validation_images` (or `test_images`), uint8 (N, H, W, C), and optionally
-              `train_labels` and so on, integers (N,)
+npz:PATH      arrays such as `train_images`, `x_test` or `images`, uint8 (N, H, W, C) or (N, H, W), and optionally
+              `train_labels`, `y_test` and so on; see array_splits.py
 folder:PATH   image files below a folder, made RGB and square as decode.py describes. Splits are PATH/train and
-              PATH/validation (or val, valid, test, in small or capital letters). Without these, 5% of the files, by a
-              hash of the name, and at least one, are for validation. The class of a file is its top folder within the
-              split. Classes are those of the training split; a split with any other class has no labels. A folder that
-              contains a whole split is ignored, unless it is a class
+              PATH/validation (or val, dev, test; splits.py has all names). The class of a file is its top folder within
+              the split. Classes are those of the training split; a file in no class has the label -1. A folder that
+              contains a whole split is ignored, unless it is a class. What looks like splits or masks elsewhere is
+              rejected; see layout.py
 archive:PATH  the same in a .zip or .tar, without unpacking
 tfds:NAME     a data set of TensorFlow Datasets, prepared as array_record in `data.data_dir`; see records.py
 
 A PATH with `{split}` in it names one file or folder per split, such as archive:images_{split}.zip. A data set without a
-validation split is validated on its test split.
+validation split is validated on its test split. Of a training split alone, or of a data set without splits, 5% are for
+validation, by a hash of the name or number.
 """
 
 import os
@@ -24,9 +25,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from jet_jax.data.adapters import Example, FewerLevels, OneShape, SkipUnreadable
+from jet_jax.data.array_splits import open_npz
 from jet_jax.data.builtin import open_digits, open_photos
 from jet_jax.data.image_folder import open_image_files
-from jet_jax.data.npz import open_npz
+from jet_jax.data.levels import choose_step
 from jet_jax.data.records import open_records
 from jet_jax.data.splits import SPLIT_NAMES, Splits
 
@@ -43,11 +45,15 @@ def open_splits(
   Args:
     source: see above.
     size: side in pixels to resize images to; 0 keeps their size.
-    levels: number of pixel values. 8-bit images are reduced to a smaller power of two by dropping low bits.
+    levels: number of pixel values. 8-bit images are reduced to a smaller power of two by dropping low bits; images that
+      have so few levels already are taken as they are.
     splits: of "train", "validation" and "test", those to open.
     data_dir: where `tfds:` data sets are prepared; if empty, $TFDS_DATA_DIR or ~/tensorflow_datasets.
     max_bad_images: with 0, an unreadable image raises `BadImage`. Otherwise the next readable image replaces it, and
       all examples have "bad": bool (), so that a reader can count replacements.
+
+  Returns:
+    the opened splits, in that order, each with `origin` and `warnings` as `splits.Examples` describes.
 
   Raises:
     ValueError: an unknown, missing or empty source or split, or a size or number of levels that the source lacks.
@@ -56,17 +62,18 @@ def open_splits(
     if split not in SPLITS:
       raise ValueError(f"unknown split {split!r}; use one of {', '.join(SPLITS)}")
   available = _available_splits(source, size, data_dir)
-  _check_levels(source, levels)
-  opened = [_open_split(source, available, split) for split in splits]
+  opened = {split: _open_split(source, available, split) for split in splits}
+  step = _choose_step(source, levels, available, opened)
   may_vary = _kind(source) not in ONE_SHAPE and not size
-  return [_adapt(examples, levels, may_vary, max_bad_images) for examples in opened]
+  reduced = levels if levels != 256 and source != "digits" else None
+  return [_adapt(opened[split], reduced, step, may_vary, max_bad_images) for split in splits]
 
 
-def _adapt(examples: Any, levels: int, may_vary: bool, max_bad_images: int) -> Any:
+def _adapt(examples: Any, levels: int | None, step: int, may_vary: bool, max_bad_images: int) -> Any:
   if may_vary:
     examples = OneShape(examples, max_bad_images)
-  if levels not in (17, 256):
-    examples = FewerLevels(examples, levels)
+  if levels:
+    examples = FewerLevels(examples, levels, step)
   return SkipUnreadable(examples, max_bad_images) if max_bad_images else examples
 
 
@@ -94,23 +101,24 @@ def _available_splits(source: str, size: int, data_dir: str) -> Splits:
   return kinds[kind]()
 
 
-def _check_levels(source: str, levels: int) -> None:
-  if _kind(source) == "digits":
-    if levels != 17:
-      raise ValueError(f"levels={levels}, but digits have pixel values 0..16; set levels=17")
-  elif levels & (levels - 1):
-    raise ValueError(f"levels={levels} must be a power of two for the 8-bit images of {source!r}; 256 keeps all bits")
+def _choose_step(source: str, levels: int, available: Splits, opened: dict[str, Any]) -> int:
+  """Returns the number by which pixels are divided; of digits, no pixel is looked at."""
+  if source == "digits" and levels != 17:
+    raise ValueError(f"levels={levels}, but digits have pixel values 0..16; set levels=17")
+  others = (available[split]() for split in available if split not in opened)
+  return 1 if source == "digits" else choose_step(source, levels, opened, others)
 
 
 def _open_split(source: str, available: Splits, split: str) -> Any:
   found = next((name for name in ACCEPTED[split] if name in available), None)
   if found is None:
-    names = " or ".join(name for one in ACCEPTED[split] for name in SPLIT_NAMES[one])
-    has = ", ".join(available) or "none"
+    names, has = " or ".join(ACCEPTED[split]), ", ".join(available) or "none"
     raise ValueError(f"data.source={source!r} has no split {split!r}, which may be called {names}; it has {has}")
   examples = available[found]()
   if not len(examples):
     raise ValueError(f"data.source={source!r} has no image in its split {found!r}; add some or use another split")
+  if found != split:
+    examples.described(f"the {found} split ({examples.origin}), as there is no {split} split")
   return examples
 
 

@@ -1,31 +1,164 @@
-"""Names that data sets give their splits."""
+"""Splits of a data set: what every opened split tells of itself, their names, and what is held out of one alone."""
 
+import hashlib
+import itertools
+import os
 import pathlib
-from collections.abc import Callable, Container, Sequence
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Self
 
-# Accepted names of each split, in small or capital letters. If several are there, the first one listed is used.
-SPLIT_NAMES = {"train": ["train"], "validation": ["validation", "val", "valid"], "test": ["test"]}
-ALL_NAMES = [name for names in SPLIT_NAMES.values() for name in names]
+import numpy as np
 
-Splits = dict[str, Callable[[], Sequence]]  # for each split of a data set, a function that opens it
+# Names of each split, in small or capital letters. The first are sure: a folder of such a name beside classes is
+# rejected. The others name splits only beside others that do: "dev" and "tr" may be classes.
+SURE_NAMES = {"train": ["train", "training"], "validation": ["validation", "val", "valid"], "test": ["test", "testing"]}
+OTHER_NAMES = {
+  "train": ["trn", "tr"],
+  "validation": ["dev", "eval", "evaluation", "holdout", "hold_out", "heldout", "held_out"],
+  "test": ["tst", "te", "ts"],
+}
+SPLIT_NAMES = {split: SURE_NAMES[split] + OTHER_NAMES[split] for split in SURE_NAMES}
+ALL_NAMES = list(itertools.chain(*SURE_NAMES.values()))  # the sure ones
+SPLIT_OF = {name: split for split, names in SPLIT_NAMES.items() for name in names}
+HELD_OUT = 0.05  # share of the examples for validation if a data set has a training split alone, or no splits
 
 
-def match_splits(available: Container[str]) -> dict[str, str]:
-  """Maps each split to the first of its names that is available; splits without one are left out."""
-  first = {split: next((name for name in names if name in available), None) for split, names in SPLIT_NAMES.items()}
-  return {split: name for split, name in first.items() if name}
+class Examples(Sequence):
+  """Examples of one split of a data set; the base of everything that opens or wraps one.
+
+  Attributes:
+    classes: names of the labels; empty without labels.
+    origin: a phrase on how the split came about, such as "folder train" or "5% held out by a hash of the name".
+    warnings: a sentence each on what looks odd in the split, but was not rejected.
+  """
+
+  classes: Sequence[str] = ()
+  origin: str = ""
+  warnings: tuple[str, ...] = ()
+
+  def where(self, i: int) -> str:
+    """Names example i, for error messages."""
+    return f"image {i} of {self.origin}"
+
+  def described(self, origin: str, warnings: Sequence[str] = ()) -> Self:
+    """Sets the origin and adds warnings, in place. Returns the examples."""
+    self.origin, self.warnings = origin, (*self.warnings, *warnings)
+    return self
+
+
+Splits = dict[str, Callable[[], Examples]]  # for each split of a data set, a function that opens it
+
+
+def split_of(name: str) -> str | None:
+  """Returns the split that is called so, in small or capital letters; None if none is."""
+  return SPLIT_OF.get(name.lower())
 
 
 def is_split_name(folder: str) -> bool:
-  """Returns True if a folder's name, in small or capital letters, is the name of a split."""
+  """Returns True if a folder's name, in small or capital letters, is surely the name of a split."""
   return folder.lower() in ALL_NAMES
+
+
+def match_splits(available: Iterable[str], where: object) -> dict[str, str]:
+  """Maps each split, in order, to the one name of `available` that names it; splits without one are left out.
+
+  Args:
+    available: names, those of no split among them.
+    where: the data set, for the message.
+
+  Raises:
+    ValueError: two names of one split.
+  """
+  found = defaultdict(list)
+  for name in sorted(available):
+    found[split_of(name)].append(name)
+  for split in SPLIT_NAMES:
+    if len(found[split]) > 1:
+      raise ValueError(
+        f"{where} has {' and '.join(found[split])}, which both name the {split} split; rename or remove all but one"
+      )
+  return {split: found[split][0] for split in SPLIT_NAMES if found[split]}
 
 
 def paths_of_splits(path: str) -> dict[str, str]:
   """Maps each split to its path, by filling in `{split}`; splits whose path does not exist are left out.
 
   Without `{split}` in it, every split has the same path.
+
+  Raises:
+    ValueError: two paths of one split.
   """
-  paths = {name: path.replace("{split}", name) for name in ALL_NAMES}
-  existing = match_splits([name for name in ALL_NAMES if pathlib.Path(paths[name]).exists()])
-  return {split: paths[name] for split, name in existing.items()}
+  if "{split}" not in path:
+    return dict.fromkeys(SPLIT_NAMES, path) if pathlib.Path(path).exists() else {}
+  existing = {}
+  for name in SPLIT_OF:
+    for spelled in dict.fromkeys((name, name.capitalize(), name.upper())):
+      filled = path.replace("{split}", spelled)
+      if os.path.exists(filled):  # noqa: PTH110
+        status = os.stat(filled)  # noqa: PTH116
+        # On a disk that ignores case, one folder has all three spellings.
+        existing.setdefault((SPLIT_OF[name], status.st_dev, status.st_ino), (spelled, filled))
+  names = match_splits([spelled for spelled, _ in existing.values()], path)
+  filled = dict(existing.values())
+  return {split: filled[name] for split, name in names.items()}
+
+
+def hold_out(names: Iterable[bytes], share: float = HELD_OUT) -> np.ndarray:
+  """Returns for each example True if it is held out.
+
+  These are the `share` with the lowest SHA-256 of the name, at least one, and none of a single example.
+  """
+  hashes = np.fromiter((int.from_bytes(hashlib.sha256(name).digest()[:8], "big") for name in names), np.uint64)
+  lowest = hashes.min(initial=np.uint64(2**64 - 1))
+  chosen = hashes <= max(lowest, np.uint64(int(share * 2**64)))
+  return (hashes == lowest) & (len(hashes) > 1) if chosen.all() else chosen
+
+
+def hold_out_numbers(count: int) -> np.ndarray:
+  """Returns for each of `count` numbered examples True if it is held out, by a hash of its number."""
+  return hold_out(str(i).encode() for i in range(count))
+
+
+# The word of a split within a name: "train2017", "imagesTr", "traindata", "my-test-set". Longer words come first.
+_SURE, _ANY = ("|".join(sorted(names, key=len, reverse=True)) for names in (ALL_NAMES, SPLIT_OF))
+_WORD = re.compile(rf"(?i:{_SURE})|(?:(?<![A-Za-z])|(?<=[a-z])(?=[A-Z]))(?i:{_ANY})(?![a-z])")
+_NUMBERED = re.compile(rf"({_SURE})([\W_]*\d.*)?")
+
+
+def is_like_split(folder: str) -> bool:
+  """Returns True if a folder is surely called as a split, perhaps with a number behind it: train2017."""
+  return _NUMBERED.fullmatch(folder.lower()) is not None
+
+
+def fill_ins(name: str) -> Iterator[tuple[str, str]]:
+  """Yields (pattern, split) for each word of a split in a name: ("{split}_images", "train") for "train_images"."""
+  for match in _WORD.finditer(name):
+    yield f"{name[: match.start()]}{{split}}{name[match.end() :]}", SPLIT_OF[match[0].lower()]
+
+
+def look_alikes(names: Iterable[str]) -> tuple[list[str], str]:
+  """Finds names that look like splits, because they differ only by the words of at least two splits.
+
+  A single such word says nothing: a class may be called bullet_train.
+
+  Args:
+    names: of folders side by side.
+
+  Returns:
+    (names that look like splits, sorted; their common pattern, with `{split}` in place of the word).
+  """
+  names = set(names)
+  patterns = defaultdict(lambda: defaultdict(set))
+  for name in sorted(names):
+    for pattern, split in fill_ins(name):
+      patterns[pattern.lower()][split].add((name, pattern))
+  for splits in patterns.values():
+    found = set().union(*splits.values())
+    alike = {name for name, _ in found}
+    if len(splits) > 1 and (
+      alike == names or not all(split_of(name) for name in alike) or any(map(is_split_name, alike))
+    ):
+      return sorted(alike), min(pattern for _, pattern in found)
+  return [], ""

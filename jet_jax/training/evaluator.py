@@ -67,9 +67,9 @@ class Evaluator:
       noise_samples: draws of the dequantization noise for each image.
 
     Returns:
-      "bits_per_dim"; its standard error over images, "bits_per_dim_stderr"; "num_images"; "noise_samples";
-      "num_nonfinite", the images with a NaN or infinite result, any of which makes the mean non-finite;
-      "num_bad_images", the unreadable images that were skipped as the config allows.
+      "bits_per_dim"; its standard error over images, "bits_per_dim_stderr", NaN of one image; "num_images";
+      "noise_samples"; "num_nonfinite", the images with a NaN or infinite result, any of which makes the mean
+      non-finite; "num_bad_images", the unreadable images that were skipped as the config allows.
     """
     keys = [jax.random.fold_in(jax.random.key(NOISE_SEED), draw) for draw in range(noise_samples)]
     bits = []
@@ -80,7 +80,7 @@ class Evaluator:
     bits = np.concatenate(bits)
     return {
       "bits_per_dim": float(bits.mean()),
-      "bits_per_dim_stderr": float(bits.std(ddof=1) / np.sqrt(len(bits))) if len(bits) > 1 else 0.0,
+      "bits_per_dim_stderr": float(bits.std(ddof=1) / np.sqrt(len(bits))) if len(bits) > 1 else float("nan"),
       "num_images": len(bits),
       "noise_samples": noise_samples,
       "num_nonfinite": int(np.sum(~np.isfinite(bits))),

@@ -47,7 +47,8 @@ class Run:
       mesh: devices; `config.mesh` over all of them by default.
 
     Raises:
-      ValueError: a flow that these images or devices cannot run, or a batch that the devices cannot share.
+      ValueError: a flow that these images or devices cannot run, a batch that the devices cannot share, or a warm-up
+        that is longer than the run.
     """
     mesh = sharding.make_mesh(config.mesh) if mesh is None else mesh
     sharding.check_batch_size(config.batch_size, mesh, config.microbatches)
@@ -55,6 +56,10 @@ class Run:
     model.check(config.image_shape)
     model = model.for_device(mesh.devices.flat[0], config.image_shape)
     total_steps, warmup_steps = (duration_in_steps(config, name, num_examples) for name in ("total", "warmup"))
+    if warmup_steps >= total_steps > 1:
+      raise ValueError(
+        f"the warm-up of {warmup_steps:,} steps must be shorter than the run of {total_steps:,}; set less"
+      )
     optimizer = make_optimizer(config, total_steps, warmup_steps)
     return cls(config, model, optimizer, mesh, num_examples, total_steps)
 

@@ -84,7 +84,8 @@ class MetricLog:
   def validation(self, step: int, metrics: dict[str, float]) -> None:
     """Logs the metrics of an evaluation, named without the prefix "val/"."""
     self._write(step, {f"val/{name}": value for name, value in metrics.items()})
-    bits = f"validation {metrics['bits_per_dim']:.4f} ± {metrics['bits_per_dim_stderr']:.4f} bits/dim"
+    error = metrics["bits_per_dim_stderr"]  # NaN of one image, or of a NaN
+    bits = f"validation {metrics['bits_per_dim']:.4f} ± {'unknown' if math.isnan(error) else f'{error:.4f}'} bits/dim"
     nonfinite = f"{metrics['num_nonfinite']:,} of them NaN or infinite" if metrics["num_nonfinite"] else ""
     self._print(step, bits, f"{metrics['num_images']:,} images", nonfinite)
 

@@ -31,6 +31,23 @@ def test_a_duration_given_last_replaces_its_other_units():
   assert (resolved.total_steps, resolved.total_epochs) == (9, None)
 
 
+def test_a_duration_in_two_units_of_the_command_line_is_refused():
+  config = imagenet64.get_config()
+  config.total_steps, config.total_epochs = 9, 0.5
+  with pytest.raises(ValueError, match=r"--config.total_steps and --config.total_epochs are both given; keep one"):
+    resolve(config, flag_overrides=["total_epochs", "total_steps"])
+
+
+def test_fields_that_are_read_from_the_data_may_not_be_given_otherwise():
+  config = resolve(override(digits.get_config(), {"num_examples": 10}))
+  config_lib.set_from_data(config, {"data.num_examples": 9, "image_shape": (8, 8, 1)})  # of a config, for tools.cost
+  assert (config.data.num_examples, config.image_shape) == (9, (8, 8, 1))
+  config_lib.set_from_data(config, {"data.num_examples": 9}, ["data.num_examples"])
+  for values, flags in (({"data.num_examples": 7}, ["data.num_examples"]), ({"image_shape": (4, 4, 1)}, [])):
+    with pytest.raises(ValueError, match="but the data has .*; it is read from the data, so leave it away"):
+      config_lib.set_from_data(config, values, flags)
+
+
 @pytest.mark.parametrize(
   ("unit", "value", "expected"), [("steps", 30, 30), ("examples", 200, 20), ("epochs", 0.5, 50), ("percent", 10, 40)]
 )

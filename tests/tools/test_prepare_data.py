@@ -304,6 +304,30 @@ def test_a_split_without_a_readable_image_is_refused(tmp_path):
 
 
 @pytest.mark.process
+def test_of_a_training_split_alone_some_are_written_for_validation(tmp_path):
+  path = folder_of(tmp_path / "images", {"train": 30})
+  prepare_data.main(images_of(f"folder:{path}", tmp_path))
+  ours, theirs = (
+    sources.open_splits(source, 4, 256, ["train", "validation"], data_dir=str(tmp_path / "data"))
+    for source in ("tfds:few/4x4", f"folder:{path}")
+  )
+  for one, other in zip(ours, theirs, strict=True):
+    assert [int(e["image"][0, 0, 0]) for e in one] == [int(e["image"][0, 0, 0]) for e in other]
+
+
+def test_of_records_of_a_training_split_alone_some_are_held_out(tmp_path):
+  pixels = tfds.features.Tensor(shape=(2, 2, 3), dtype=np.uint8, encoding="bytes")
+  records_of(tmp_path / "any/1.0.0", {"image": pixels}, [{"image": bytes([k] * 12)} for k in range(60)])
+  train, validation = sources.open_splits("tfds:any", 0, 256, ["train", "validation"], data_dir=str(tmp_path))
+  values = [[int(example["image"][0, 0, 0]) for example in examples] for examples in (train, validation)]
+  assert sorted(values[0] + values[1]) == list(range(60))
+  assert 1 <= len(validation) <= 9
+  assert [example["index"] for example in validation] == list(range(len(validation)))
+  assert validation.origin == "5% of split train, held out by a hash of the number"
+  assert validation.where(0).startswith(f"record {values[1][0]} in any-train.array_record")
+
+
+@pytest.mark.process
 def test_names_that_are_no_utf8_are_kept(tmp_path):
   path = folder_of(tmp_path / "images", {"train": 2, "val": 1})
   with open(os.fsencode(path / "train") + b"/\xff.png", "wb") as file:  # noqa: PTH123
@@ -615,10 +639,17 @@ def test_a_member_of_a_release_that_is_too_long_is_not_read(tmp_path, monkeypatc
 
 def write_records(folder, features, example):
   """A data set of one record of any features."""
+  records_of(folder, features, [example])
+
+
+def records_of(folder, features, examples):
+  """A data set of a training split alone, of any features."""
   (folder / "work").mkdir(parents=True)
   features = tfds.features.FeaturesDict(features)
-  record = ExampleSerializer(features.get_serialized_info()).serialize_example(example)
-  written = shards.write_shard(folder / "any-train.array_record-00000-of-00001", [record])
+  serializer = ExampleSerializer(features.get_serialized_info())
+  written = shards.write_shard(
+    folder / "any-train.array_record-00000-of-00001", map(serializer.serialize_example, examples)
+  )
   shards.write_metadata(folder, "any", "1.0.0", features, {"train": [written]})
 
 

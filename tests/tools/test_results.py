@@ -28,6 +28,13 @@ def test_a_run_is_recorded_by_its_last_evaluation(tmp_path):
   assert tables.figure(row) == "4.000 ± 0.020"
 
 
+def test_a_run_validated_on_one_image_has_no_error(tmp_path):
+  write_run(tmp_path)
+  evaluation = tmp_path / "evaluation.json"
+  evaluation.write_text(json.dumps({"step": 20, "bits_per_dim": 3.5, "bits_per_dim_stderr": None}))
+  assert results.result_of(tmp_path, evaluation)["stderr"] is None
+
+
 @pytest.mark.process  # git names the commit
 def test_an_evaluation_takes_the_place_of_the_metrics_and_a_row_keeps_its_label(tmp_path):
   write_run(tmp_path)

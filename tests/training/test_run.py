@@ -26,6 +26,7 @@ def assemble(config, **settings):
     ({"attention": "cudnn", "dtype": "bfloat16"}, "'cudnn' runs on GPUs"),
     ({"layers": ("actnrm",)}, "has 'actnrm'; use some of actnorm"),
     ({"layers": ("actnorm", "actnorm")}, "has a name twice"),
+    ({"warmup_steps": 100_000}, "the warm-up of 100,000 steps must be shorter than the run of 6"),
   ],
 )
 def test_a_flow_that_cannot_run_is_refused_when_it_is_assembled(tiny_config, settings, message):

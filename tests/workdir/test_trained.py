@@ -86,6 +86,16 @@ def test_images_that_are_not_finite_are_counted_told_and_never_averaged_away(
   assert (logged["val/bits_per_dim"], logged["val/num_nonfinite"]) == (None, 2)
 
 
+def test_the_standard_error_of_one_image_is_unknown(workdir, tmp_path, capsys):
+  config, model, variables, _, mesh = load_run(workdir)
+  result = evaluate.Evaluator(model, 17, [sources.open_source("digits", 0, 17, "validation")[0]], 16, mesh)(variables)
+  assert np.isnan(result["bits_per_dim_stderr"])
+  with MetricLog(tmp_path, config, start=0, total=3) as log:
+    log.validation(3, result)
+  assert "± unknown bits/dim  1 images" in capsys.readouterr().out
+  assert json.loads((tmp_path / "metrics.jsonl").read_text())["val/bits_per_dim_stderr"] is None
+
+
 def test_the_figure_does_not_depend_on_the_batch_size(workdir):
   _, model, variables, _, mesh = load_run(workdir)
   source = sources.open_source("digits", 0, 17, "validation")
