@@ -4,14 +4,16 @@ python -m jet_jax.evaluate --workdir=DIR [--step=N|best] [--split=validation] [-
 """
 
 import argparse
+import sys
 
 from absl import logging
 
+from jet_jax import data
 from jet_jax.data import sources
 from jet_jax.devices import processes
 from jet_jax.devices.compile import keep_compiled
 from jet_jax.training import Evaluator
-from jet_jax.workdir import load_run
+from jet_jax.workdir import bad_images, load_run
 from jet_jax.workdir.metrics import as_json
 from jet_jax.workdir.trained import step_argument
 
@@ -47,6 +49,8 @@ def main(argv=None) -> None:
   except ValueError as error:
     processes.fail(error)
   if processes.is_writer():
+    if line := bad_images.record(args.workdir, {args.split: data.skipped(source)}):
+      print(line, file=sys.stderr)
     print(as_json({"step": step, "split": args.split, **result}))
 
 

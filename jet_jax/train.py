@@ -27,7 +27,7 @@ from jet_jax.devices import Stop, processes, sharding
 from jet_jax.devices import compile as compile_lib
 from jet_jax.sampling import Sampler
 from jet_jax.training import Evaluator, NonFiniteMonitor, Run, TrainState, choose_mesh, cost, transfer
-from jet_jax.workdir import Checkpoints, MetricLog, claim_workdir
+from jet_jax.workdir import Checkpoints, MetricLog, bad_images, claim_workdir
 from jet_jax.workdir.metrics import check_wandb
 
 
@@ -39,12 +39,14 @@ class Job:
     run: flow, optimizer and devices.
     workdir: claimed for this process.
     batches: of training images; batch k is that of step k.
+    training: examples of the training split.
     validation: examples of the validation split.
   """
 
   run: Run
   workdir: pathlib.Path
   batches: grain.MapDataset
+  training: Sequence
   validation: Sequence
 
   def open_checkpoints(self) -> Checkpoints:
@@ -92,7 +94,7 @@ def prepare(config: Config, workdir: str | pathlib.Path, flag_overrides=()) -> J
   config.init_from = transfer.settle(config, workdir)
   rows = sharding.local_rows(mesh, config.batch_size)
   batches = data.train_batches(train_source, config.batch_size, config.seed, config.data.flip, rows)
-  return Job(run, claim_workdir(workdir, config), batches, validation_source)
+  return Job(run, claim_workdir(workdir, config), batches, train_source, validation_source)
 
 
 def start_state(job: Job, init_key, checkpoints: Checkpoints) -> TrainState:
@@ -189,9 +191,25 @@ def run_steps(job: Job, programs: Programs, state: TrainState, noise_key, checkp
       if step > start and jax.process_count() == 1:  # of several processes the others go on, and a save needs all
         monitor.check()
         checkpoints.save(state.items())
+      tell_skipped(job, reader.bad.union(getattr(job.training, "reasons", ())))
       raise
   monitor.check()
+  reader.share_bad()
+  tell_skipped(job, reader.bad)
   return state
+
+
+def tell_skipped(job: Job, trained_without: set[int]) -> None:
+  """Names the unreadable images that were skipped, at the end of a run, and lists them in its work directory.
+
+  Args:
+    job: the run.
+    trained_without: their numbers in the training split.
+  """
+  if processes.is_writer() and job.run.config.data.max_bad_images:
+    skipped = {"train": data.skipped(job.training, trained_without), "validation": data.skipped(job.validation)}
+    if line := bad_images.record(job.workdir, skipped):
+      processes.say(line)
 
 
 def evaluate_sample_save(run: Run, programs: Programs, step: int, state: TrainState, checkpoints, log) -> None:

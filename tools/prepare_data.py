@@ -146,7 +146,7 @@ def prepare_release(args: argparse.Namespace) -> tuple[pathlib.Path, dict[str, A
     release = releases.images(args.source, args.name, args.size)
   else:
     release = RELEASES[args.dataset](pathlib.Path(args.source).absolute(), args.size)
-  shape = adapters.next_readable(release.splits["train"], 0, args.max_bad_images)[0]["image"].shape
+  shape = adapters.SkipUnreadable(release.splits["train"], args.max_bad_images)[0]["image"].shape
   if args.dataset == "images":
     release = dataclasses.replace(release, name=f"{release.name}/{shape[0]}x{shape[1]}")
   folder = args.data_dir.absolute() / release.name / VERSION

@@ -3,6 +3,7 @@
 Names of splits and absolute forms of a source string are in `jet_jax.data.sources`.
 """
 
+from jet_jax.data.adapters import skipped
 from jet_jax.data.batches import Reader, eval_batches, place_ahead, train_batches
 from jet_jax.data.decode import BadImage
 from jet_jax.data.npz import NpzWriter
@@ -10,5 +11,5 @@ from jet_jax.data.sources import open_both, open_config, open_splits
 
 __all__ = [
   "BadImage", "NpzWriter", "Reader", "eval_batches", "open_both", "open_config", "open_splits", "place_ahead",
-  "train_batches",
+  "skipped", "train_batches",
 ]  # fmt: skip

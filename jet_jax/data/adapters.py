@@ -1,5 +1,6 @@
 """Wrappers around a data set's examples: fewer levels, one shape, and substitutes for unreadable images."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -64,13 +65,13 @@ class OneShape(Adapter):
 
   def __init__(self, examples, max_bad_images: int):
     super().__init__(examples)
-    self.shape = next_readable(examples, 0, max_bad_images)[0]["image"].shape
+    self.shape = SkipUnreadable(examples, max_bad_images)[0]["image"].shape
 
   def __getitem__(self, i) -> Example:
     example = self.examples[i]
     shape = example["image"].shape
     if shape != self.shape:
-      raise BadImage(f"{self.examples.where(i)} is {shape} and the first image {self.shape}; set data.size")
+      raise BadImage(f"{self.where(i)} is {shape} and the first image {self.shape}; set data.size")
     return example
 
 
@@ -78,33 +79,73 @@ class SkipUnreadable(Adapter):
   """Examples in which the next readable image replaces an unreadable one.
 
   The replacement has the index of the unreadable one. All examples have "bad": bool (), True for a replacement.
+  No example is tried again once it could not be read, so many in a row cost no more than each of them once.
+
+  Attributes:
+    reasons: name and error of each unreadable image found by this process, by its number.
+
+  Raises:
+    BadImage: on access, if none can be read, or more than `max_bad_images` cannot.
   """
 
   def __init__(self, examples, max_bad_images: int):
     super().__init__(examples)
     self.max_bad_images = max_bad_images
+    self.reasons: dict[int, str] = {}
+    self._next: dict[int, int] = {}  # for each unreadable one, one after it that may be readable
 
   def __getitem__(self, i) -> Example:
     if not 0 <= i < len(self):
       raise IndexError(i)
-    example, skipped = next_readable(self.examples, i, self.max_bad_images)
-    return example | {"index": np.int32(i), "bad": np.bool_(skipped > 0)}
+    place, passed = i, []
+    while True:
+      while place in self._next:
+        self._check()  # if all are unreadable, these lead round and round
+        passed.append(place)
+        place = self._next[place]
+      try:
+        example = self.examples[place]
+        break
+      except BadImage as error:
+        if not self.max_bad_images:
+          raise
+        self.reasons[place] = self._named(place, error)
+        self._next[place] = (place + 1) % len(self)
+        self._check()
+    for one in passed:
+      self._next[one] = place
+    return example | {"index": np.int32(i), "bad": np.bool_(place != i)}
+
+  def _check(self) -> None:
+    count = len(self.reasons)
+    if count == len(self) or count > self.max_bad_images:
+      first = self.reasons[min(list(self.reasons))]  # other threads may add more
+      if count == len(self):
+        raise BadImage(f"none of the {count} images of a split can be read; the first: {first}")
+      raise BadImage(
+        f"{count} unreadable images, more than data.max_bad_images={self.max_bad_images}; the first: {first}"
+      )
+
+  def why(self, i: int) -> str:
+    """Names unreadable image i and its error. One that another process found is read again."""
+    if i not in self.reasons:
+      try:
+        self.examples[i]
+      except BadImage as error:
+        return self._named(i, error)
+    return self.reasons.get(i) or f"{self.where(i)}: it can be read now"
+
+  def _named(self, i: int, error: BadImage) -> str:
+    return f"{self.where(i)}: {error.__cause__}" if error.__cause__ else str(error)  # without the advice
 
 
-def next_readable(examples, i: int, max_bad_images: int) -> tuple[Example, int]:
-  """Returns example i, or the next readable one, and the number of unreadable ones before it.
+def skipped(examples, numbers: Iterable[int] | None = None) -> list[str]:
+  """Returns name and error of each unreadable image that was skipped, in order.
 
-  Raises:
-    BadImage: example i and the `max_bad_images` after it are all unreadable.
+  Args:
+    examples: from `sources.open_splits`.
+    numbers: of these images; by default all that this process found.
   """
-  for skipped in range(max_bad_images):
-    try:
-      return examples[(i + skipped) % len(examples)], skipped
-    except BadImage:
-      pass
-  try:
-    return examples[(i + max_bad_images) % len(examples)], max_bad_images
-  except BadImage as error:
-    if not max_bad_images:
-      raise
-    raise BadImage(f"more than max_bad_images={max_bad_images} in a row; the last is {error}") from error
+  if not isinstance(examples, SkipUnreadable):
+    return []
+  return [examples.why(i) for i in sorted(examples.reasons if numbers is None else numbers)]

@@ -1,14 +1,17 @@
 """Examples from arrays in memory."""
 
 import copy
+import threading
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from jet_jax.data.shared import SharedArray
 from jet_jax.data.splits import Examples
 
 NO_LABEL = -1  # of an image in no class, as in TFDS
+SHARING = threading.Lock()
 
 
 class Window:
@@ -28,6 +31,8 @@ class Arrays(Examples):
     classes: names of the labels 0, 1, ...; empty without labels. An image in none of them has the label -1.
   """
 
+  _shared: SharedArray | None = None  # the images, once a process has asked for them
+
   def __init__(self, images: np.ndarray, labels: np.ndarray | None = None, classes: Sequence[str] = ()):
     self.images, self.labels, self.classes = images, labels, classes
 
@@ -37,6 +42,23 @@ class Arrays(Examples):
   def __getitem__(self, i) -> dict[str, Any]:
     example = {"image": self.images[i], "index": np.int32(i)}
     return example if self.labels is None else example | {"label": np.int32(self.labels[i])}
+
+  def __getstate__(self) -> dict[str, Any]:
+    """Pickles the images by name where that is possible, so that a process which reads them holds no copy."""
+    if not isinstance(self.images, np.ndarray):
+      return self.__dict__
+    with SHARING:  # a thread for each process pickles at the same time
+      try:
+        self._shared = self._shared or SharedArray(self.images)
+      except OSError:
+        return self.__dict__
+      self.images = self._shared.array  # in place of the first copy
+    return self.__dict__ | {"images": self._shared, "_shared": None}
+
+  def __copy__(self) -> "Arrays":
+    other = object.__new__(type(self))
+    other.__dict__ |= self.__dict__  # without `__getstate__`
+    return other
 
   def window(self, numbers: range) -> "Arrays":
     """Returns the examples with these numbers only, under the same numbers, for a process that reads no others."""

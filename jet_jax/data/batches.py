@@ -98,11 +98,17 @@ class Reader(Iterator[Example]):
     """
     if not self.max_bad_images:
       return {}
+    self.share_bad()
+    self._check()
+    return {"bad_images": len(self.bad)}
+
+  def share_bad(self) -> None:
+    """Adds to `bad` those that other processes have found. All processes call it together."""
+    if not self.max_bad_images:
+      return
     for found in processes.exchange(json.dumps(sorted(self.bad - self._shared))):
       self.bad.update(json.loads(found))
     self._shared = set(self.bad)
-    self._check()
-    return {"bad_images": len(self.bad)}
 
   def __next__(self) -> Example:
     batch = next(self._batches)

@@ -94,7 +94,7 @@ def test_torn_and_later_metrics_are_dropped_on_resume(tmp_path, torn):
 
 @pytest.mark.fault(15)
 @pytest.mark.parametrize("checkpoint_steps", [0, 1])
-def test_a_run_that_meets_a_broken_image_keeps_what_it_has_trained(tiny_config, tmp_path, checkpoint_steps):
+def test_a_run_that_meets_a_broken_image_keeps_what_it_has_trained(tiny_config, tmp_path, checkpoint_steps, capsys):
   for split, count in (("train", 40), ("val", 2)):
     (tmp_path / split).mkdir()
     for k in range(count):
@@ -115,6 +115,16 @@ def test_a_run_that_meets_a_broken_image_keeps_what_it_has_trained(tiny_config, 
   lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
   assert [line["step"] for line in lines] == list(range(1, 10))
   assert lines[-1]["train/bad_images"] == 1
+  (trained,) = (tmp_path / "run" / "bad_images.txt").read_text().splitlines()
+  assert trained.startswith(f"train: {last:02}.png (image {last}) in {tmp_path}: it is no PNG")
+  assert capsys.readouterr().out.count(f"skipped unreadable images, 1 of train: {trained}; all are in") == 1
+  if checkpoint_steps:
+    (tmp_path / "val" / "01.png").write_bytes(b"")
+    evaluate.main(["--workdir", str(tmp_path / "run")])
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["num_bad_images"] == 1
+    assert printed.err.count("skipped unreadable images, 1 of validation: validation: 01.png") == 1
+    assert (tmp_path / "run" / "bad_images.txt").read_text().startswith(f"{trained}\nvalidation: 01.png (image 1)")
 
 
 @pytest.mark.fault(14)

@@ -2,13 +2,14 @@
 
 import itertools
 import pathlib
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from jet_jax import data
-from jet_jax.data import builtin, sources
+from jet_jax.data import adapters, builtin, sources
 from jet_jax.data.decode import BadImage
 
 
@@ -265,8 +266,8 @@ def test_more_unreadable_images_than_allowed_end_the_reading_by_name(holes, work
   (pathlib.Path(holes.removeprefix("folder:")) / "train" / "07.png").write_text("no image")
   for cap, message in (
     (0, r"0[347]\.png"),
-    (1, "more than max_bad_images=1 in a row"),
-    (2, "3 unreadable images, more than data.max_bad_images=2"),
+    (1, r"2 unreadable images, more than data.max_bad_images=1(; the first: 0[347]\.png|$)"),
+    (2, r"3 unreadable images, more than data.max_bad_images=2(; the first: 03\.png|$)"),
   ):
     source = sources.open_source(holes, 4, 256, "train", max_bad_images=cap)
     reader = data.Reader(data.train_batches(source, 12, seed=0), workers=workers, max_bad_images=cap)
@@ -284,6 +285,83 @@ def test_the_first_image_may_be_unreadable_too(tmp_path, holes):
     assert source[0]["bad"]
   with pytest.raises(BadImage, match=r"00\.png"):
     sources.open_source(holes, 0, 256, "train")
+
+
+class Broken(Sequence):
+  """Examples of which some are unreadable, and a list of those that were tried."""
+
+  classes = ()
+
+  def __init__(self, count, bad):
+    self.count, self.bad, self.tried = count, set(bad), []
+
+  def __len__(self):
+    return self.count
+
+  def where(self, i):
+    return f"image {i}"
+
+  def __getitem__(self, i):
+    self.tried.append(i)
+    if i in self.bad:
+      raise BadImage(f"{self.where(i)} is broken")
+    return {"image": np.full((1, 1, 1), i % 256, np.uint8), "index": np.int32(i)}
+
+
+@pytest.mark.parametrize("order", ["ascending", "descending", "shuffled"])
+def test_many_unreadable_images_in_a_row_are_each_tried_once(order):
+  count = 3000
+  broken = Broken(count, range(10, count - 10))
+  source = adapters.SkipUnreadable(broken, count)
+  numbers = {"ascending": range(count), "descending": range(count)[::-1]}.get(order)
+  numbers = np.random.default_rng(0).permutation(count) if numbers is None else numbers
+  for i in numbers:
+    example = source[i]
+    used = i if i not in broken.bad else count - 10
+    assert (example["index"], example["bad"], example["image"].item()) == (i, i in broken.bad, used % 256)
+  assert len(broken.tried) <= 2 * count  # each bad one once; the one that stands in is read anew each time
+  assert len([i for i in broken.tried if i in broken.bad]) == len(broken.bad)
+  assert data.skipped(source) == [f"image {i} is broken" for i in range(10, count - 10)]
+
+
+@pytest.mark.parametrize("cap", [7, 8, 2**31 - 1])
+@pytest.mark.parametrize("wrap", [lambda source, cap: source, lambda source, cap: adapters.FewerLevels(source, 2)])
+def test_a_split_that_cannot_be_read_at_all_ends_after_one_pass(cap, wrap):
+  broken = Broken(8, range(8))
+  source = adapters.SkipUnreadable(wrap(broken, cap), cap)
+  for i in (3, 5):
+    with pytest.raises(BadImage, match="none of the 8 images of a split can be read; the first: image 0"):
+      source[i]
+  assert sorted(broken.tried) == list(range(8))
+  with pytest.raises(BadImage, match="none of the 8 images"):
+    adapters.OneShape(Broken(8, range(8)), cap)
+  with pytest.raises(BadImage, match="none of the 8 images"):
+    list(data.eval_batches(source, 4))
+
+
+def test_no_more_are_tried_than_may_be_skipped():
+  for cap in (0, 1, 5):
+    broken = Broken(1000, range(1000))
+    with pytest.raises(BadImage, match="image 0 is broken" if not cap else f"{cap + 1} unreadable images, more than"):
+      adapters.SkipUnreadable(broken, cap)[0]
+    assert broken.tried == list(range(cap + 1))
+
+
+def test_threads_find_the_same_examples_among_unreadable_ones():
+  source = adapters.SkipUnreadable(Broken(512, [i for i in range(512) if i % 64]), 512)
+  batches = list(data.eval_batches(source, 64))
+  images = np.concatenate([batch["image"].ravel() for batch in batches])
+  np.testing.assert_array_equal(images, [(-(-i // 64) * 64) % 512 % 256 for i in range(512)])
+  np.testing.assert_array_equal(np.concatenate([batch["mask"] for batch in batches]), np.arange(512) % 64 == 0)
+
+
+def test_images_that_another_process_found_unreadable_are_named_too(holes):
+  source = sources.open_source(holes, 4, 256, "train", max_bad_images=2)
+  assert data.skipped(source) == []
+  names = data.skipped(source, [4, 3])
+  assert [name.partition(" ")[0] for name in names] == ["03.png", "04.png"]
+  assert all("it is no PNG" in name and "max_bad_images" not in name for name in names)  # the reason, not the advice
+  assert data.skipped(sources.open_source("digits", 0, 17, "train")) == []
 
 
 @pytest.mark.fault(15)
