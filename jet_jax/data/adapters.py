@@ -71,7 +71,9 @@ class OneShape(Adapter):
     example = self.examples[i]
     shape = example["image"].shape
     if shape != self.shape:
-      raise BadImage(f"{self.where(i)} is {shape} and the first image {self.shape}; set data.size")
+      raise BadImage(
+        f"{self.where(i)} is {shape} and the first image {self.shape}; set data.size, or remove it"
+      )
     return example
 
 

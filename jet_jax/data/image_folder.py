@@ -11,7 +11,7 @@ where the splits are, so all folders are classes, with a warning.
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -48,6 +48,11 @@ class Images(Examples):
   def where(self, i: int) -> str:
     """Names example i, for error messages."""
     return f"{self.files.names[i]} (image {i}) in {self.files.path}"
+
+  def entries(self) -> Iterator[bytes]:
+    """Yields the name and the length of each file, for `identity`."""
+    for i, name in enumerate(self.files.names):
+      yield encoded(f"{name} of {self.files.length(i):,} bytes")
 
   def window(self, numbers: range) -> "Images":
     """Returns the images with these numbers only, under the same numbers, for a process that reads no others."""

@@ -8,6 +8,8 @@ import functools
 import os
 import pathlib
 import re
+import zlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,7 @@ from jet_jax.data.decode import BadImage
 from jet_jax.data.splits import Examples, Splits, hold_out_numbers, match_splits
 
 REPAIR = "prepare or copy the data set again, or raise data.max_bad_images"
+INDEX_BYTES = 4096  # at the end of an array_record file, where the places of its records are listed
 VERSION = re.compile(r"\d+\.\d+\.\d+")
 
 
@@ -77,6 +80,16 @@ class Records(Examples):
   def where(self, i: int) -> str:
     """Names example i, for error messages."""
     return f"record {i} in {self.shard(i)} of {self.folder}"
+
+  def entries(self) -> Iterator[bytes]:
+    """Yields for each file its numbers of records and bytes, and a checksum of its index, for `identity`."""
+    for file in info(self.folder).splits[self.split].file_instructions:
+      path = pathlib.Path(file.filename)
+      length = path.stat().st_size
+      with path.open("rb") as opened:
+        opened.seek(max(0, length - INDEX_BYTES))
+        checksum = zlib.crc32(opened.read())
+      yield f"a file of {file.take:,} records and {length:,} bytes with the CRC-32 {checksum:08x}".encode()
 
   def shard(self, i: int) -> str:
     """Returns the name of the file that holds record i."""

@@ -38,6 +38,10 @@ class Examples(Sequence):
   origin: str = ""
   warnings: tuple[str, ...] = ()
 
+  def entries(self) -> Iterator[bytes]:
+    """Yields what tells the examples from others without reading them all, such as names and sizes, for `identity`."""
+    raise NotImplementedError
+
   def where(self, i: int) -> str:
     """Names example i, for error messages."""
     return f"image {i} of {self.origin}"

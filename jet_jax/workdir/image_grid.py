@@ -13,12 +13,13 @@ SHORTEST_SIDE = 48  # of an image in a grid, in pixels; smaller ones are enlarge
 GAP = 2  # between the images of a grid, in pixels
 
 
-def make_grid(images: np.ndarray, levels: int) -> np.ndarray:
-  """Puts images side by side, nearly in a square, on gray; enlarges small ones.
+def make_grid(images: np.ndarray, levels: int, columns: int = 0) -> np.ndarray:
+  """Puts images side by side on gray; enlarges small ones.
 
   Args:
     images: uint8 (N, H, W, C) in {0 .. levels - 1}; one channel is gray, the first three of others red, green, blue.
     levels: number of pixel values.
+    columns: images in a row; by default as many as make it nearly a square.
 
   Returns:
     uint8 (rows * (H' + GAP) + GAP, columns * (W' + GAP) + GAP, 3) in {0 .. 255}.
@@ -28,7 +29,7 @@ def make_grid(images: np.ndarray, levels: int) -> np.ndarray:
   images = images[..., [0, 1, 2] if channels >= 3 else [0, 0, 0]]
   enlarge = max(1, math.ceil(SHORTEST_SIDE / min(height, width)))
   images = images.repeat(enlarge, axis=1).repeat(enlarge, axis=2)
-  columns = math.ceil(math.sqrt(num))
+  columns = columns or math.ceil(math.sqrt(num))
   rows = math.ceil(num / columns)
   images = np.pad(images, ((0, rows * columns - num), (GAP, 0), (GAP, 0), (0, 0)), constant_values=128)
   grid = rearrange(images, "(r c) h w rgb -> (r h) (c w) rgb", r=rows)
