@@ -5,15 +5,16 @@ python -m jet_jax.evaluate --workdir=DIR [--step=N|best] [--split=validation] [-
 
 import argparse
 import sys
+from typing import Any
 
 from absl import logging
 
 from jet_jax import data
-from jet_jax.data import sources
+from jet_jax.data import BadImage, sources
 from jet_jax.devices import processes
 from jet_jax.devices.compile import keep_compiled
 from jet_jax.training import Evaluator
-from jet_jax.workdir import bad_images, load_run
+from jet_jax.workdir import bad_images, load_run, same_data
 from jet_jax.workdir.metrics import as_json
 from jet_jax.workdir.trained import step_argument
 
@@ -36,9 +37,7 @@ def main(argv=None) -> None:
     processes.join()
     keep_compiled()
     config, model, variables, step, mesh = load_run(args.workdir, args.step)
-    config.data.source = sources.absolute(args.source) if args.source else config.data.source
-    config.data.data_dir = args.data_dir or config.data.data_dir
-    (source,) = sources.open_config(config, [args.split])
+    source = _open_split(config, args)
     shape = source[0]["image"].shape
     if shape != config.image_shape:
       raise ValueError(
@@ -52,6 +51,29 @@ def main(argv=None) -> None:
     if line := bad_images.record(args.workdir, {args.split: data.skipped(source)}):
       print(line, file=sys.stderr)
     print(as_json({"step": step, "split": args.split, **result}))
+
+
+def _open_split(config, args) -> Any:
+  """Opens the split that the command names. Prints on standard error what is in it, and how the run had it."""
+  config.data.source = sources.absolute(args.source) if args.source else config.data.source
+  config.data.data_dir = args.data_dir or config.data.data_dir
+  with processes.agreed():
+    try:
+      splits = {args.split: sources.open_config(config, [args.split])[0]}
+    except BadImage:
+      raise
+    except ValueError as error:
+      advice = "" if args.source else ". If the images of the run have moved, give their --source"
+      raise ValueError(f"{error}{advice}") from error
+    shape = splits[args.split][0]["image"].shape
+    lines = data.describe(config.data.source, splits, shape)
+    images = data.identity(splits)
+  data.check_processes_agree(splits, images)
+  if problem := same_data.differs_from_run(args.workdir, args.split, images[args.split]):
+    lines.append(f"  warning: these are not the images that the run had: {problem}")
+  if processes.is_writer():
+    print("\n".join(lines), file=sys.stderr, flush=True)
+  return splits[args.split]
 
 
 if __name__ == "__main__":

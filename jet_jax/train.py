@@ -68,33 +68,39 @@ class Job:
     return sharding.place_batch(batch["image"][:: config.microbatches], mesh, config.batch_size // config.microbatches)
 
 
-def prepare(config: Config, workdir: str | pathlib.Path, flag_overrides=()) -> Job:
-  """Checks everything that can be known before compiling.
+def prepare(config: Config, workdir: str | pathlib.Path, flag_overrides=(), accept_changed_data: bool = False) -> Job:
+  """Checks everything that can be known before compiling, and prints what is in the data set.
 
   Args:
     config: of a config file.
     workdir: of the run; made if it is missing.
     flag_overrides: names of the fields given on the command line.
+    accept_changed_data: resume on other images than those that the run has had.
 
   Raises:
-    ValueError: a wrong value, named with its rule and a fix.
+    ValueError: a wrong value, named with its rule and a fix, or other images in another process.
   """
-  config = config_lib.resolve(config, flag_overrides)
-  check_wandb(config.wandb_project)
-  config.data.source = sources.absolute(config.data.source)
-  config.data.data_dir = sources.absolute_data_dir(config.data.data_dir)
-  sizes = config.mesh if config.mesh.fsdp != "auto" else None
-  sharding.check_batch_size(config.batch_size, sharding.make_mesh(sizes), config.microbatches)
-  train_source, validation_source = sources.open_both(config)
+  with processes.agreed():  # what fails in one process fails in all, before they compare their images
+    config = config_lib.resolve(config, flag_overrides)
+    check_wandb(config.wandb_project)
+    config.data.source = sources.absolute(config.data.source)
+    config.data.data_dir = sources.absolute_data_dir(config.data.data_dir)
+    sizes = config.mesh if config.mesh.fsdp != "auto" else None
+    sharding.check_batch_size(config.batch_size, sharding.make_mesh(sizes), config.microbatches)
+    train_source, validation_source = sources.open_both(config)
+    splits = {"train": train_source, "validation": validation_source}
+    images = data.identity(splits)
+  data.check_processes_agree(splits, images)
   read = {"image_shape": train_source[0]["image"].shape, "data.num_examples": len(train_source)}
   config_lib.set_from_data(config, read, flag_overrides)
+  processes.say("\n".join(data.describe(config.data.source, splits, config.image_shape)))
   mesh = choose_mesh(config, len(train_source), limit=compile_lib.memory_limit(jax.local_devices()))
   config.mesh.fsdp = str(mesh.shape["fsdp"])
   run = Run.from_config(config, len(train_source), mesh)
   config.init_from = transfer.settle(config, workdir)
   rows = sharding.local_rows(mesh, config.batch_size)
   batches = data.train_batches(train_source, config.batch_size, config.seed, config.data.flip, rows)
-  return Job(run, claim_workdir(workdir, config), batches, train_source, validation_source)
+  return Job(run, claim_workdir(workdir, config, images, accept_changed_data), batches, train_source, validation_source)
 
 
 def start_state(job: Job, init_key, checkpoints: Checkpoints) -> TrainState:
@@ -187,12 +193,12 @@ def run_steps(job: Job, programs: Programs, state: TrainState, noise_key, checkp
           monitor.check()
           with log.pause():
             evaluate_sample_save(run, programs, step, state, checkpoints, log)
-    except BadImage:
+    except BadImage as error:
       if step > start and jax.process_count() == 1:  # of several processes the others go on, and a save needs all
         monitor.check()
         checkpoints.save(state.items())
       tell_skipped(job, reader.bad.union(getattr(job.training, "reasons", ())))
-      raise
+      raise BadImage(f"{error}. Once images are repaired or removed, resume with --data_changed=accept") from error
   monitor.check()
   reader.share_bad()
   tell_skipped(job, reader.bad)
@@ -244,7 +250,8 @@ def main(argv) -> None:
     processes.join()
     compile_lib.keep_compiled()
     with processes.agreed():
-      job = prepare(flags.FLAGS.config, flags.FLAGS.workdir, config_flags.get_override_values(flags.FLAGS["config"]))
+      overrides = config_flags.get_override_values(flags.FLAGS["config"])
+      job = prepare(flags.FLAGS.config, flags.FLAGS.workdir, overrides, flags.FLAGS.data_changed == "accept")
     train(job)
   except (ValueError, OSError) as error:  # a wrong value, a bad image, too little memory, a full disk
     processes.fail(error)
@@ -257,5 +264,6 @@ def main(argv) -> None:
 if __name__ == "__main__":
   config_flags.DEFINE_config_file("config", None, "config file, with its argument after a colon", lock_config=True)
   flags.DEFINE_string("workdir", None, "folder of the run: config, checkpoints, metrics, samples")
+  flags.DEFINE_enum("data_changed", "reject", ["reject", "accept"], "resume on other images than those of before")
   flags.mark_flags_as_required(["config", "workdir"])
   app.run(main, flags_parser=config_lib.parse_flags)

@@ -5,6 +5,7 @@ another size. Then the splits move to the new grid of patches (`splits.move_spli
 resampled to it: linearly, and averaged where the grid becomes coarser. Nothing else of the flow may differ.
 """
 
+import contextlib
 import functools
 import itertools
 import json
@@ -20,7 +21,7 @@ from jet_jax.flow.splits import Splits, move_splits
 from jet_jax.jet import Jet
 from jet_jax.training.run import Run
 from jet_jax.training.step import TrainState
-from jet_jax.workdir import Checkpoints, choose_step, fingerprint, load_run
+from jet_jax.workdir import Checkpoints, choose_step, fingerprint, load_run, verify
 from jet_jax.workdir.atomic import write_json
 from jet_jax.workdir.checkpoint import saved_steps
 
@@ -35,7 +36,8 @@ RECORD = "init_from.json"  # in the work directory: source, step, weights and di
 def settle(config: config_lib.Config, workdir: str | pathlib.Path) -> str:
   """Checks that a run can start from its source, and returns `config.init_from` with absolute path and step number.
 
-  A run with a checkpoint of its own does not need its source any more; only the name of the source is compared.
+  A run with a checkpoint of its own does not need its source any more. Its `init_from` must still name that source, by
+  the same path or that of a copy.
 
   Args:
     config: of the new run, complete; `init_from` is "", "WORKDIR", "WORKDIR@STEP" or "WORKDIR@best".
@@ -47,7 +49,7 @@ def settle(config: config_lib.Config, workdir: str | pathlib.Path) -> str:
   path, step = path_and_step(config.init_from) if config.init_from else ("", "")
   if saved_steps(workdir):
     before = _read(pathlib.Path(workdir) / RECORD)
-    is_same = (path, config.init_ema) == (before["source"], before["weights"] == "ema")
+    is_same = _is_source(path, before) and config.init_ema == (before["weights"] == "ema")
     if not is_same or step not in ("", "best", str(before["step"])):
       raise ValueError(
         f"{workdir} holds a run that started from {_name(before) or 'scratch'}, and this one has "
@@ -136,12 +138,22 @@ def path_and_step(init_from: str) -> tuple[str, str]:
 def _read(path: pathlib.Path) -> dict[str, Any]:
   """Reads the record of a run's source."""
   if not path.exists():
-    return {"source": "", "step": 0, "weights": "params"}
+    return {"source": "", "step": 0, "weights": "params", "sha256": ""}
   try:
     record = json.loads(path.read_text())
-    return {name: record[name] for name in ("source", "step", "weights")}
+    return {name: record[name] for name in ("source", "step", "weights", "sha256")}
   except (ValueError, KeyError, TypeError) as error:
     raise ValueError(f"{path} is damaged ({error!r}); give another --workdir") from error
+
+
+def _is_source(path: str, record: dict[str, Any]) -> bool:
+  """Returns True if a work directory is the source of a record, or has the same checkpoint: a copy, or moved."""
+  if path == record["source"] or not (path and record["source"]):
+    return path == record["source"]
+  with contextlib.suppress(OSError, ValueError):  # no such checkpoint, or a damaged one
+    prints, _ = verify.read_record(pathlib.Path(path) / "checkpoints" / str(record["step"]))
+    return fingerprint.to_json(prints, {})["sha256"] == record["sha256"]
+  return False
 
 
 def _name(record: dict[str, Any]) -> str:

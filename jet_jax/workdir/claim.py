@@ -1,22 +1,38 @@
 """Claiming a work directory for a run."""
 
 import pathlib
+from collections.abc import Mapping
+from typing import Any
 
 from jet_jax import config as config_lib
 from jet_jax.devices import processes
+from jet_jax.workdir import same_data
+from jet_jax.workdir.atomic import write_json
+from jet_jax.workdir.checkpoint import saved_steps
 from jet_jax.workdir.lock import hold
 from jet_jax.workdir.metrics import check_places
 
-# A run cannot change these fields, or those below them, and still be the same run.
-FIXED = ("seed", "levels", "batch_size", "data", "image_shape", "model")
-FREE = ("model.remat", "model.attention", "data.data_dir", "data.max_bad_images", "data.workers")
+# A run cannot change these fields, or those below them, and still be the same run. `same_data` compares the images, and
+# `data.size` shows in their shape.
+FIXED = ("seed", "levels", "batch_size", "data.flip", "image_shape", "model")
+FREE = ("model.remat", "model.attention")
 
 
-def claim_workdir(workdir: str | pathlib.Path, config: config_lib.Config) -> pathlib.Path:
-  """Makes the work directory, locks it until this process ends, and writes `config.json`.
+def claim_workdir(
+  workdir: str | pathlib.Path, config: config_lib.Config, images: Mapping[str, Any], accept_changed: bool = False
+) -> pathlib.Path:
+  """Makes the work directory, locks it until this process ends, and writes `config.json` and `data.json`.
+
+  A directory without a checkpoint holds no run yet: one that failed to start may be started with other values.
+
+  Args:
+    workdir: of the run.
+    config: resolved, with `image_shape`.
+    images: identity of the images of each split (data/identity.py).
+    accept_changed: resume on other images than those that the run has had.
 
   Raises:
-    ValueError: the directory cannot be used, another process uses it, or it holds another run.
+    ValueError: the directory cannot be used, another process uses it, it holds another run, or a run on other images.
   """
   workdir = pathlib.Path(workdir).absolute()
   try:
@@ -24,19 +40,29 @@ def claim_workdir(workdir: str | pathlib.Path, config: config_lib.Config) -> pat
     if processes.is_writer():
       check_places(workdir)
       hold(workdir / "lock")
-    if (workdir / "config.json").exists():
-      _check_same_run(workdir, config)
+    record = same_data.started(config, images)
+    if _holds_run(workdir):
+      has_config = (workdir / "config.json").exists()  # a damaged one may have been removed, as its error advises
+      before = config_lib.load(workdir) if has_config else config
+      _check_same_run(workdir, before, config)
+      record = same_data.resumed(workdir, before, config, images, accept_changed)
     if processes.is_writer():
       config_lib.save(config, workdir / "config.json")
+      write_json(workdir / same_data.FILE, record)
   except OSError as error:
     raise ValueError(f"workdir {workdir} cannot be used ({error}); give a folder that can be written") from error
   return workdir
 
 
-def _check_same_run(workdir: pathlib.Path, config: config_lib.Config) -> None:
+def _holds_run(workdir: pathlib.Path) -> bool:
+  """Returns True if training has left a checkpoint, even one that is damaged since."""
+  return bool(saved_steps(workdir)) or (workdir / "damaged").exists()
+
+
+def _check_same_run(workdir: pathlib.Path, before: config_lib.Config, config: config_lib.Config) -> None:
   """Raises ValueError, naming the field and both values, if the work directory holds another run."""
-  for name, old, new in config_lib.differences(config_lib.load(workdir), config):
-    is_fixed = name.split(".")[0] in FIXED and name not in FREE
+  for name, old, new in config_lib.differences(before, config):
+    is_fixed = name not in FREE and any(f"{name}.".startswith(f"{fixed}.") for fixed in FIXED)
     if is_fixed or (name == "ema_decay" and 0 in (old, new)):
       raise ValueError(
         f"{workdir} holds a run with {name}={old!r}, and this one has {name}={new!r}; "

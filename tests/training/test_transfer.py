@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import small_runs
 from configs.digits import get_config
 from flows import randomize
 from jet_jax import config as config_lib
@@ -198,6 +199,18 @@ def test_a_run_from_scratch_cannot_get_a_source_later(make_source, small, tmp_pa
   train(prepare(small(total_steps=1), tmp_path / "run"))
   with pytest.raises(ValueError, match="holds a run that started from scratch, and this one has init_from="):
     prepare(small(init_from=str(make_source())), tmp_path / "run")
+
+
+def test_a_source_that_moved_is_recognized_by_its_checkpoint(make_source, small, tmp_path):
+  shutil.copytree(make_source(), tmp_path / "source")
+  begin(small(init_from=str(tmp_path / "source")), tmp_path / "run")
+  small_runs.pretend_saved(tmp_path / "run", 0)
+  (tmp_path / "source").rename(tmp_path / "moved")
+  moved = small(init_from=str(tmp_path / "moved"))
+  assert prepare(moved, tmp_path / "run").run.config.init_from == f"{tmp_path}/source@4"
+  (tmp_path / "moved/checkpoints/4/digests/metadata").write_text("{}")
+  with pytest.raises(ValueError, match="holds a run that started from .*/source@4, and this one has init_from="):
+    prepare(moved, tmp_path / "run")
 
 
 def test_a_run_that_had_not_started_chooses_again(make_source, small, tmp_path):
