@@ -71,9 +71,7 @@ class OneShape(Adapter):
     example = self.examples[i]
     shape = example["image"].shape
     if shape != self.shape:
-      raise BadImage(
-        f"{self.where(i)} is {shape} and the first image {self.shape}; set data.size, or remove it"
-      )
+      raise BadImage(f"{self.where(i)} is {shape} and the first image {self.shape}; set data.size, or remove it")
     return example
 
 

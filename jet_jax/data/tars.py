@@ -64,9 +64,7 @@ def _entry(archive: tarfile.TarFile, member: tarfile.TarInfo, where: str, start:
   elif member.isreg():
     yield name, (start + member.offset_data, member.size, member.sparse)
   elif member.type == b"M":
-    raise ValueError(
-      f"{where} is one of several volumes: {name} begins in the one before; unpack them together"
-    )
+    raise ValueError(f"{where} is one of several volumes: {name} begins in the one before; unpack them together")
   elif not member.isdir() and member.type not in (b"D", b"V"):  # GNU's own kind of folder; the label of the archive
     yield name, SPECIAL
 
