@@ -105,7 +105,8 @@ class MetricLog:
     self._jsonl.write(as_json({"step": step, **metrics}) + "\n")
     self._jsonl.flush()
     for name, value in metrics.items():
-      self._tensorboard.add_scalar(name, value, step)
+      if not (name.endswith("_stderr") and math.isnan(value)):  # of one image: a warning each time, and no chart
+        self._tensorboard.add_scalar(name, value, step)
     self._tensorboard.flush()
     if self._wandb:
       self._wandb.log(metrics, step=step)
