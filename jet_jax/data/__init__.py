@@ -6,9 +6,10 @@ Names of splits and absolute forms of a source string are in `jet_jax.data.sourc
 from jet_jax.data.batches import Reader, eval_batches, place_ahead, train_batches
 from jet_jax.data.decode import BadImage
 from jet_jax.data.npz import NpzWriter
+from jet_jax.data.reading import ReaderDied
 from jet_jax.data.sources import open_both, open_config, open_splits
 
 __all__ = [
-  "BadImage", "NpzWriter", "Reader", "eval_batches", "open_both", "open_config", "open_splits", "place_ahead",
-  "train_batches",
+  "BadImage", "NpzWriter", "Reader", "ReaderDied", "eval_batches", "open_both", "open_config", "open_splits",
+  "place_ahead", "train_batches",
 ]  # fmt: skip

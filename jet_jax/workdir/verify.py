@@ -116,7 +116,8 @@ def silence_reports() -> None:
   """
 
   def report(unraisable):
-    if not inspect.iscoroutine(unraisable.object):
+    is_late = isinstance(unraisable.exc_value, RuntimeError) and "Event loop is closed" in str(unraisable.exc_value)
+    if not (is_late or inspect.iscoroutine(unraisable.object)):
       sys.__unraisablehook__(unraisable)
 
   sys.unraisablehook = report
