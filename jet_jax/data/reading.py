@@ -37,7 +37,10 @@ class _Handed:
 
   def __init__(self, value: Any, times: int):
     self._value, self._key = value, secrets.token_bytes(32)
-    self._listener = Listener(authkey=self._key)
+    try:
+      self._listener = Listener(authkey=self._key)
+    except OSError:  # the path of the folder for temporary files is too long for a socket
+      self._listener = Listener(("localhost", 0), authkey=self._key)
     threading.Thread(target=self._serve, args=(times,), daemon=True).start()
 
   def __len__(self):
@@ -50,10 +53,12 @@ class _Handed:
     return _fetch, (self._listener.address, self._key)
 
   def _serve(self, times: int) -> None:
-    for _ in range(times):
-      died = contextlib.suppress(OSError, EOFError, multiprocessing.AuthenticationError)
+    served = 0
+    while served < times:
+      died = contextlib.suppress(ConnectionError, EOFError, multiprocessing.AuthenticationError)
       with died, self._listener.accept() as connection:
         connection.send_bytes(pickle.dumps(self._value))
+        served += 1
     self._listener.close()
 
 

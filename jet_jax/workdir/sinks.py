@@ -86,7 +86,13 @@ def reason(error: Exception) -> str:
 
 
 def warn(text: str) -> None:
-  """Prints a warning to standard error, above a progress bar; does nothing if that fails."""
-  with contextlib.suppress(Exception):
-    tqdm.write(f"warning: {text}", file=sys.stderr)
-    sys.stderr.flush()
+  """Prints a warning to standard error, above a progress bar; goes on after a second if that fails or hangs."""
+
+  def write():
+    with contextlib.suppress(Exception):
+      tqdm.write(f"warning: {text}", file=sys.stderr)
+      sys.stderr.flush()
+
+  printing = threading.Thread(target=write, daemon=True)
+  printing.start()
+  printing.join(1)
