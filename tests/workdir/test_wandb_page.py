@@ -20,6 +20,7 @@ def wandb(tmp_path, monkeypatch):
   page = types.SimpleNamespace(
     log=lambda values, step: given.append((step, values)), finish=lambda: given.append("end")
   )
+  module.login = lambda verify, prompt: verify or prompt or module.api.api_key is not None
   module.api = types.SimpleNamespace(api_key="key")
   module.init = lambda **settings: given.append(settings) or page
   module.Image, module.given = lambda grid: ("image", grid.shape), given
@@ -38,10 +39,13 @@ def test_a_folder_named_wandb_is_no_package(tmp_path, monkeypatch):
 
 
 def test_a_key_is_asked_for_unless_the_page_stays_offline(wandb, monkeypatch):
-  check_wandb("x")
-  wandb.api.api_key = None
-  with pytest.raises(ValueError, match="nobody is logged in to Weights & Biases; run `wandb login`"):
+  for _ in ("a new version", "an old one, which cannot be told not to ask"):
+    wandb.api.api_key = "key"
     check_wandb("x")
+    wandb.api.api_key = None
+    with pytest.raises(ValueError, match="nobody is logged in to Weights & Biases; run `wandb login`"):
+      check_wandb("x")
+    wandb.login = lambda: None
   monkeypatch.setenv("WANDB_MODE", "offline")
   check_wandb("x")
 
