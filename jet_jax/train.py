@@ -22,13 +22,16 @@ from ml_collections import config_flags
 from jet_jax import config as config_lib
 from jet_jax import data
 from jet_jax.config import Config
-from jet_jax.data import BadImage, sources
-from jet_jax.devices import Stop, processes, sharding
+from jet_jax.data import BadImage, ReaderDied, sources
+from jet_jax.devices import InFlight, Stop, processes, sharding, streams
 from jet_jax.devices import compile as compile_lib
 from jet_jax.sampling import Sampler
 from jet_jax.training import Evaluator, NonFiniteMonitor, Run, TrainState, choose_mesh, cost, transfer
 from jet_jax.workdir import Checkpoints, MetricLog, bad_images, claim_workdir
-from jet_jax.workdir.metrics import check_wandb
+from jet_jax.workdir.wandb_page import check_wandb
+
+PAUSES = {"eval": "evaluation", "sample": "samples", "checkpoint": "checkpoint"}  # of training, by event, and in order
+REPAIRED = ". Once images are repaired or removed, resume with --data_changed=accept"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,6 +134,8 @@ def compile_all(job: Job) -> Programs:
   """Prints the cost of a run and compiles its programs. Raises ValueError if one does not fit."""
   run, config, state = job.run, job.run.config, job.run.state_shapes
   processes.say(cost.describe(config, run.model, state, run.mesh, run.num_examples, run.total_steps))
+  programs = ["the training step"] + [PAUSES[event] for event in ("eval", "sample") if run.interval(event)]
+  processes.say(f"compiling {', '.join(programs)}")
   limit = compile_lib.memory_limit(jax.local_devices())
   state_bytes = compile_lib.bytes_a_device(state)
   compile_lib.check_fits("the state alone", state_bytes, limit)
@@ -165,43 +170,56 @@ def train(job: Job) -> TrainState:
     programs = compile_all(job)
     state = start_state(job, init_key, checkpoints)
     state = run_steps(job, programs, state, noise_key, checkpoints, stop)
-    if step := int(state.step):
-      checkpoints.save(state.items())  # the end is saved whatever the config says
-  say_why_it_ended(run, step, checkpoints.best)
+  say_why_it_ended(run, int(state.step), checkpoints.best)
   return state
 
 
 def run_steps(job: Job, programs: Programs, state: TrainState, noise_key, checkpoints: Checkpoints, stop: Stop):
-  """The training loop: steps, and what is due after each of them. Returns the last state."""
+  """The training loop: steps, and what is due after each of them. Returns the last state, which is saved."""
   run, config = job.run, job.run.config
   step = start = int(state.step)
-  monitor = NonFiniteMonitor(config.max_nonfinite_steps, checkpoints)
-  reader = data.Reader(job.batches, start, config.data.workers, config.data.max_bad_images)
+  alone = jax.process_count() == 1  # several processes end and save together
+  monitor, flight = NonFiniteMonitor(config.max_nonfinite_steps, checkpoints), InFlight()
+  reader = data.Reader(
+    job.batches, start, config.data.workers, config.data.max_bad_images, lambda: alone and stop.due(step)
+  )
   images = data.place_ahead(reader, job.place)
-  log = MetricLog(job.workdir, config, start, run.total_steps)
+  log = MetricLog(job.workdir, config, start, run.total_steps, {PAUSES[event]: run.interval(event) for event in PAUSES})
+  saved_early = False
   with log, contextlib.closing(reader):
     try:
       while not run.is_over(step, checkpoints.best) and not stop.due(step):
-        state, metrics = programs.train_step(state, next(images), noise_key)
+        if (batch := next(images, None)) is None:  # asked to end while it waited
+          break
+        state, metrics = programs.train_step(state, batch, noise_key)
         step += 1
         monitor.add(step, metrics)
-        log.step_done()
+        for finished, _ in flight.add((step, metrics)):
+          log.finished(finished)
         if run.is_due("log", step) or step == 1:
-          log.train(step, monitor.check() | reader.counts())
+          values = monitor.check()
+          lr = run.learning_rate(step - 1 - int(values.get("skipped_steps", 0)))
+          log.train(step, values | {"lr": lr} | reader.counts())
           checkpoints.check()
-        if any(run.is_due(event, step) for event in ("eval", "sample", "checkpoint")):
+        if due := [event for event in PAUSES if run.is_due(event, step)]:
           monitor.check()
-          with log.pause():
-            evaluate_sample_save(run, programs, step, state, checkpoints, log)
-    except BadImage as error:
-      if step > start and jax.process_count() == 1:  # of several processes the others go on, and a save needs all
+          log.announce(step, [PAUSES[event] for event in due])
+          evaluate_sample_save(run, programs, step, state, checkpoints, log)
+        elif alone and log.is_behind and not saved_early:
+          saved_early = True  # the disk fails: the state is saved while it may still be, or the run ends here
+          monitor.check()
+          checkpoints.save(state.items())
+    except (BadImage, ReaderDied) as error:
+      if step > start and alone:  # of several processes the others go on, and a save needs all
         monitor.check()
         checkpoints.save(state.items())
       tell_skipped(job, reader.bad.union(getattr(job.training, "reasons", ())))
-      raise BadImage(f"{error}. Once images are repaired or removed, resume with --data_changed=accept") from error
-  monitor.check()
-  reader.share_bad()
-  tell_skipped(job, reader.bad)
+      raise type(error)(f"{error}{REPAIRED if isinstance(error, BadImage) else ''}") from error
+    monitor.check()
+    if step:
+      checkpoints.save(state.items())  # the end is saved whatever the config says, and before the log is closed
+    reader.share_bad()
+    tell_skipped(job, reader.bad)
   return state
 
 
@@ -222,14 +240,17 @@ def evaluate_sample_save(run: Run, programs: Programs, step: int, state: TrainSt
   """Evaluates, samples and saves, in this order, whichever is due after a step."""
   config, is_best = run.config, False
   if run.is_due("eval", step):
-    result = programs.evaluator(state.variables(), config.eval_noise_samples)
+    with log.pause(PAUSES["eval"]):
+      result = programs.evaluator(state.variables(), config.eval_noise_samples)
     log.validation(step, result)
     is_best = checkpoints.best.add(step, result["bits_per_dim"])
   if run.is_due("sample", step):
-    samples = programs.sampler(state.variables(), temperature=config.sample_temperature)
-    log.samples(step, samples, programs.sampler.num_nonfinite)
+    with log.pause(PAUSES["sample"]):
+      samples = programs.sampler(state.variables(), temperature=config.sample_temperature)
+      log.samples(step, samples, programs.sampler.num_nonfinite)
   if run.is_due("checkpoint", step) or (is_best and config.keep_best):
-    checkpoints.save(state.items())
+    with log.pause(PAUSES["checkpoint"]):
+      checkpoints.save(state.items())
 
 
 def say_why_it_ended(run: Run, step: int, best) -> None:
@@ -245,7 +266,8 @@ def main(argv) -> None:
   if argv[1:]:
     sys.exit(f"error: unknown arguments {argv[1:]}; fields of the config are set by --config.NAME=VALUE")
   if not flags.FLAGS["verbosity"].present:
-    logging.set_verbosity(logging.ERROR)  # below it, orbax tells every step of a save
+    logging.set_verbosity(logging.FATAL)  # orbax tells every step of a save, and an error once from each of its threads
+  streams.outlive()
   try:
     processes.join()
     compile_lib.keep_compiled()

@@ -14,6 +14,7 @@ from absl import flags
 
 from jet_jax.data.adapters import Example
 from jet_jax.data.decode import BadImage
+from jet_jax.data.reading import Watched, handed
 from jet_jax.devices import processes
 
 READ_THREADS = min(16, os.cpu_count() or 1)
@@ -64,27 +65,38 @@ class Reader(Iterator[Example]):
     start: number of the first batch.
     workers: processes that read; 0 reads in threads of this process. Batches are the same for any number.
     max_bad_images: as in `sources.open_splits`.
+    is_stopped: True if no more batches are wanted; batches then end while one is waited for. Only with `workers`.
 
   Attributes:
     bad: indices of the unreadable images found so far, by this process or, after `counts`, by any.
 
   Raises:
     BadImage: an unreadable image, or more of them than `max_bad_images`.
+    ReaderDied: one of the `workers` has died.
   """
 
-  def __init__(self, batches: grain.MapDataset, start: int = 0, workers: int = 0, max_bad_images: int = 0):
+  def __init__(
+    self,
+    batches: grain.MapDataset,
+    start: int = 0,
+    workers: int = 0,
+    max_bad_images: int = 0,
+    is_stopped: Callable[[], bool] = lambda: False,
+  ):
     self.bad: set[int] = set()
     self._shared: set[int] = set()  # those already exchanged between processes
     self.max_bad_images = max_bad_images
     threads = READ_THREADS if not workers else 1
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
-    dataset = batches[start:].to_iter_dataset(options)
-    if workers:
+    if not workers:
+      self._batches = iter(batches[start:].to_iter_dataset(options))
+    else:
       if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()  # grain reads absl flags; a library or notebook has parsed none
+      dataset = handed(batches[start:], workers).to_iter_dataset(options)
       options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
       dataset = dataset.mp_prefetch(options, worker_init_fn=functools.partial(processes.end_with, os.getpid()))
-    self._batches = iter(dataset)
+      self._batches = Watched(lambda: iter(dataset), is_stopped)
 
   def close(self) -> None:
     """Stops threads and processes."""

@@ -1,6 +1,7 @@
-"""Meshes, processes and signals."""
+"""Meshes, processes, signals and streams."""
 
 from jet_jax.devices import processes, sharding
+from jet_jax.devices.in_flight import InFlight, in_turn
 from jet_jax.devices.preemption import Stop
 
-__all__ = ["Stop", "processes", "sharding"]
+__all__ = ["InFlight", "Stop", "in_turn", "processes", "sharding"]

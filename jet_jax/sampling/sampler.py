@@ -1,7 +1,6 @@
 """Draws images: latents from the prior, one inverse pass, pixels."""
 
 import functools
-from collections import deque
 from collections.abc import Iterator
 
 import jax
@@ -9,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jet_jax import likelihood
-from jet_jax.devices import sharding
+from jet_jax.devices import in_turn, sharding
 from jet_jax.devices.compile import compile_to_fit, key_shape, on_mesh
 
 CHUNK = 256  # images in one pass through the flow, at most
@@ -94,17 +93,14 @@ class Sampler:
     Yields:
       uint8 (n, H, W, C) in {0 .. levels - 1}, `num` in all.
     """
-    drawn, self.num_nonfinite = deque(), 0
+    self.num_nonfinite = 0
 
-    def arrived(images, finite, start):
+    def dispatched():
+      for start in range(0, self.num, self.chunk):
+        index = sharding.place_batch(np.arange(start, start + self.chunk, dtype=np.int32), self.mesh)
+        yield start, *self._step(variables, jax.random.key(seed), index, np.float32(temperature))
+
+    for start, images, finite in in_turn(dispatched()):
       count = min(self.chunk, self.num - start)
       self.num_nonfinite += count - int(np.sum(finite[:count]))
-      return np.asarray(images)[:count]
-
-    for start in range(0, self.num, self.chunk):
-      index = sharding.place_batch(np.arange(start, start + self.chunk, dtype=np.int32), self.mesh)
-      drawn.append((*self._step(variables, jax.random.key(seed), index, np.float32(temperature)), start))
-      if len(drawn) > 1:
-        yield arrived(*drawn.popleft())
-    for one in drawn:
-      yield arrived(*one)
+      yield np.asarray(images)[:count]

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from jet_jax import data
-from jet_jax.devices import sharding
+from jet_jax.devices import in_turn, sharding
 from jet_jax.devices.compile import compile_to_fit, key_shape, on_mesh
 from jet_jax.training.step import eval_step
 
@@ -72,11 +72,17 @@ class Evaluator:
       non-finite; "num_bad_images", the unreadable images that were skipped as the config allows.
     """
     keys = [jax.random.fold_in(jax.random.key(NOISE_SEED), draw) for draw in range(noise_samples)]
-    bits = []
-    for batch in data.eval_batches(self.source, self.batch_size):
-      images, index = (sharding.place_batch(batch[name], self.mesh) for name in ("image", "index"))
-      draws = np.stack([self._step(variables, images, index, key) for key in keys])
-      bits.append(draws.mean(axis=0, dtype=np.float64)[batch["mask"]])
+
+    def dispatched():
+      for batch in data.eval_batches(self.source, self.batch_size):
+        images, index = (sharding.place_batch(batch[name], self.mesh) for name in ("image", "index"))
+        for key in keys:
+          yield batch["mask"], self._step(variables, images, index, key)
+
+    results, bits = in_turn(dispatched()), []
+    for batch in zip(*[results] * noise_samples, strict=True):  # the draws of a batch follow each other
+      draws = np.stack([draw for _, draw in batch])
+      bits.append(draws.mean(axis=0, dtype=np.float64)[batch[0][0]])
     bits = np.concatenate(bits)
     return {
       "bits_per_dim": float(bits.mean()),

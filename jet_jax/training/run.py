@@ -5,6 +5,7 @@ import functools
 from typing import Any
 
 import jax
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
@@ -12,7 +13,7 @@ from jet_jax.config import Config, duration_in_steps
 from jet_jax.devices import processes, sharding
 from jet_jax.devices.compile import bytes_a_device, compile_to_fit, key_shape, on_mesh
 from jet_jax.jet import Jet
-from jet_jax.training.optimizer import make_optimizer
+from jet_jax.training.optimizer import make_optimizer, schedule
 from jet_jax.training.step import TrainState, fresh_state, init_state, train_step
 from jet_jax.workdir import Best
 
@@ -25,6 +26,7 @@ class Run:
     config: resolved, with `image_shape`.
     model: the flow.
     optimizer: its recipe over `total_steps`.
+    schedule: shape of its learning rate, 0 to 1, by the number of updates so far.
     mesh: devices.
     num_examples: images to train on.
     total_steps: updates from start to end.
@@ -33,6 +35,7 @@ class Run:
   config: Config
   model: Jet
   optimizer: optax.GradientTransformation
+  schedule: optax.Schedule
   mesh: Mesh
   num_examples: int
   total_steps: int
@@ -61,7 +64,8 @@ class Run:
         f"the warm-up of {warmup_steps:,} steps must be shorter than the run of {total_steps:,}; set less"
       )
     optimizer = make_optimizer(config, total_steps, warmup_steps)
-    return cls(config, model, optimizer, mesh, num_examples, total_steps)
+    rate = jax.jit(schedule(total_steps, warmup_steps))
+    return cls(config, model, optimizer, rate, mesh, num_examples, total_steps)
 
   def fits(self, limit: int) -> bool:
     """True if the training step fits devices of so many bytes, on all processes; compiles it if the state does."""
@@ -88,6 +92,10 @@ class Run:
     """True if an event that comes at intervals, and at the end, is due after `step` updates."""
     interval = self.interval(duration)
     return interval > 0 and (step % interval == 0 or step == self.total_steps)
+
+  def learning_rate(self, updates: int) -> float:
+    """The learning rate after so many updates."""
+    return self.config.lr * float(np.asarray(self.schedule(updates)))
 
   @functools.cached_property
   def state_shapes(self) -> TrainState:

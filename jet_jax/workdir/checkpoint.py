@@ -78,8 +78,9 @@ class Checkpoints:
     self.directory = pathlib.Path(workdir).absolute() / "checkpoints"
     self.best = Best()
     self._writes, self._keep_best = keep is not None, keep_best
-    self._bytes = 0  # of the state that was saved last
+    self._bytes, self._saving = 0, 0  # size and step of the state that was saved last
     if self._writes:
+      verify.silence_reports()  # of a save that fails; the error itself is raised
       with processes.agreed():
         self._remove_unfinished()
     policies = [ocp.checkpoint_managers.LatestN(keep)]
@@ -140,7 +141,7 @@ class Checkpoints:
     step = int(items["training"]["step"])
     if step in self.steps():
       return
-    self._bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(items))
+    self._bytes, self._saving = sum(leaf.nbytes for leaf in jax.tree.leaves(items)), step
     try:
       prints = fingerprint.fingerprints(items)
     except ValueError as error:
@@ -169,11 +170,10 @@ class Checkpoints:
     except Exception as error:  # of any type: it comes from orbax, tensorstore or the system, in another thread
       if not self._writes:
         raise
-      verify.silence_reports()
       time.sleep(1)  # tensorstore's threads still write, and nothing waits for them
       self._remove_unfinished()
       raise ValueError(
-        f"a checkpoint could not be saved in {self.directory} ({verify.first_line(error)}): "
+        f"the checkpoint of step {self._saving} could not be saved in {self.directory} ({verify.first_line(error)}): "
         f"{shutil.disk_usage(self.directory).free:,} bytes are free there, it takes about {self._bytes:,}; "
         f"{self.name_latest()}; make room and give the same command again"
       ) from error

@@ -4,82 +4,101 @@ A NaN or infinite metric is null in `metrics.jsonl`, so that every line is valid
 """
 
 import contextlib
-import datetime
-import importlib.util
 import json
 import math
 import os
 import pathlib
-import secrets
-import sys
 import time
+from collections.abc import Mapping
 from typing import Any
-
-from tensorboardX import SummaryWriter
-from tqdm import tqdm
 
 from jet_jax.devices import processes
 from jet_jax.workdir.atomic import write_bytes
 from jet_jax.workdir.image_grid import make_grid, save_png
+from jet_jax.workdir.progress import Clock, Terminal
+from jet_jax.workdir.sinks import Sink
+from jet_jax.workdir.tensorboard import TensorBoard, as_markdown
+from jet_jax.workdir.wandb_page import WandbPage
+
+PROMPT = 10  # seconds that training waits for a file that a resumed run needs; more is a disk that hangs
+BAR = 0.2  # seconds between two moves of the bar
+UPLOAD = 60  # seconds that the end of a run waits for Weights & Biases
 
 
 class MetricLog:
   """A log of the steps after `start`. Lines of later steps, from an interrupted run, are dropped: they come again.
 
-  Only the first of several processes writes.
+  Only the first of several processes writes. Nothing here raises or waits for long: a place that cannot be written is
+  told once, and training goes on.
 
   Args:
     workdir: of the run.
     config: resolved config; `batch_size`, `levels` and `wandb_project` are read.
     start: step that training starts from.
     total: last step of training.
+    intervals: steps between two pauses of a kind, by its name, such as "evaluation".
   """
 
-  def __init__(self, workdir: pathlib.Path, config, start: int, total: int):
+  def __init__(self, workdir: pathlib.Path, config, start: int, total: int, intervals: Mapping[str, int] | None = None):
     self.total, self.batch_size, self.levels = total, config.batch_size, config.levels
-    self._pictures = workdir / "samples"
-    self._clock = _Clock(start)
-    self._writes = processes.is_writer()
-    hide_bar = not (self._writes and sys.stderr.isatty())
-    self._bar = tqdm(initial=start, total=total, unit="step", leave=False, dynamic_ncols=True, disable=hide_bar)
-    if self._writes:
-      path = workdir / "metrics.jsonl"
-      _drop_steps_after(start, path)
-      self._jsonl = path.open("a")
-      self._tensorboard = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1)
-      self._wandb = _start_wandb(workdir, config) if config.wandb_project else None
+    self._clock, self._moved = Clock(start, total, intervals or {}), 0.0
+    self._sinks, self._has_bar = {}, False
+    if not processes.is_writer():
+      return
+    terminal, lines, folder = Terminal(start, total), workdir / "metrics.jsonl", workdir / "tensorboard"
+    self._has_bar = terminal.has_bar
+    self._sinks = {
+      "terminal": Sink("the terminal", terminal, "metrics.jsonl has all figures"),
+      "file": Sink(str(lines), JsonLines(lines, start), "and its lines are written once they can be"),
+      "pictures": Sink(str(workdir / "samples"), Pictures(workdir / "samples"), "without this picture"),
+      "tensorboard": Sink(
+        str(folder), TensorBoard(folder, start, as_markdown(config.to_dict())), "and metrics.jsonl has all figures"
+      ),
+    }
+    if config.wandb_project:
+      page = WandbPage(workdir, config.wandb_project, config.to_dict())
+      lost = "without its page; metrics.jsonl has all figures"
+      self._sinks["wandb"] = Sink("Weights & Biases", page, lost, retries=False, patience=UPLOAD)
 
   def __enter__(self):
     return self
 
   def __exit__(self, *error):
-    self._bar.close()
-    if self._writes:
-      self._jsonl.close()
-      self._tensorboard.close()
-      if self._wandb:
-        self._wandb.finish()
+    for sink in self._sinks.values():
+      sink.close()
 
-  def step_done(self) -> None:
-    """Moves the progress bar by a step."""
-    self._bar.update(1)
+  @property
+  def is_behind(self) -> bool:
+    """True if the last line of `metrics.jsonl` could not be written."""
+    return "file" in self._sinks and self._sinks["file"].failed
 
-  def pause(self):
-    """Returns a context in which time does not count as training."""
-    return self._clock
+  def finished(self, step: int) -> None:
+    """Tells that the devices have finished a step, and moves the progress bar."""
+    self._clock.finished(step)
+    if self._has_bar and time.monotonic() - self._moved > BAR:
+      self._moved = time.monotonic()
+      self._send("terminal", "progress", step, self._clock.left())
+
+  @contextlib.contextmanager
+  def pause(self, kind: str):
+    """A context in which time counts as a pause of a kind, not as training."""
+    if self._has_bar:
+      self._send("terminal", "doing", kind)
+    with self._clock.pause(kind):
+      yield
+    if self._has_bar:
+      self._send("terminal", "doing", "")
+
+  def announce(self, step: int, kinds: list[str]) -> None:
+    """Prints which pauses begin."""
+    self._print(step, f"pauses for {', '.join(kinds)}")
 
   def train(self, step: int, metrics: dict[str, float]) -> None:
     """Logs training metrics, named without the prefix "train/", and the speed since the last call."""
-    seconds_a_step = self._clock.seconds_a_step(step)
-    speed = self.batch_size / seconds_a_step
+    self.finished(step)
+    speed = self.batch_size / self._clock.seconds_a_step()
     self._write(step, {f"train/{name}": value for name, value in (metrics | {"images_per_second": speed}).items()})
-    left = datetime.timedelta(seconds=round((self.total - step) * seconds_a_step))
-    self._print(
-      step,
-      f"train {metrics['bits_per_dim']:.4f} bits/dim",
-      f"{speed:,.0f} images/s",
-      f"ETA {left}",
-    )
+    self._print(step, f"train {metrics['bits_per_dim']:.4f} bits/dim", f"{speed:,.0f} images/s", self._clock.left())
 
   def validation(self, step: int, metrics: dict[str, float]) -> None:
     """Logs the metrics of an evaluation, named without the prefix "val/"."""
@@ -94,49 +113,78 @@ class MetricLog:
     if num_nonfinite:
       self._write(step, {"samples/num_nonfinite": num_nonfinite})
       self._print(step, f"{num_nonfinite:,} samples are NaN or infinite")
-    if self._writes:
+    if self._sinks:
       grid = make_grid(images, self.levels)
-      save_png(grid, self._pictures / f"{step}.png")
-      self._tensorboard.add_image("samples", grid, step, dataformats="HWC")
+      for name in ("pictures", "tensorboard", "wandb"):
+        self._send(name, "picture", step, grid)
+      self._sinks["pictures"].wait(PROMPT)  # before a checkpoint, from which a resumed run draws no earlier picture
+
+  def _send(self, sink: str, method: str, *arguments) -> None:
+    if sink in self._sinks:
+      self._sinks[sink].send(method, *arguments)
 
   def _write(self, step, metrics) -> None:
-    if not self._writes:
-      return
-    self._jsonl.write(as_json({"step": step, **metrics}) + "\n")
-    self._jsonl.flush()
-    for name, value in metrics.items():
-      if not (name.endswith("_stderr") and math.isnan(value)):  # of one image: a warning each time, and no chart
-        self._tensorboard.add_scalar(name, value, step)
-    self._tensorboard.flush()
-    if self._wandb:
-      self._wandb.log(metrics, step=step)
+    for name in ("file", "tensorboard", "wandb"):
+      self._send(name, "metrics", step, metrics)
+    if self._sinks:
+      self._sinks["file"].wait(PROMPT)  # before a checkpoint, as above
 
   def _print(self, step, *parts) -> None:
-    if not self._writes:
-      return
     digits = len(str(self.total))
-    tqdm.write("  ".join(filter(None, [f"step {step:>{digits}}/{self.total}", *parts])))
-    sys.stdout.flush()
+    self._send("terminal", "line", "  ".join(filter(None, [f"step {step:>{digits}}/{self.total}", *parts])))
 
 
-class _Clock:
-  """A clock of training time, which stops inside its context."""
+class JsonLines:
+  """The file of metrics. Lines that cannot be written are kept, and written before the next ones.
 
-  def __init__(self, step: int):
-    self.step, self.start, self.paused = step, time.perf_counter(), 0.0
+  Args:
+    path: of the file.
+    start: step whose successors are dropped from it.
+  """
 
-  def __enter__(self):
-    self.pause_start = time.perf_counter()
+  def __init__(self, path: pathlib.Path, start: int):
+    self._path, self._start = path, start
+    self._file, self._pending = None, b""
 
-  def __exit__(self, *error):
-    self.paused += time.perf_counter() - self.pause_start
+  def metrics(self, step: int, metrics: dict[str, float]) -> None:
+    """Appends a line."""
+    self._pending += as_json({"step": step, **metrics}).encode() + b"\n"
+    self._write()
 
-  def seconds_a_step(self, step: int) -> float:
-    """Returns the mean seconds of a step since the last call."""
-    now = time.perf_counter()
-    seconds = (now - self.start - self.paused) / (step - self.step)
-    self.step, self.start, self.paused = step, now, 0.0
-    return seconds
+  def close(self) -> None:
+    """Writes what is left, and closes the file."""
+    if self._pending:
+      self._write()
+    if self._file:
+      self._file.close()
+
+  def _write(self) -> None:
+    if self._file is None:
+      _drop_steps_after(self._start, self._path)
+      self._file = self._path.open("ab", buffering=0)
+    whole, rest = self._file.seek(0, os.SEEK_END), self._pending
+    try:
+      while rest:
+        rest = rest[self._file.write(rest) :]
+    except OSError:
+      with contextlib.suppress(OSError):
+        self._file.truncate(whole)  # no torn line
+      raise
+    self._pending = b""
+
+
+class Pictures:
+  """PNG files of samples in a folder, by step."""
+
+  def __init__(self, folder: pathlib.Path):
+    self._folder = folder
+
+  def picture(self, step: int, grid) -> None:
+    """Writes a picture, uint8 (H, W, 3)."""
+    save_png(grid, self._folder / f"{step}.png")
+
+  def close(self) -> None:
+    """Does nothing: each file is whole."""
 
 
 def _drop_steps_after(start: int, path: pathlib.Path) -> None:
@@ -177,27 +225,3 @@ def check_places(workdir: str | pathlib.Path) -> None:
     path = pathlib.Path(workdir) / name
     if path.exists() and (path.is_dir() != (kind == "folder") or not os.access(path, os.W_OK)):
       raise ValueError(f"{path} must be a {kind} that can be written; move it away, or give another --workdir")
-
-
-def check_wandb(project: str) -> None:
-  """Raises ValueError if a Weights & Biases project is configured, but the package is not installed."""
-  if project and importlib.util.find_spec("wandb") is None:
-    raise ValueError(f"wandb_project={project!r}, but wandb is not installed; pip install wandb, or clear it")
-
-
-def _start_wandb(workdir, config):
-  import wandb  # noqa: PLC0415  # pyright: ignore[reportMissingImports]
-
-  # Kept in the work directory, so that a resumed run continues its page and no other run does.
-  id_file = workdir / "wandb" / "run_id"
-  if not id_file.exists():
-    id_file.parent.mkdir(exist_ok=True)
-    id_file.write_text(secrets.token_hex(8))
-  return wandb.init(
-    project=config.wandb_project,
-    name=workdir.name,
-    id=id_file.read_text(),
-    resume="allow",
-    dir=workdir,
-    config=config.to_dict(),
-  )

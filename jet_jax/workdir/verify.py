@@ -6,6 +6,7 @@ the file system is not damage, and ends the run.
 """
 
 import contextlib
+import functools
 import inspect
 import itertools
 import json
@@ -109,15 +110,18 @@ def _suspect(name: str, there, here) -> str:
   return "data.size and model.patch_size" if "/permutations/" in name or "position" in name else "model.width"
 
 
+@functools.cache  # once
 def silence_reports() -> None:
   """Silences Python's reports on the tasks that a failed save or read has left, so that the error is the last line.
 
   Python reports when it frees the tasks. Orbax holds some until the process ends, so this cannot be undone before.
   """
+  others = sys.unraisablehook
 
   def report(unraisable):
-    if not inspect.iscoroutine(unraisable.object):
-      sys.__unraisablehook__(unraisable)
+    is_late = isinstance(unraisable.exc_value, RuntimeError) and "Event loop is closed" in str(unraisable.exc_value)
+    if not (is_late or inspect.iscoroutine(unraisable.object)):
+      others(unraisable)
 
   sys.unraisablehook = report
   logging.getLogger("asyncio").setLevel(logging.CRITICAL)

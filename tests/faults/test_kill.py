@@ -139,9 +139,11 @@ def test_a_save_that_finds_no_room_is_an_error_with_what_it_needs_and_leaves_the
   assert process.returncode == 1
   said = errors.splitlines()[-1]
   assert re.match(
-    r"error: a checkpoint could not be saved in .*checkpoints \(.*too large.*\): [\d,]+ bytes are free", said
+    r"error: the checkpoint of step \d+ could not be saved in .*checkpoints \(.*too large.*\): [\d,]+ bytes are free",
+    said,
   )
   assert re.search(r"it takes about [\d,]+; the last good checkpoint is of step 20; make room", said)
+  assert "Traceback" not in errors
   assert max(small_runs.saved_steps(tmp_path)) == 20
   assert not unfinished(tmp_path)
   finish_and_compare(tmp_path, cache, straight)

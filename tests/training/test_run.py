@@ -49,6 +49,13 @@ def test_events_come_at_their_intervals_and_at_the_end(tiny_config):
   assert not any(run.is_due("sample", step) for step in range(1, 11))
 
 
+def test_the_learning_rate_is_that_of_the_next_update(tiny_config):
+  run = assemble(tiny_config(total_steps=10, warmup_steps=4, lr=0.5))
+  assert [run.learning_rate(updates) for updates in (0, 2, 4)] == pytest.approx([0, 0.25, 0.5])
+  assert 0 < run.learning_rate(9) < 0.05
+  assert run.learning_rate(10) == pytest.approx(0, abs=1e-7)  # float32
+
+
 def test_a_flow_that_starts_from_data_resumes_where_it_was(tiny_config, tmp_path):
   config = tiny_config(layers=("actnorm",), total_steps=6, checkpoint_steps=3, log_steps=1)
   train.train(train.prepare(config, tmp_path / "straight"))
