@@ -11,6 +11,7 @@ import numpy as np
 from jet_jax import likelihood
 from jet_jax.devices import sharding
 from jet_jax.devices.compile import compile_to_fit, key_shape, on_mesh
+from jet_jax.devices.settings import make_key
 
 CHUNK = 256  # images in one pass through the flow, at most
 
@@ -103,7 +104,7 @@ class Sampler:
 
     for start in range(0, self.num, self.chunk):
       index = sharding.place_batch(np.arange(start, start + self.chunk, dtype=np.int32), self.mesh)
-      drawn.append((*self._step(variables, jax.random.key(seed), index, np.float32(temperature)), start))
+      drawn.append((*self._step(variables, make_key(seed), index, np.float32(temperature)), start))
       if len(drawn) > 1:
         yield arrived(*drawn.popleft())
     for one in drawn:
