@@ -1,10 +1,12 @@
-"""Claiming a work directory for a run."""
+"""Claiming a work directory for a run, and releasing it."""
 
+import contextlib
 import pathlib
+from collections.abc import Iterator
 
 from jet_jax import config as config_lib
 from jet_jax.devices import processes
-from jet_jax.workdir.lock import hold
+from jet_jax.workdir.lock import hold, release
 from jet_jax.workdir.metrics import check_places
 
 # A run cannot change these fields, or those below them, and still be the same run.
@@ -13,12 +15,12 @@ FREE = ("model.remat", "model.attention", "data.data_dir", "data.max_bad_images"
 
 
 def claim_workdir(workdir: str | pathlib.Path, config: config_lib.Config) -> pathlib.Path:
-  """Makes the work directory, locks it until this process ends, and writes `config.json`.
+  """Makes the work directory, locks it until it is released or this process ends, and writes `config.json`.
 
   Raises:
     ValueError: the directory cannot be used, another process uses it, or it holds another run.
   """
-  workdir = pathlib.Path(workdir).absolute()
+  workdir = config_lib.of_run(workdir)
   try:
     workdir.mkdir(parents=True, exist_ok=True)
     if processes.is_writer():
@@ -31,6 +33,22 @@ def claim_workdir(workdir: str | pathlib.Path, config: config_lib.Config) -> pat
   except OSError as error:
     raise ValueError(f"workdir {workdir} cannot be used ({error}); give a folder that can be written") from error
   return workdir
+
+
+def release_workdir(workdir: str | pathlib.Path) -> None:
+  """Releases a work directory that this process has claimed, for others to use; training does so at its end."""
+  release(config_lib.of_run(workdir) / "lock")
+
+
+@contextlib.contextmanager
+def holding(workdir: pathlib.Path) -> Iterator[None]:
+  """Holds a claimed work directory, again if it was released, and releases it at the end."""
+  if processes.is_writer():
+    hold(workdir / "lock")
+  try:
+    yield
+  finally:
+    release_workdir(workdir)
 
 
 def _check_same_run(workdir: pathlib.Path, config: config_lib.Config) -> None:

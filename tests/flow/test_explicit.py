@@ -25,7 +25,7 @@ def loss(model, variables, params, x):
 
 
 def results(model, variables, x):
-  """All that a program may ask of a flow."""
+  """Returns all results that a program may ask of a flow."""
   z, logdet = model.apply(variables, x)
   keys = likelihood.example_keys(jax.random.key(1), jnp.arange(len(x)))
   latents = likelihood.sample_prior(keys, x.shape[1:])
