@@ -1,17 +1,17 @@
-"""Measures the bits per dimension of a split with a trained run:
+"""Measures the bits per dimension of a split with a trained run, and prints one JSON object.
 
 python -m jet_jax.evaluate --workdir=DIR [--step=N|best] [--split=validation] [--noise_samples=K]
 """
 
-import argparse
 import sys
 from typing import Any
 
 from absl import logging
 
+from jet_jax import config as config_lib
 from jet_jax import data
 from jet_jax.data import BadImage, sources
-from jet_jax.devices import processes
+from jet_jax.devices import processes, settings
 from jet_jax.devices.compile import keep_compiled
 from jet_jax.training import Evaluator
 from jet_jax.workdir import bad_images, load_run, same_data
@@ -21,16 +21,19 @@ from jet_jax.workdir.trained import step_argument
 
 def main(argv=None) -> None:
   """Evaluates a work directory and prints one JSON object; a NaN or infinite figure is null."""
-  parser = argparse.ArgumentParser(
-    prog="python -m jet_jax.evaluate", description="Prints the bits per dimension of a trained run, as JSON."
-  )
-  parser.add_argument("--workdir", required=True, help="work directory of a training run")
+  parser = config_lib.Parser("jet_jax.evaluate", __doc__)
+  parser.add_argument("--workdir", type=config_lib.of_run, required=True, help="work directory of a training run")
   parser.add_argument("--step", type=step_argument, help="checkpoint to evaluate, or best; the latest by default")
-  parser.add_argument("--split", default="validation", choices=sources.SPLITS)
+  parser.add_argument(
+    "--split", default="validation", choices=sources.SPLITS, help="of the data; validation by default"
+  )
   parser.add_argument("--noise_samples", type=int, default=1, help="draws of the dequantization noise for each image")
   parser.add_argument("--source", help="the images, as config.data.source; by default those of the run")
-  parser.add_argument("--data_dir", help="folder of prepared data sets; by default that of the run")
+  parser.add_argument(
+    "--data_dir", type=config_lib.local, help="folder of prepared data sets; by default that of the run"
+  )
   args = parser.parse_args(argv)
+  settings.settle()
   try:
     if args.noise_samples < 1:
       raise ValueError(f"--noise_samples={args.noise_samples} must be at least 1")
@@ -56,7 +59,7 @@ def main(argv=None) -> None:
 def _open_split(config, args) -> Any:
   """Opens the split that the command names. Prints on standard error what is in it, and how the run had it."""
   config.data.source = sources.absolute(args.source) if args.source else config.data.source
-  config.data.data_dir = args.data_dir or config.data.data_dir
+  config.data.data_dir = str(args.data_dir or config.data.data_dir)
   with processes.agreed():
     try:
       splits = {args.split: sources.open_config(config, [args.split])[0]}

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 
 from jet_jax.flow import LAYERS, Coupling, Layer, Reorder, Stack, ViT, in_order
 from jet_jax.flow.attention import IMPLEMENTATIONS, broken_rule
+from jet_jax.flow.explicit import with_automatic_axes
 from jet_jax.flow.reorder import composed_orders
 from jet_jax.flow.splits import Splits, check_splits, draw_splits
 from jet_jax.flow.stack import REMAT_POLICIES
@@ -97,6 +98,7 @@ class Jet(nn.Module):
     return self.transform(latents, inverse=True)
 
   @nn.compact
+  @with_automatic_axes
   def transform(self, images, inverse: bool):
     """Either direction; both walk the same layers."""
     self.check_input(images)

@@ -21,6 +21,9 @@ LEVELS = 256  # of 8-bit images
 # roundings of a number below 2 at 256 levels (4 * 2**-24 * 255 / 2), so quantize undoes dequantize for every draw, and
 # without noise too. It changes one draw in 4096, by less than 2**-13 of a bin.
 EDGE = 2.0**-13
+# The generator of all noise and latents, whatever JAX_DEFAULT_PRNG_IMPL is: with others the draws of a vmap depend on
+# the whole batch. It is JAX's own default.
+PRNG = "threefry2x32"
 
 
 def bin_width(levels: int = LEVELS) -> float:
@@ -38,7 +41,15 @@ def example_keys(key: Key[Array, ""], index: Integer[Array | np.ndarray, "batch"
   Returns:
     PRNG keys (B,).
   """
+  key = by_example(key)
   return jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
+
+
+def by_example(keys: Key[Array, "..."]) -> Key[Array, "..."]:
+  """PRNG keys of the generator `PRNG`, for keys of any generator: their first 64 bits. An rbg key begins with them."""
+  if jax.random.key_impl(keys) == PRNG:
+    return keys
+  return jax.random.wrap_key_data(jax.random.key_data(keys)[..., :2], impl=PRNG)
 
 
 def dequantize(
@@ -54,7 +65,7 @@ def dequantize(
   Returns:
     float32 (B, H, W, C) in [-1, 1 + bin_width).
   """
-  noise = jax.vmap(lambda key: jax.random.uniform(key, images.shape[1:]))(noise_keys)
+  noise = jax.vmap(lambda key: jax.random.uniform(key, images.shape[1:], jnp.float32))(by_example(noise_keys))
   noise = jnp.clip(noise, EDGE, 1 - EDGE)
   return jnp.asarray(images, jnp.float32) * bin_width(levels) - 1 + noise * bin_width(levels)
 
@@ -79,7 +90,7 @@ def log_prior(z: Images) -> Float[Array, "batch"]:
 
 def sample_prior(keys: Keys, image_shape) -> Float[Array, "batch height width channels"]:
   """z ~ N(0, I): PRNG keys (B,), one an image, and (H, W, C) -> float32 (B, H, W, C)."""
-  return jax.vmap(lambda key: jax.random.normal(key, image_shape))(keys)
+  return jax.vmap(lambda key: jax.random.normal(key, image_shape, jnp.float32))(by_example(keys))
 
 
 def bits_per_dim(z: Images, logdet: PerImage, levels: int = LEVELS) -> Float[Array, "batch"]:

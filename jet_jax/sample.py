@@ -1,10 +1,9 @@
-"""Draws images from a trained run:
+"""Draws images from a trained run, and prints one JSON object.
 
 python -m jet_jax.sample --workdir=DIR [--step=N|best] [--num=64] [--seed=0] [--temperature=1.0]
     [--out=FILE] [--npz=FILE] [--dtype=bfloat16]
 """
 
-import argparse
 import contextlib
 import json
 import sys
@@ -14,8 +13,9 @@ import numpy as np
 from absl import logging
 from tqdm import tqdm
 
+from jet_jax import config as config_lib
 from jet_jax.data import NpzWriter
-from jet_jax.devices import processes
+from jet_jax.devices import processes, settings
 from jet_jax.devices.compile import keep_compiled
 from jet_jax.sampling import Sampler
 from jet_jax.workdir import load_run
@@ -28,28 +28,43 @@ RANGES = {"num": (1, 2**31 - 1), "seed": (0, 2**31 - 1), "temperature": (0, 1e30
 
 def main(argv=None) -> None:
   """Samples a work directory, writes the images and prints one JSON object; warns of images that are not finite."""
-  parser = argparse.ArgumentParser(
-    prog="python -m jet_jax.sample", description="Draws images from a trained run, and prints a summary as JSON."
-  )
-  parser.add_argument("--workdir", required=True, help="work directory of a training run")
+  parser = config_lib.Parser("jet_jax.sample", __doc__)
+  parser.add_argument("--workdir", type=config_lib.of_run, required=True, help="work directory of a training run")
   parser.add_argument("--step", type=step_argument, help="checkpoint to sample, or best; the latest by default")
   parser.add_argument("--num", type=int, default=64, help="number of images")
   parser.add_argument("--seed", type=int, default=0, help="of the latents")
   parser.add_argument(
     "--temperature", type=float, default=1.0, help="factor on the latents; below 1 smoother, less varied"
   )
-  parser.add_argument("--out", default="samples.png", help=f"PNG file with a grid of the images, at most {GRID}")
-  parser.add_argument("--npz", help="npz file with all images in an array `images`, uint8 (N, H, W, C)")
+  parser.add_argument(
+    "--out",
+    type=config_lib.local,
+    default="samples.png",
+    metavar="FILE",
+    help=f"PNG file with a grid of the images, at most {GRID}",
+  )
+  parser.add_argument(
+    "--npz",
+    type=config_lib.local,
+    metavar="FILE",
+    help="npz file with all images in an array `images`, uint8 (N, H, W, C)",
+  )
   parser.add_argument(
     "--dtype", choices=("float32", "bfloat16"), help="of the transformers' computation; by default that of the run"
   )
   args = parser.parse_args(argv)
+  settings.settle()
   try:
     for name, (low, high) in RANGES.items():
       if not low <= getattr(args, name) <= high:  # rejects NaN too
         raise ValueError(f"--{name}={getattr(args, name)} must be at least {low} and at most {high}")
     processes.join()
     keep_compiled()
+    with processes.agreed():
+      if processes.is_writer():  # other hosts may have no such folder
+        config_lib.check_output(args.out, ".png")
+        if args.npz:
+          config_lib.check_output(args.npz, ".npz")
     config, model, variables, step, mesh = load_run(args.workdir, args.step, dtype=args.dtype)
   except ValueError as error:
     processes.fail(error)
@@ -66,7 +81,7 @@ def main(argv=None) -> None:
       "nothing; lower --temperature, give an earlier --step, or train with model.scale_floor",
       file=sys.stderr,
     )
-  processes.say(json.dumps({"step": step, **counts, "out": args.out, "npz": args.npz}))
+  processes.say(json.dumps({"step": step, **counts, "out": str(args.out), "npz": args.npz and str(args.npz)}))
 
 
 def _write(args, chunks: Iterator[np.ndarray], config) -> None:

@@ -16,18 +16,17 @@ from typing import Any
 import grain
 import jax
 import numpy as np
-from absl import app, flags, logging
-from ml_collections import config_flags
+from absl import logging
 
 from jet_jax import config as config_lib
 from jet_jax import data
 from jet_jax.config import Config
 from jet_jax.data import BadImage, ReaderDied, sources
-from jet_jax.devices import InFlight, Stop, processes, sharding, streams
+from jet_jax.devices import InFlight, Stop, processes, settings, sharding, streams
 from jet_jax.devices import compile as compile_lib
 from jet_jax.sampling import Sampler
 from jet_jax.training import Evaluator, NonFiniteMonitor, Run, TrainState, choose_mesh, cost, transfer
-from jet_jax.workdir import Checkpoints, MetricLog, bad_images, claim_workdir
+from jet_jax.workdir import Checkpoints, MetricLog, bad_images, claim_workdir, holding
 from jet_jax.workdir.wandb_page import check_wandb
 
 PAUSES = {"eval": "evaluation", "sample": "samples", "checkpoint": "checkpoint"}  # of training, by event, and in order
@@ -40,7 +39,7 @@ class Job:
 
   Attributes:
     run: flow, optimizer and devices.
-    workdir: claimed for this process.
+    workdir: claimed for this process, until it has trained.
     batches: of training images; batch k is that of step k.
     training: examples of the training split.
     validation: examples of the validation split.
@@ -84,10 +83,11 @@ def prepare(config: Config, workdir: str | pathlib.Path, flag_overrides=(), acce
     ValueError: a wrong value, named with its rule and a fix, or other images in another process.
   """
   with processes.agreed():  # what fails in one process fails in all, before they compare their images
-    config = config_lib.resolve(config, flag_overrides)
+    config, workdir = config_lib.resolve(config), config_lib.of_run(workdir)
     check_wandb(config.wandb_project)
     config.data.source = sources.absolute(config.data.source)
-    config.data.data_dir = sources.absolute_data_dir(config.data.data_dir)
+    if config.data.data_dir or config.data.source.startswith("tfds:"):  # else $TFDS_DATA_DIR is of no concern
+      config.data.data_dir = sources.absolute_data_dir(config.data.data_dir)
     sizes = config.mesh if config.mesh.fsdp != "auto" else None
     sharding.check_batch_size(config.batch_size, sharding.make_mesh(sizes), config.microbatches)
     train_source, validation_source = sources.open_both(config)
@@ -154,14 +154,14 @@ def compile_all(job: Job) -> Programs:
 
 
 def train(job: Job) -> TrainState:
-  """Trains from the latest checkpoint, or from scratch, to the last step or until a signal.
+  """Trains from the latest checkpoint, or from scratch, to the last step or until a signal. Then releases `workdir`.
 
   Returns:
     The last state, which is saved.
   """
   run = job.run
-  init_key, noise_key = jax.random.split(jax.random.key(run.config.seed))
-  with Stop() as stop, job.open_checkpoints() as checkpoints:
+  init_key, noise_key = jax.random.split(settings.make_key(run.config.seed))
+  with holding(job.workdir), Stop() as stop, job.open_checkpoints() as checkpoints:
     if run.is_over(*checkpoints.progress()):  # as it seems; a corrupted checkpoint makes an earlier one the latest
       state = start_state(job, init_key, checkpoints)
       if run.is_over(int(state.step), checkpoints.best):
@@ -261,19 +261,29 @@ def say_why_it_ended(run: Run, step: int, best) -> None:
     processes.say(f"ended after step {step} of {run.total_steps}: {best}; patience={run.config.patience}")
 
 
-def main(argv) -> None:
+def main(argv=None) -> None:
   """Reads the command line and trains."""
-  if argv[1:]:
-    sys.exit(f"error: unknown arguments {argv[1:]}; fields of the config are set by --config.NAME=VALUE")
-  if not flags.FLAGS["verbosity"].present:
-    logging.set_verbosity(logging.FATAL)  # orbax tells every step of a save, and an error once from each of its threads
+  parser = config_lib.Parser("jet_jax.train", __doc__, epilog=config_lib.describe_fields())
+  parser.add_argument(
+    "--config", required=True, metavar="FILE[:ARGUMENT]", help="config file; ARGUMENT is variants and key=value pairs"
+  )
+  parser.add_argument(
+    "--workdir", type=config_lib.of_run, required=True,
+    help="folder of the run: config, checkpoints, metrics, samples",
+  )  # fmt: skip
+  parser.add_argument(
+    "--data_changed", choices=("reject", "accept"), default="reject",
+    help="accept: resume on other images than those of before",
+  )  # fmt: skip
+  args, fields = parser.parse_with_fields(argv)
+  settings.settle()
   streams.outlive()
   try:
+    config = config_lib.from_file(args.config, fields)
     processes.join()
     compile_lib.keep_compiled()
     with processes.agreed():
-      overrides = config_flags.get_override_values(flags.FLAGS["config"])
-      job = prepare(flags.FLAGS.config, flags.FLAGS.workdir, overrides, flags.FLAGS.data_changed == "accept")
+      job = prepare(config, args.workdir, tuple(fields), args.data_changed == "accept")
     train(job)
   except (ValueError, OSError) as error:  # a wrong value, a bad image, too little memory, a full disk
     processes.fail(error)
@@ -284,8 +294,5 @@ def main(argv) -> None:
 
 
 if __name__ == "__main__":
-  config_flags.DEFINE_config_file("config", None, "config file, with its argument after a colon", lock_config=True)
-  flags.DEFINE_string("workdir", None, "folder of the run: config, checkpoints, metrics, samples")
-  flags.DEFINE_enum("data_changed", "reject", ["reject", "accept"], "resume on other images than those of before")
-  flags.mark_flags_as_required(["config", "workdir"])
-  app.run(main, flags_parser=config_lib.parse_flags)
+  logging.set_verbosity(logging.FATAL)  # orbax tells every step of a save, and an error once from each of its threads
+  main()

@@ -33,7 +33,7 @@ def test_images_without_noise_keep_their_levels(levels):
 @pytest.mark.parametrize("levels", LEVELS)
 @pytest.mark.parametrize("extreme", [0.0, 1 - 2.0**-24])
 def test_quantize_undoes_dequantize_at_the_edges_of_a_bin(levels, extreme, monkeypatch):
-  monkeypatch.setattr(jax.random, "uniform", lambda key, shape: jnp.full(shape, extreme, jnp.float32))
+  monkeypatch.setattr(jax.random, "uniform", lambda key, shape, dtype: jnp.full(shape, extreme, dtype))
   images = all_levels(levels, 1)
   x = lk.dequantize(images, lk.example_keys(jax.random.key(0), jnp.arange(1)), levels)
   np.testing.assert_array_equal(lk.quantize(x, levels), images)
@@ -60,6 +60,33 @@ def test_the_noise_of_an_image_depends_on_its_key_alone():
   whole = lk.dequantize(images, keys)
   np.testing.assert_array_equal(whole[3:5], lk.dequantize(images[3:5], keys[3:5]))
   assert not jnp.array_equal(whole[0], whole[1])
+
+
+@pytest.mark.parametrize("generator", ["threefry2x32", "rbg", "unsafe_rbg"])
+def test_noise_and_latents_do_not_depend_on_the_batch_with_any_generator(generator):
+  key = jax.random.key(0, impl=generator)
+  for keys in (lk.example_keys(key, jnp.arange(4)), jax.random.split(key, 4)):
+    for draw in (lambda keys: lk.dequantize(np.zeros((len(keys), 2, 2, 1), np.uint8), keys), sample):
+      np.testing.assert_array_equal(draw(keys)[2:], draw(keys[2:]))
+  if generator != "unsafe_rbg":  # which splits keys in its own way
+    default = lk.example_keys(jax.random.key(0, impl="threefry2x32"), jnp.arange(4))
+    np.testing.assert_array_equal(sample(lk.example_keys(key, jnp.arange(4))), sample(default))
+
+
+def sample(keys):
+  return lk.sample_prior(keys, (2, 2, 1))
+
+
+def test_noise_and_latents_are_the_same_in_double_precision():
+  def draw():
+    keys = lk.example_keys(jax.random.key(0), np.arange(3))
+    return lk.dequantize(np.zeros((3, 2, 2, 1), np.uint8), keys), sample(keys)
+
+  with jax.enable_x64():
+    wide = draw()
+  for one, other in zip(wide, draw(), strict=True):
+    assert one.dtype == np.float32
+    np.testing.assert_array_equal(one, other)
 
 
 @pytest.mark.parametrize("levels", LEVELS)

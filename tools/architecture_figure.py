@@ -3,13 +3,13 @@
 python -m tools.architecture_figure [--out=FILE]
 """
 
-import argparse
-
 import matplotlib as mpl
 
 mpl.use("agg")
 import matplotlib.pyplot as plt
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+
+from jet_jax import config as config_lib
 
 INK = "#1f2933"
 FILL = {"data": "#d9e8f6", "constant": "#ece7f5", "learned": "#fde3c8", "affine": "#dcefdc", "frame": "#fbfbfb"}
@@ -100,11 +100,10 @@ def draw_lines(axes) -> None:
 
 def main(argv=None) -> None:
   """Writes the figure and prints its path; the white background suits light and dark pages."""
-  parser = argparse.ArgumentParser(
-    prog="python -m tools.architecture_figure",
-    description="Draws the architecture of Jet, and prints the path of the figure.",
+  parser = config_lib.Parser("tools.architecture_figure", __doc__)
+  parser.add_argument(
+    "--out", type=config_lib.check_output, default="docs/figures/architecture.png", help="PNG or SVG file"
   )
-  parser.add_argument("--out", default="docs/figures/architecture.png", help="PNG or SVG file")
   args = parser.parse_args(argv)
   figure = plt.figure(figsize=(10.2, 3.75), facecolor="white")
   axes = figure.add_axes((0.005, 0.005, 0.99, 0.99))

@@ -19,7 +19,6 @@ Each `--compare` adds settings to the config. All settings run turn by turn in o
 Prints a table, and one JSON object last.
 """
 
-import argparse
 import contextlib
 import itertools
 import json
@@ -38,6 +37,7 @@ from jet_jax import config as config_lib
 from jet_jax import data, train
 from jet_jax.data import records, sources
 from jet_jax.devices import compile as compile_lib
+from jet_jax.devices import settings
 from jet_jax.training import choose_mesh
 from tools import prepare_data
 from tools.compile_pod import EXAMPLES, image_shape_of
@@ -104,7 +104,7 @@ def waiting(job: train.Job, steps_per_turn: int, turns: int) -> dict[str, float]
     waiting for data. Each is a median over turns.
   """
   run = job.run
-  init_key, key = jax.random.split(jax.random.key(run.config.seed))
+  init_key, key = jax.random.split(settings.make_key(run.config.seed))
   step = run.compile_train_step(compile_lib.memory_limit(jax.local_devices()))
   state = run.initial_state(init_key, job.first_images())
   reader = data.Reader(job.batches, 0, run.config.data.workers)
@@ -162,7 +162,7 @@ def compile_settings(args, what: list[str]) -> tuple[list[timing.Program], list[
   compiled, rejected, states = [], [], timing.States()
   mesh = None
   for setting in args.compare or [""]:
-    path, _, argument = args.config.partition(":")
+    path, argument = config_lib.split_argument(args.config)
     config = config_lib.from_file(f"{path}:{','.join(filter(None, [argument, setting]))}")
     config.image_shape = image_shape_of(config)
     limit = compile_lib.memory_limit(jax.local_devices())
@@ -219,19 +219,19 @@ def benchmark_programs(args, what: list[str]) -> dict:
 
 def main(argv=None) -> None:
   """Measures, and prints a table and one JSON object."""
-  parser = argparse.ArgumentParser(
-    prog="python -m tools.benchmark",
-    description="Prints the speed of a config's programs or of its input pipeline: a table, and one JSON object last.",
-  )
+  parser = config_lib.Parser("tools.benchmark", __doc__)
   parser.add_argument("--config", required=True, help="config file, with its argument after a colon")
-  parser.add_argument("--what", default="train,eval,sample", help="some of train,eval,sample; or data")
-  parser.add_argument("--compare", action="append", help="settings to add to the config; may be repeated")
+  parser.add_argument("--what", metavar="WHAT", default="train,eval,sample", help="some of train,eval,sample; or data")
+  parser.add_argument(
+    "--compare", action="append", metavar="KEY=VALUE,...", help="settings to add to the config; may be repeated"
+  )
   parser.add_argument("--turns", type=int, default=5, help="measurements of each program; for data, 0 skips training")
   parser.add_argument("--seconds", type=float, default=2.0, help="shortest duration of a measurement, in seconds")
-  parser.add_argument("--profile", help="folder for a trace of the first program")
-  parser.add_argument("--json", help="file for a copy of the JSON object")
-  parser.add_argument("--workers", default="0,1,2", help="numbers of worker processes, for data")
+  parser.add_argument("--profile", type=config_lib.local, help="folder for a trace of the first program")
+  parser.add_argument("--json", type=config_lib.check_output, help="file for a copy of the JSON object")
+  parser.add_argument("--workers", default="0,1,2", metavar="N,N,...", help="numbers of worker processes, for data")
   args = parser.parse_args(argv)
+  settings.settle()
   what = args.what.split(",")
   try:
     if what != ["data"] and set(what) - set(timing.PROGRAMS):
@@ -248,7 +248,7 @@ def main(argv=None) -> None:
   device = f"{jax.device_count()} x {jax.devices()[0].device_kind}, {os.cpu_count()} cores"
   text = json.dumps({"what": args.what, "config": args.config, "device": device, **result})
   if args.json:
-    pathlib.Path(args.json).write_text(text + "\n")
+    args.json.write_text(text + "\n")
   print(text)
 
 

@@ -6,7 +6,6 @@ The pod's own compiler is in the libtpu wheel (pip install -e '.[tpu]'). `--plat
 simulated CPU devices instead. Prints a table, and one JSON object last.
 """
 
-import argparse
 import json
 import os
 import pathlib
@@ -22,7 +21,7 @@ from absl import logging
 from jet_jax import config as config_lib
 from jet_jax.data import sources
 from jet_jax.devices import compile as compile_lib
-from jet_jax.devices import sharding
+from jet_jax.devices import settings, sharding
 from jet_jax.jet import Jet
 from jet_jax.sampling import sampler
 from jet_jax.training import Run, choose_mesh, cost, evaluator
@@ -285,20 +284,17 @@ def cycle_lines(program: str, row: dict[str, Any]) -> list[str]:
 
 def main(argv=None) -> None:
   """Compiles a run, and prints a table and one JSON object."""
-  parser = argparse.ArgumentParser(
-    prog="python -m tools.compile_pod",
-    description="Prints memory and operations per device of a run compiled for a TPU pod: a table, and one JSON object "
-    "last.",
-  )
+  parser = config_lib.Parser("tools.compile_pod", __doc__)
   parser.add_argument("--config", required=True, help="config file, with its argument after a colon")
   parser.add_argument("--topology", default="v5e:4x4", help="TPU topology: v5e:16x16, v5p:2x2x4, v6e:8x8, ...")
   parser.add_argument("--platform", choices=("tpu", "cpu"), default="tpu", help="platform to compile for")
   parser.add_argument("--devices", type=int, default=8, help="number of simulated devices of --platform=cpu")
-  parser.add_argument("--programs", default="train,eval,sample", help="programs to compile")
+  parser.add_argument("--programs", default="train,eval,sample", help="programs to compile, some of these")
   parser.add_argument("--find_batch", action="store_true", help="find the largest batch whose training step fits")
-  parser.add_argument("--hlo", type=pathlib.Path, help="folder for the optimized HLO: train.txt, eval.txt, ...")
+  parser.add_argument("--hlo", type=config_lib.local, help="folder for the optimized HLO: train.txt, eval.txt, ...")
   parser.add_argument("--hbm_gib", type=float, help="GiB of memory of a device, in place of the known size")
   args = parser.parse_args(argv)
+  settings.settle()
   try:
     chosen = args.programs.split(",")
     if unknown := set(chosen) - set(PROGRAMS):

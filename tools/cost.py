@@ -7,7 +7,6 @@ the utilisation is the share of the peak in use. Hours are computed, not measure
 every config whose data set must be prepared first, with its variants. Prints a table, and one JSON object last.
 """
 
-import argparse
 import importlib
 import json
 import pathlib
@@ -87,10 +86,7 @@ def _needs_preparation(config) -> bool:
 
 def main(argv=None) -> None:
   """Prints the training cost of runs: a table and one JSON object."""
-  parser = argparse.ArgumentParser(
-    prog="python -m tools.cost",
-    description="Prints the parameters, operations and hours of whole runs: a table, and one JSON object last.",
-  )
+  parser = config_lib.Parser("tools.cost", __doc__)
   parser.add_argument("--config", action="append", help="config file, with its argument after a colon; may be repeated")
   parser.add_argument("--utilisation", type=float, default=UTILISATION, help="share of the devices' peak, 0 to 1")
   args = parser.parse_args(argv)

@@ -6,7 +6,6 @@ For each split: images, classes, how it came about, shapes, pixel values. Then t
 reason, and warnings of what looks odd. `--grid` draws some images of each class.
 """
 
-import argparse
 import collections
 import json
 import sys
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
+from jet_jax import config as config_lib
 from jet_jax.data import BadImage, identity, open_splits, sources
 from jet_jax.data.adapters import Chosen
 from jet_jax.data.arrays import Arrays
@@ -34,14 +34,14 @@ SIDE = 64  # of an image in the picture, if their shapes differ
 
 def main(argv=None) -> None:
   """Describes a data set in words, and as JSON."""
-  parser = argparse.ArgumentParser(
-    prog="python -m tools.describe_data", description="Shows what is in a data set; prints JSON last."
-  )
+  parser = config_lib.Parser("tools.describe_data", __doc__)
   parser.add_argument("--source", required=True, help="the images, as config.data.source")
   parser.add_argument("--size", type=int, default=0, help="side to resize to, as config.data.size; 0 keeps shapes")
   parser.add_argument("--levels", type=int, help="number of pixel values, as config.levels; by default all")
   parser.add_argument("--data_dir", default="", help="folder of prepared data sets, for tfds:NAME")
-  parser.add_argument("--grid", metavar="FILE", help="PNG file to draw some images of each split and class in")
+  parser.add_argument(
+    "--grid", type=config_lib.check_output, help="PNG file to draw some images of each split and class in"
+  )
   args = parser.parse_args(argv)
   try:
     source = sources.absolute(args.source)

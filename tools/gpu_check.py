@@ -47,7 +47,7 @@ from jet_jax import config as config_lib
 from jet_jax import data, likelihood
 from jet_jax import train as train_lib
 from jet_jax.devices import compile as compile_lib
-from jet_jax.devices import sharding
+from jet_jax.devices import settings, sharding
 from jet_jax.flow.attention import IMPLEMENTATIONS, attend, broken_rule
 from jet_jax.flow.reorder import Reorder
 from jet_jax.workdir import atomic, checkpoint, verify
@@ -361,7 +361,7 @@ def losses(config: Any, workdir: pathlib.Path) -> np.ndarray:
   """Trains to the last step, and returns the bits/dim of every step."""
   job = train_lib.prepare(config, workdir)
   run = job.run
-  init_key, noise_key = jax.random.split(jax.random.key(run.config.seed))
+  init_key, noise_key = jax.random.split(settings.make_key(run.config.seed))
   step = run.compile_train_step(compile_lib.memory_limit(jax.local_devices()))
   state, values = run.initial_state(init_key, job.first_images()), []
   with contextlib.closing(data.Reader(job.batches, 0, run.config.data.workers)) as reader:
@@ -502,16 +502,14 @@ def run_parts(check: Check, parts: Sequence[tuple[str, Part]]) -> None:
 
 def main(argv=None) -> None:
   """Runs the parts, writes their figures, and prints one JSON object."""
-  parser = argparse.ArgumentParser(
-    prog="python -m tools.gpu_check",
-    description="Measures parity, speed, learning and determinism on this device; one JSON object last.",
-  )
-  parser.add_argument("--out", required=True, help="folder of gpu_check.json and gpu_check.md")
+  parser = config_lib.Parser("tools.gpu_check", __doc__)
+  parser.add_argument("--out", type=config_lib.local, required=True, help="folder of gpu_check.json and gpu_check.md")
   parser.add_argument("--minutes", type=float, default=8.0, help="no part starts after so many minutes")
   parser.add_argument("--small", action=argparse.BooleanOptionalAction, help="tiny sizes; the default on CPUs")
   parser.add_argument("--parts", default=",".join(name for name, _ in PARTS), help="parts to run")
   args = parser.parse_args(argv)
-  names, out = args.parts.split(","), pathlib.Path(args.out)
+  settings.settle()
+  names, out = args.parts.split(","), args.out
   if unknown := [name for name in names if name not in dict(PARTS)]:
     sys.exit(f"error: --parts has {unknown[0]!r}; use some of {','.join(dict(PARTS))}")
   if not args.minutes > 0:  # NaN too

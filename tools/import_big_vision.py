@@ -7,7 +7,6 @@ the permutation of every coupling are inferred from the arrays. Only the bound o
 are only reshaped, so a round trip keeps every bit.
 """
 
-import argparse
 import itertools
 import json
 import math
@@ -27,6 +26,7 @@ from jax.tree_util import keystr, tree_leaves_with_path, tree_map_with_path
 from jet_jax import config as config_lib
 from jet_jax.data import sources
 from jet_jax.data.npz import Npz
+from jet_jax.devices import settings
 from jet_jax.flow.splits import PATTERNS, Splits, patterns_of
 from jet_jax.jet import Jet
 from jet_jax.training.optimizer import make_optimizer
@@ -336,19 +336,16 @@ def write_workdir(workdir: pathlib.Path, model: Jet, variables, image_shape, sou
 
 def main(argv=None) -> None:
   """Imports a file and prints one JSON object."""
-  parser = argparse.ArgumentParser(
-    prog="python -m tools.import_big_vision",
-    description="Converts official Jet weights to a work directory, and prints one JSON object: the path, the number "
-    "of parameters and the architecture.",
-  )
-  parser.add_argument("--npz", required=True, help="flat npz of the official parameters")
-  parser.add_argument("--image_shape", required=True, help="H,W,C of the images of the model")
-  parser.add_argument("--workdir", required=True, type=pathlib.Path, help="work directory to write")
+  parser = config_lib.Parser("tools.import_big_vision", __doc__)
+  parser.add_argument("--npz", type=config_lib.local, required=True, help="flat npz of the official parameters")
+  parser.add_argument("--image_shape", required=True, metavar="H,W,C", help="of the images of the model")
+  parser.add_argument("--workdir", type=config_lib.of_run, required=True, help="work directory to write")
   parser.add_argument("--scale_bound", type=float, default=2.0, help="the official scale_factor")
   parser.add_argument(
     "--source", help="data to evaluate on, as config.data.source; the default, photos, is first opened by an evaluation"
   )
   args = parser.parse_args(argv)
+  settings.settle()
   try:
     if not re.fullmatch(r"\d+,\d+,\d+", args.image_shape):
       raise ValueError(f"--image_shape={args.image_shape} must be three numbers H,W,C, for example 64,64,3")

@@ -9,7 +9,6 @@ couplings: constants, noise, and all values 1, -1, 100 or -100. Latents from the
 through an inverse and then a forward pass. Prints a table, and one JSON object last, where null is a non-finite number.
 """
 
-import argparse
 import functools
 import sys
 from typing import Any
@@ -22,7 +21,7 @@ from absl import logging
 from jet_jax import config as config_lib
 from jet_jax import likelihood
 from jet_jax.data import sources
-from jet_jax.devices import sharding
+from jet_jax.devices import settings, sharding
 from jet_jax.jet import Jet
 from jet_jax.workdir import load_run
 from jet_jax.workdir.metrics import as_json
@@ -154,7 +153,7 @@ def _initial_run(config_argument: str):
   config = config_lib.from_file(config_argument)
   (source,) = sources.open_config(config, ["validation"])
   config.image_shape = source[0]["image"].shape
-  model, key = Jet(**config.model), jax.random.key(config.seed)
+  model, key = Jet(**config.model), settings.make_key(config.seed)
   model.check(config.image_shape)
   count = min(len(source), config.batch_size // config.microbatches)
   images = np.stack(
@@ -189,12 +188,9 @@ def _open_run(args):
 
 def main(argv=None) -> None:
   """Prints the report of a run or a config."""
-  parser = argparse.ArgumentParser(
-    prog="python -m tools.invertibility",
-    description="Prints the round-trip errors of a flow: a table, and one JSON object last.",
-  )
+  parser = config_lib.Parser("tools.invertibility", __doc__)
   flow = parser.add_mutually_exclusive_group(required=True)
-  flow.add_argument("--workdir", help="work directory of a training run")
+  flow.add_argument("--workdir", type=config_lib.of_run, help="work directory of a training run")
   flow.add_argument(
     "--config",
     help="config file, with its argument after a colon; with scale_bound=2 a new flow is the identity, whose "
@@ -203,6 +199,7 @@ def main(argv=None) -> None:
   parser.add_argument("--step", type=step_argument, help="step of a checkpoint, or best; the latest by default")
   parser.add_argument("--num", type=int, default=8, help="number of validation images")
   args = parser.parse_args(argv)
+  settings.settle()
   try:
     (config, model, variables, step, _), images = _open_run(args)
   except ValueError as error:

@@ -18,6 +18,7 @@ import re
 import sys
 from typing import Any
 
+from jet_jax import config as config_lib
 from jet_jax.data import BadImage, adapters, records
 from tools.preparing import cifar, imagenet_npz, inputs, process_pool, releases, shards, staging, tfrecord
 from tools.preparing.job import Job
@@ -110,20 +111,24 @@ def _count_readable(opened: records.Records, numbers: range) -> int:
 
 def parse_arguments(argv) -> argparse.Namespace:
   """Parses the command line."""
-  parser = argparse.ArgumentParser(prog="python -m tools.prepare_data", description="Images to array_record.")
-  parser.add_argument("--dataset", required=True, choices=[*RELEASES, "images", "tfds", "check"])
+  parser = config_lib.Parser("tools.prepare_data", __doc__)
+  parser.add_argument(
+    "--dataset", required=True, choices=[*RELEASES, "images", "tfds", "check"], help="what --source holds"
+  )
   parser.add_argument(
     "--source",
     required=True,
     help="folder of the release; for images a data.source; for tfds and check the folder of a version of a data set",
   )
-  parser.add_argument("--data_dir", type=pathlib.Path, help="folder of prepared data sets")
+  parser.add_argument("--data_dir", type=config_lib.local, help="folder of prepared data sets")
   parser.add_argument("--size", type=int, default=0, help="side in pixels; 0 keeps the size")
   parser.add_argument("--name", help="of the data set, for --dataset=images")
   parser.add_argument("--encoding", choices=("png", "raw"), default="png", help="raw is larger and read faster")
   parser.add_argument("--max_bad_images", type=int, default=0, help="unreadable images that may be left out")
-  parser.add_argument("--shard_examples", type=int, default=Job.shard_examples)
-  parser.add_argument("--workers", type=int, default=os.cpu_count())
+  parser.add_argument(
+    "--shard_examples", type=int, default=Job.shard_examples, help="images in a file; %(default)s by default"
+  )
+  parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes; one a core by default")
   parser.add_argument("--check", action="store_true", help="read and decode every record in the end")
   args = parser.parse_args(argv)
   if (args.dataset == "images") != bool(args.name):
@@ -145,7 +150,7 @@ def prepare_release(args: argparse.Namespace) -> tuple[pathlib.Path, dict[str, A
   if args.dataset == "images":
     release = releases.images(args.source, args.name, args.size)
   else:
-    release = RELEASES[args.dataset](pathlib.Path(args.source).absolute(), args.size)
+    release = RELEASES[args.dataset](config_lib.local(args.source).absolute(), args.size)
   shape = adapters.SkipUnreadable(release.splits["train"], args.max_bad_images)[0]["image"].shape
   if args.dataset == "images":
     release = dataclasses.replace(release, name=f"{release.name}/{shape[0]}x{shape[1]}")
@@ -158,12 +163,11 @@ def prepare_release(args: argparse.Namespace) -> tuple[pathlib.Path, dict[str, A
 def main(argv=None) -> None:
   """Prepares or checks a data set and prints one JSON object."""
   args = parse_arguments(argv)
-  source = pathlib.Path(args.source).absolute()
   try:
     if args.dataset == "check":
-      folder, manifest = source, {}
+      folder, manifest = config_lib.local(args.source).absolute(), {}
     elif args.dataset == "tfds":
-      folder, manifest = convert(source, args.data_dir, args.workers)
+      folder, manifest = convert(config_lib.local(args.source).absolute(), args.data_dir, args.workers)
     else:
       folder, manifest = prepare_release(args)
     checked = check(folder, args.workers) if args.check or args.dataset == "check" else None

@@ -11,7 +11,6 @@ A table stands between `<!-- results:NAME -->` and `<!-- /results -->`. NAME is 
 output of `jet_jax.evaluate` and replaces that evaluation. An existing row keeps its label, tables and notes.
 """
 
-import argparse
 import datetime
 import json
 import pathlib
@@ -19,6 +18,7 @@ import re
 import subprocess
 import sys
 
+from jet_jax import config as config_lib
 from tools.measuring.tables import Row, render
 
 RUNS = pathlib.Path("docs/results/runs.json")
@@ -106,14 +106,13 @@ def save(path: pathlib.Path, rows: list[Row]) -> None:
 
 def main(argv=None) -> None:
   """Rewrites or checks the tables, and prints one JSON object: the pages rewritten, or the pages that differ."""
-  parser = argparse.ArgumentParser(
-    prog="python -m tools.results",
-    description="Rewrites the tables of README and docs, and prints one JSON object: the pages rewritten.",
-  )
+  parser = config_lib.Parser("tools.results", __doc__)
   parser.add_argument("--check", action="store_true", help="change nothing; exit with status 1 if a table differs")
-  parser.add_argument("--add", type=pathlib.Path, help="work directory of a run to record")
+  parser.add_argument("--add", type=config_lib.local, help="work directory of a run to record")
   parser.add_argument("--id", help="row of docs/results/runs.json that --add writes")
-  parser.add_argument("--evaluation", type=pathlib.Path, help="output of jet_jax.evaluate, in place of metrics.jsonl")
+  parser.add_argument(
+    "--evaluation", type=config_lib.local, help="output of jet_jax.evaluate, in place of metrics.jsonl"
+  )
   parser.add_argument("--command", help="command that trained the run, for a new row")
   args = parser.parse_args(argv)
   if bool(args.add) != bool(args.id) or (args.add and args.check):

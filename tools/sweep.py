@@ -16,7 +16,6 @@ Writes OUT/NAME (the work directory), OUT/NAME.log, OUT/runs.csv, OUT/groups.csv
 one JSON object last.
 """
 
-import argparse
 import importlib.util
 import inspect
 import os
@@ -231,12 +230,9 @@ def train_runs(args) -> list[str]:
 
 def main(argv=None) -> None:
   """Trains, then writes the tables and prints one JSON object."""
-  parser = argparse.ArgumentParser(
-    prog="python -m tools.sweep",
-    description="Trains the runs of a sweep, and prints their bits/dim: a table, and one JSON object last.",
-  )
-  parser.add_argument("--sweep", help="Python file with get_sweep")
-  parser.add_argument("--out", required=True, type=pathlib.Path, help="folder of the runs and tables")
+  parser = config_lib.Parser("tools.sweep", __doc__)
+  parser.add_argument("--sweep", type=config_lib.local, help="Python file with get_sweep")
+  parser.add_argument("--out", type=config_lib.of_run, required=True, help="folder of the runs and tables")
   parser.add_argument(
     "--define", nargs="*", action="extend", default=[], metavar="NAME=VALUE", help="arguments of get_sweep"
   )

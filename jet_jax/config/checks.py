@@ -6,7 +6,7 @@ Limits that depend on the data or the model are checked where the data or the mo
 import math
 from typing import Any
 
-from jet_jax.config.durations import DURATIONS, UNITS, clear_other_units
+from jet_jax.config.durations import DURATIONS, UNITS
 from jet_jax.config.fields import Config, default_config
 from jet_jax.config.overrides import flatten, set_field
 
@@ -15,22 +15,28 @@ LARGEST_SIDE = 2**16  # of an image, a matrix or the flow: far larger numbers wo
 BELOW_ONE = 1 - 1e-9
 
 
-def resolve(config: Config, flag_overrides=()) -> Config:
+def complete(config: Config) -> Config:
+  """Returns a config with all fields: plain values for some or all of them, defaults for the others.
+
+  Raises:
+    ValueError: an unknown field, or a value of the wrong type.
+  """
+  completed = default_config()
+  for name, value in flatten(config).items():
+    set_field(completed, name, value)
+  return completed
+
+
+def resolve(config: Config) -> Config:
   """Returns the complete, checked config of a run, with each duration in at most one unit.
 
   Args:
     config: of a config file or of a `config.json`; plain values for some or all fields.
-    flag_overrides: names of the fields that were given on the command line.
 
   Raises:
     ValueError: an unknown field, or a value outside its range.
   """
-  resolved = default_config()
-  for name, value in flatten(config).items():
-    set_field(resolved, name, value)
-  _check_one_unit(resolved, flag_overrides)
-  for name in flag_overrides:
-    clear_other_units(resolved, name)
+  resolved = complete(config)
   resolved.keep_best = resolved.keep_best or resolved.patience > 0
   _check_durations(resolved)
   _check_ranges(resolved)
@@ -54,15 +60,6 @@ def set_from_data(config: Config, values: dict[str, Any], flag_overrides=()) -> 
     if given not in (None, value) and (name in flag_overrides or name == "image_shape"):
       raise ValueError(f"{name}={given}, but the data has {value}; it is read from the data, so leave it away")
     set_field(config, name, value)
-
-
-def _check_one_unit(config, flag_overrides) -> None:
-  """Raises ValueError if the command line gives a duration in two units, of which one would do nothing."""
-  for duration in DURATIONS:
-    names = [f"{duration}_{unit}" for unit in UNITS]
-    given = [name for name in names if name in flag_overrides and config[name] is not None]
-    if len(given) > 1:
-      raise ValueError(f"--config.{' and --config.'.join(given)} are both given; keep one")
 
 
 def _check_durations(config) -> None:
@@ -94,5 +91,6 @@ def _check_ranges(config) -> None:
   for name, (low, high) in ranges.items():
     if not low <= values[name] <= high:  # rejects NaN too
       raise ValueError(f"{name}={values[name]} must be at least {low} and at most {high}")
-  if config.adam_mu_dtype not in ("float32", "bfloat16"):
-    raise ValueError(f"adam_mu_dtype={config.adam_mu_dtype!r} must be 'float32' or 'bfloat16'")
+  for name in ("adam_mu_dtype", "model.dtype"):
+    if values[name] not in ("float32", "bfloat16"):
+      raise ValueError(f"{name}={values[name]!r} must be 'float32' or 'bfloat16'")

@@ -3,8 +3,15 @@
 from typing import Any
 
 # Each duration has one field per unit, at most one of which is set: config.eval_steps, config.eval_epochs, ...
-# "keep" is the interval between checkpoints that are never removed.
-DURATIONS = ("total", "warmup", "log", "eval", "checkpoint", "sample", "keep")
+DURATIONS = {
+  "total": "length of the run",
+  "warmup": "rise of the learning rate from 0, at the start",
+  "log": "interval between lines of metrics",
+  "eval": "interval between evaluations",
+  "checkpoint": "interval between checkpoints",
+  "sample": "interval between pictures of samples",
+  "keep": "interval between checkpoints that are never removed",
+}
 UNITS = {"steps": int, "examples": int, "epochs": float, "percent": float}  # percent of the total steps
 
 

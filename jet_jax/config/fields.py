@@ -2,6 +2,7 @@
 
 A file in `configs/` starts from `default_config()` and sets the fields that define its run. Every field exists from the
 start, so `--config.some.field=value` works for each, a misspelled name is rejected, and no later code needs a default.
+The comment behind each field is its meaning in `python -m jet_jax.train --help`.
 """
 
 from typing import Any
@@ -14,7 +15,7 @@ from jet_jax.config.durations import DURATIONS, UNITS
 Config = Any  # a ConfigDict; type checkers cannot see its fields
 
 
-def default_config() -> Config:
+def default_config() -> Config:  # noqa: PLR0915  a line a field
   """Returns all fields with their defaults. The optimizer's defaults are Jet's released ImageNet-64 recipe."""
   config = ConfigDict()
   config.seed = 0  # of the parameters, permutations, data order and noise
@@ -31,18 +32,18 @@ def default_config() -> Config:
   config.image_shape = placeholder(tuple)  # (H, W, C), read from the data
 
   config.model = ConfigDict()  # the arguments of jet.Jet
-  config.model.couplings = 32
-  config.model.block_depth = 2
-  config.model.width = 512
-  config.model.heads = 8
-  config.model.patch_size = 4
-  config.model.kinds = ("channels", "channels", "channels", "channels", "spatial")
-  config.model.spatial = (
+  config.model.couplings = 32  # couplings, one after another
+  config.model.block_depth = 2  # transformer blocks inside each coupling
+  config.model.width = 512  # of the transformers
+  config.model.heads = 8  # attention heads; divides width
+  config.model.patch_size = 4  # side of the square patches in pixels; divides both sides of the image
+  config.model.kinds = ("channels",) * 4 + ("spatial",)  # of split, one a coupling, repeated over all of them
+  config.model.spatial = (  # patterns of the spatial couplings, repeated over those
     "checkerboard", "checkerboard-inv", "vstripes", "vstripes-inv", "hstripes", "hstripes-inv",
   )  # fmt: skip
-  config.model.scale_bound = 2.0
-  config.model.scale_floor = 0.0
-  config.model.dtype = "float32"
+  config.model.scale_bound = 2.0  # largest factor by which a coupling can stretch a dimension
+  config.model.scale_floor = 0.0  # smallest factor; above 0 it bounds the inverse too
+  config.model.dtype = "float32"  # of the transformers' computation; or bfloat16
   config.model.remat = "auto"  # what the backward pass recomputes: none, dots, blocks, full; auto suits the device
   config.model.layers = ()  # ("actnorm",): invertible layers in front of each coupling, by name; see flow/__init__.py
   config.model.attention = "auto"  # suits the device; or xla, einsum, cudnn (GPUs), splash (TPUs)
@@ -52,16 +53,17 @@ def default_config() -> Config:
       config[f"{duration}_{unit}"] = placeholder(kind)
   config.batch_size = 1024  # images per step, over all devices
   config.microbatches = 1  # split each batch into this many, computed one after another to save memory
-  # Devices on each axis, see devices/sharding.py; -1 takes the rest. fsdp="auto": as few as the training step fits on.
-  config.mesh = ConfigDict({"data": -1, "fsdp": "1"})
+  config.mesh = ConfigDict()  # number of devices on each axis, see devices/sharding.py
+  config.mesh.data = -1  # devices, or groups of them, with a copy of the state each; -1 takes those that fsdp leaves
+  config.mesh.fsdp = "1"  # devices that share one copy of the state; auto: as few as the training step fits on
 
-  config.lr = 3e-4  # peak
+  config.lr = 3e-4  # learning rate at its peak; warm-up leads there from 0, a cosine back to 0
   config.wd = 1e-5  # weight decay per step at the schedule's peak, not multiplied by lr
-  config.part_rates = ()  # ("PATTERN=FACTOR", ...) scales updates of matching parameters; see training/param_groups.py
-  config.adam_b1 = 0.9
-  config.adam_b2 = 0.95
-  config.adam_mu_dtype = "bfloat16"  # of the first moment
-  config.clip_norm = 1.0  # global norm of the gradient
+  config.part_rates = ()  # ("PATTERN=FACTOR",) scales updates of matching parameters; see training/param_groups.py
+  config.adam_b1 = 0.9  # decay of the first moment
+  config.adam_b2 = 0.95  # decay of the second moment
+  config.adam_mu_dtype = "bfloat16"  # of the first moment; or float32
+  config.clip_norm = 1.0  # largest global norm of the gradient, to which a larger one is scaled
   config.max_nonfinite_steps = 0  # consecutive steps with a non-finite loss or gradient to skip before the run stops
   config.ema_decay = 0.0  # of averaged weights, which evaluation and sampling then use; 0 is off
 
@@ -71,8 +73,8 @@ def default_config() -> Config:
   config.patience = 0  # stop after this many evaluations without improvement; 0 is off; implies keep_best
 
   config.eval_noise_samples = 1  # draws of dequantization noise per image, during training
-  config.sample_num = 64
-  config.sample_temperature = 1.0
+  config.sample_num = 64  # images in each picture of samples, during training
+  config.sample_temperature = 1.0  # of these: factor on the latents; below 1 smoother, less varied
   config.checkpoint_keep = 2  # number of latest checkpoints to keep
   config.wandb_project = ""  # Weights & Biases project; empty is off
   return config

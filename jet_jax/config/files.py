@@ -1,29 +1,48 @@
 """Configurations on disk: Python files such as those in `configs/`, and the `config.json` of a work directory."""
 
 import importlib.util
+import inspect
 import json
 import math
+import os
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from jet_jax.config.checks import LARGEST, LARGEST_SIDE, resolve
+from jet_jax.config.checks import LARGEST, LARGEST_SIDE, complete, resolve
 from jet_jax.config.fields import Config
-from jet_jax.config.overrides import flatten
+from jet_jax.config.overrides import flatten, with_argument, with_flags
+from jet_jax.config.paths import local, of_run
 
 REMOVE = "remove it and rerun the training command of this run"
 
 
-def from_file(argument: str) -> Config:
-  """Returns the resolved config of `--config=FILE[:ARGUMENT]`, for tools.
+def split_argument(argument: str) -> tuple[pathlib.Path, str]:
+  """Splits `FILE[:ARGUMENT]`, of which FILE may have colons itself, into the path and the argument."""
+  parts = argument.split(":")
+  for count in range(1, len(parts) + 1):
+    path = local(":".join(parts[:count]))
+    if os.path.isfile(path):  # noqa: PTH113  pathlib's raises OSError for a long argument
+      return path, ":".join(parts[count:])
+  return local(parts[0]), ":".join(parts[1:])
+
+
+def from_file(argument: str, flags: Mapping[str, str] | None = None) -> Config:
+  """Returns the resolved config of a file. Bugs in the file keep their traceback.
+
+  Args:
+    argument: of `--config=FILE[:ARGUMENT]`. The file's `get_config` takes ARGUMENT, or nothing; then ARGUMENT may be a
+      list of key=value pairs.
+    flags: full field name -> text, as from `--config.NAME=VALUE`.
 
   Raises:
     ValueError: no such file, no function `get_config` in it, or a config that `resolve` rejects.
   """
-  path, _, rest = argument.partition(":")
+  path, rest = split_argument(argument)
   spec = importlib.util.spec_from_file_location("config", path)
-  if spec is None or spec.loader is None or not pathlib.Path(path).is_file():
+  if spec is None or spec.loader is None or not path.is_file():
     raise ValueError(f"--config={path} is no Python file; give the path of a config")
   module = importlib.util.module_from_spec(spec)
   try:
@@ -32,7 +51,11 @@ def from_file(argument: str) -> Config:
     raise ValueError(f"--config={path} is no Python that can be read ({error}); fix that line") from error
   if not hasattr(module, "get_config"):
     raise ValueError(f"--config={path} has no function get_config; give the path of a config, as in configs/")
-  return resolve(module.get_config(rest))
+  if inspect.signature(module.get_config).parameters:
+    config = module.get_config(rest)
+  else:
+    config = with_argument(complete(module.get_config()), rest)
+  return resolve(with_flags(complete(config), flags or {}))
 
 
 def save(config: Config, path: pathlib.Path) -> None:
@@ -48,7 +71,7 @@ def load(workdir: str | pathlib.Path) -> Config:
   Raises:
     ValueError: no readable `config.json` there, or not the config of a run.
   """
-  path = pathlib.Path(workdir) / "config.json"
+  path = of_run(workdir) / "config.json"
   values = _read_json(path)
   if not isinstance(values, dict) or not values.get("image_shape"):
     raise ValueError(f"{path} is not the config of a run: it has no image_shape; {REMOVE}")

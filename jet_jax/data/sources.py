@@ -24,6 +24,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+from jet_jax.config import local
 from jet_jax.data.adapters import Example, FewerLevels, OneShape, SkipUnreadable
 from jet_jax.data.array_splits import open_npz
 from jet_jax.data.builtin import open_digits, open_photos
@@ -85,7 +86,7 @@ def open_all(source: str, size: int, data_dir: str = "") -> dict[str, Any]:
 
 def _available_splits(source: str, size: int, data_dir: str) -> Splits:
   """Returns for each split of a data set a function that opens it."""
-  kind, _, path = source.partition(":")
+  kind, _, path = _local(source).partition(":")
   kinds = {
     "digits": lambda: open_digits(size),
     "photos": lambda: open_photos(size),
@@ -155,11 +156,20 @@ def open_both(config) -> tuple[Sequence[Example], Sequence[Example]]:
 
 def absolute(source: str) -> str:
   """Returns the source with an absolute path, so that it is the same from any working directory."""
-  kind, _, path = source.partition(":")
+  kind, _, path = _local(source).partition(":")
   return f"{kind}:{pathlib.Path(path).absolute()}" if path and kind != "tfds" else source
+
+
+def _local(source: str) -> str:
+  """Returns the source with the home directory in place of `~`. Raises ValueError for a path that is an address."""
+  kind, _, path = source.partition(":")
+  if kind not in ("npz", "folder", "archive", "tfds"):
+    local(source)  # rejects gs://bucket/images
+    return source
+  return f"{kind}:{local(path)}" if path else source
 
 
 def absolute_data_dir(data_dir: str) -> str:
   """Returns the absolute folder of prepared data sets; if `data_dir` is empty, TFDS's own default."""
   folder = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-  return str(pathlib.Path(folder).expanduser().absolute())
+  return str(local(folder).absolute())

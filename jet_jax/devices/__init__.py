@@ -1,7 +1,7 @@
-"""Meshes, processes, signals and streams."""
+"""Meshes, processes, signals, streams, and the settings that decide numbers."""
 
-from jet_jax.devices import processes, sharding
+from jet_jax.devices import processes, settings, sharding
 from jet_jax.devices.in_flight import InFlight, in_turn
 from jet_jax.devices.preemption import Stop
 
-__all__ = ["InFlight", "Stop", "in_turn", "processes", "sharding"]
+__all__ = ["InFlight", "Stop", "in_turn", "processes", "settings", "sharding"]

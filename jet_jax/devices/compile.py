@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from jet_jax.devices import processes
+from jet_jax.devices.settings import make_key
 
 
 def keep_compiled() -> None:
@@ -37,7 +38,7 @@ def on_mesh(mesh, function):
 
 def key_shape():
   """Shape of a PRNG key."""
-  return jax.eval_shape(lambda: jax.random.key(0))
+  return jax.eval_shape(lambda: make_key(0))
 
 
 def bytes_a_device(shapes) -> int:

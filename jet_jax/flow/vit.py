@@ -65,8 +65,8 @@ class HeadDense(nn.Module):
   @nn.compact
   def __call__(self, x):
     """x: (B, tokens, width) or (B, tokens, heads, width / heads) -> the other."""
-    kernel = self.param("kernel", nn.initializers.xavier_uniform(), (self.width, self.width))
-    bias = self.param("bias", nn.initializers.zeros, (self.width,))
+    kernel = self.param("kernel", nn.initializers.xavier_uniform(), (self.width, self.width), jnp.float32)
+    bias = self.param("bias", nn.initializers.zeros, (self.width,), jnp.float32)
     x, kernel, bias = (y.astype(self.dtype) for y in (x, kernel, bias))
     if self.to_heads:
       kernel = rearrange(kernel, "e (h d) -> e h d", h=self.heads)
@@ -120,7 +120,8 @@ class ViT(nn.Module):
     norm = functools.partial(nn.LayerNorm, epsilon=LAYER_NORM_EPSILON, dtype=self.dtype)
     x = rearrange(x, "b n d -> (b n) d") if self.attention in TOKENS_AS_ROWS else x
     x = nn.Dense(self.width, dtype=self.dtype, name="embed")(x)
-    position = self.param("position_embedding", nn.initializers.normal(self.width**-0.5), (tokens, self.width))
+    normal, shape = nn.initializers.normal(self.width**-0.5), (tokens, self.width)
+    position = self.param("position_embedding", normal, shape, jnp.float32)
     x = (x.reshape(-1, tokens, self.width) + position.astype(self.dtype)).reshape(x.shape)
 
     x = keep_split(x)

@@ -10,6 +10,7 @@ import numpy as np
 from jet_jax import likelihood
 from jet_jax.devices import in_turn, sharding
 from jet_jax.devices.compile import compile_to_fit, key_shape, on_mesh
+from jet_jax.devices.settings import make_key
 
 CHUNK = 256  # images in one pass through the flow, at most
 
@@ -98,7 +99,7 @@ class Sampler:
     def dispatched():
       for start in range(0, self.num, self.chunk):
         index = sharding.place_batch(np.arange(start, start + self.chunk, dtype=np.int32), self.mesh)
-        yield start, *self._step(variables, jax.random.key(seed), index, np.float32(temperature))
+        yield start, *self._step(variables, make_key(seed), index, np.float32(temperature))
 
     for start, images, finite in in_turn(dispatched()):
       count = min(self.chunk, self.num - start)

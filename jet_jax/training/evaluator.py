@@ -8,6 +8,7 @@ import numpy as np
 from jet_jax import data
 from jet_jax.devices import in_turn, sharding
 from jet_jax.devices.compile import compile_to_fit, key_shape, on_mesh
+from jet_jax.devices.settings import make_key
 from jet_jax.training.step import eval_step
 
 NOISE_SEED = 0  # fixed, so that differences between runs and steps come from the models
@@ -71,7 +72,7 @@ class Evaluator:
       "noise_samples"; "num_nonfinite", the images with a NaN or infinite result, any of which makes the mean
       non-finite; "num_bad_images", the unreadable images that were skipped as the config allows.
     """
-    keys = [jax.random.fold_in(jax.random.key(NOISE_SEED), draw) for draw in range(noise_samples)]
+    keys = [jax.random.fold_in(make_key(NOISE_SEED), draw) for draw in range(noise_samples)]
 
     def dispatched():
       for batch in data.eval_batches(self.source, self.batch_size):

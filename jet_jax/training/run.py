@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from jet_jax.config import Config, duration_in_steps
 from jet_jax.devices import processes, sharding
 from jet_jax.devices.compile import bytes_a_device, compile_to_fit, key_shape, on_mesh
+from jet_jax.devices.settings import make_key
 from jet_jax.jet import Jet
 from jet_jax.training.optimizer import make_optimizer, schedule
 from jet_jax.training.step import TrainState, fresh_state, init_state, train_step
@@ -100,7 +101,7 @@ class Run:
   @functools.cached_property
   def state_shapes(self) -> TrainState:
     """The state as ShapeDtypeStructs with their shardings, to restore or compile by."""
-    init = functools.partial(self._init_state, jax.random.key(0))
+    init = functools.partial(self._init_state, make_key(0))
     images = jax.ShapeDtypeStruct((1, *self.config.image_shape), "uint8")
     return sharding.place_like(jax.eval_shape(init, images), self.mesh)
 

@@ -149,7 +149,7 @@ def train_step(
   ema = state.ema
   if ema is not None:
     # Early on the decay is lower, or the initial weights would stay in the average for 1 / (1 - decay) steps.
-    decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
+    decay = jnp.minimum(ema_decay, ((1 + state.step) / (10 + state.step)).astype(jnp.float32))
     ema = optax.incremental_update(params, ema, 1 - decay)
   updated = state.replace(
     step=state.step + 1, skipped_in_a_row=jnp.zeros_like(state.step), params=params, opt_state=opt_state, ema=ema

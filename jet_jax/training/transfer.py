@@ -130,9 +130,9 @@ def path_and_step(init_from: str) -> tuple[str, str]:
   """Returns the absolute path and the step of "WORKDIR[@STEP]"; the step is "" if there is none."""
   path, _, step = init_from.rpartition("@")
   is_step = step == "best" or (step.isascii() and step.isdecimal())
-  if not path or not is_step or pathlib.Path(init_from).expanduser().is_dir():  # the @ belongs to the path
+  if not path or not is_step or config_lib.local(init_from).is_dir():  # the @ belongs to the path
     path, step = init_from, ""
-  return str(pathlib.Path(path).expanduser().resolve()), step
+  return str(config_lib.of_run(path).resolve()), step
 
 
 def _read(path: pathlib.Path) -> dict[str, Any]:

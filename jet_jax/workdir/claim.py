@@ -1,7 +1,8 @@
-"""Claiming a work directory for a run."""
+"""Claiming a work directory for a run, and releasing it."""
 
+import contextlib
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from jet_jax import config as config_lib
@@ -9,7 +10,7 @@ from jet_jax.devices import processes
 from jet_jax.workdir import same_data
 from jet_jax.workdir.atomic import write_json
 from jet_jax.workdir.checkpoint import saved_steps
-from jet_jax.workdir.lock import hold
+from jet_jax.workdir.lock import hold, release
 from jet_jax.workdir.metrics import check_places
 
 # A run cannot change these fields, or those below them, and still be the same run. `same_data` compares the images, and
@@ -21,9 +22,10 @@ FREE = ("model.remat", "model.attention")
 def claim_workdir(
   workdir: str | pathlib.Path, config: config_lib.Config, images: Mapping[str, Any], accept_changed: bool = False
 ) -> pathlib.Path:
-  """Makes the work directory, locks it until this process ends, and writes `config.json` and `data.json`.
+  """Makes the work directory, locks it, and writes `config.json` and `data.json`.
 
-  A directory without a checkpoint holds no run yet: one that failed to start may be started with other values.
+  The lock ends with `release_workdir` or this process. A directory without a checkpoint holds no run yet: one that
+  failed to start may be started with other values.
 
   Args:
     workdir: of the run.
@@ -34,7 +36,7 @@ def claim_workdir(
   Raises:
     ValueError: the directory cannot be used, another process uses it, it holds another run, or a run on other images.
   """
-  workdir = pathlib.Path(workdir).absolute()
+  workdir = config_lib.of_run(workdir)
   try:
     workdir.mkdir(parents=True, exist_ok=True)
     if processes.is_writer():
@@ -52,6 +54,22 @@ def claim_workdir(
   except OSError as error:
     raise ValueError(f"workdir {workdir} cannot be used ({error}); give a folder that can be written") from error
   return workdir
+
+
+def release_workdir(workdir: str | pathlib.Path) -> None:
+  """Releases a work directory that this process has claimed, for others to use; training does so at its end."""
+  release(config_lib.of_run(workdir) / "lock")
+
+
+@contextlib.contextmanager
+def holding(workdir: pathlib.Path) -> Iterator[None]:
+  """Holds a claimed work directory, again if it was released, and releases it at the end."""
+  if processes.is_writer():
+    hold(workdir / "lock")
+  try:
+    yield
+  finally:
+    release_workdir(workdir)
 
 
 def _holds_run(workdir: pathlib.Path) -> bool:

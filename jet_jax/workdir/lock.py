@@ -5,6 +5,7 @@ never blocks the next.
 """
 
 import atexit
+import contextlib
 import errno
 import fcntl
 import json
@@ -17,11 +18,13 @@ from typing import Any
 
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)  # errors of file systems that have none
 
-_held: dict[pathlib.Path, int] = {}
+_held: dict[pathlib.Path, int] = {}  # open files
 
 
 def hold(path: pathlib.Path) -> None:
-  """Locks a file until this process ends, and writes the holder into it. A second call in the process does nothing.
+  """Locks a file until `release` or the end of this process, and writes the holder into it.
+
+  A second call in the process does nothing, unless the file was removed or replaced.
 
   Some file systems have no locks, and some do not carry them to other machines. If the file names a holder that may
   still run there, a warning names it.
@@ -30,17 +33,23 @@ def hold(path: pathlib.Path) -> None:
     ValueError: another process holds the lock; names its machine, number and age.
     OSError: the file cannot be opened or locked.
   """
-  if path in _held:
+  if path in _held and _is_file_at(path, _held[path]):
     return
+  release(path)
   file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
   has_locks = True
   try:
     fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not flock, which a forked process would inherit
   except OSError as error:
     if error.errno in (errno.EACCES, errno.EAGAIN):
-      used = f"{path.parent} is in use by {_describe(_read(file))}"
-      raise ValueError(f"{used}; stop it first, or give another --workdir") from error
+      holder = _read(file)
+      os.close(file)
+      raise ValueError(
+        f"{path.parent} is in use by {_describe(holder)}; stop it first (in a notebook: call "
+        "jet_jax.workdir.release_workdir(DIR) or restart the kernel), or give another --workdir"
+      ) from error
     if error.errno not in NO_LOCKS:
+      os.close(file)
       raise
     has_locks = False
   holder = _read(file)
@@ -52,9 +61,32 @@ def hold(path: pathlib.Path) -> None:
       flush=True,
     )
   os.ftruncate(file, 0)
-  os.pwrite(file, json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "started": time.time()}).encode(), 0)
+  own = {"host": socket.gethostname(), "pid": os.getpid(), "program": pathlib.Path(sys.argv[0]).name}
+  os.pwrite(file, json.dumps(own | {"started": time.time()}).encode(), 0)
   _held[path] = file  # closing it would release the lock
-  atexit.register(os.ftruncate, file, 0)
+
+
+def release(path: pathlib.Path) -> None:
+  """Unlocks and empties a file that this process has locked; does nothing for another."""
+  file = _held.pop(path, None)
+  if file is not None:
+    with contextlib.suppress(OSError):  # a file system that is gone has no lock either
+      os.ftruncate(file, 0)
+    os.close(file)
+
+
+@atexit.register
+def _release_all() -> None:
+  for path in list(_held):
+    release(path)
+
+
+def _is_file_at(path: pathlib.Path, file: int) -> bool:
+  """Returns True if the open file is the one at the path: a work directory may have been removed and made again."""
+  try:
+    return os.path.samestat(path.stat(), os.fstat(file))
+  except FileNotFoundError:
+    return False
 
 
 def _read(file: int) -> dict[str, Any]:
@@ -69,4 +101,5 @@ def _read(file: int) -> dict[str, Any]:
 def _describe(holder: dict[str, Any]) -> str:
   started = holder.get("started")
   age = f", started {max(0, time.time() - started):,.0f} s ago" if isinstance(started, int | float) else ""
-  return f"process {holder.get('pid', '?')} on {holder.get('host', '?')}{age}"
+  program = f" ({holder['program']})" if holder.get("program") else ""
+  return f"process {holder.get('pid', '?')} on {holder.get('host', '?')}{age}{program}"

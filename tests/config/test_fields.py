@@ -25,17 +25,68 @@ def test_tuples_and_their_commas_go_after_the_colon():
 def test_a_duration_given_last_replaces_its_other_units():
   config = imagenet64.get_config("total_steps=7")
   assert (config.total_steps, config.total_epochs) == (7, None)
-  config = imagenet64.get_config()
-  config.total_steps = 9  # as --config.total_steps=9 does
-  resolved = resolve(config, flag_overrides=["total_steps"])
-  assert (resolved.total_steps, resolved.total_epochs) == (9, None)
+  config = config_lib.from_file("configs/imagenet64.py", {"total_steps": "9"})
+  assert (config.total_steps, config.total_epochs) == (9, None)
+
+
+def test_values_in_quotes_may_have_commas():
+  config = digits.get_config("data.source='folder:/a,b/it (1)',lr=0.5,wandb_project=\"x,y\",data_dir=/it's/c d")
+  assert (config.data.source, config.lr) == ("folder:/a,b/it (1)", 0.5)
+  assert (config.wandb_project, config.data.data_dir) == ("x,y", "/it's/c d")
+
+
+def test_a_comma_in_a_path_without_quotes_is_explained():
+  with pytest.raises(ValueError, match=r"variant 'b'.*belongs to data\.source, put that value in quotes.*--config"):
+    digits.get_config("source=folder:/a,b")
+
+
+def test_text_stays_text_whatever_it_looks_like():
+  config = config_lib.from_file("configs/digits.py:data_dir=1_000,init_from=007", {"wandb_project": "1.50"})
+  assert (config.data.data_dir, config.init_from, config.wandb_project) == ("1_000", "007", "1.50")
+
+
+def test_flags_take_none_and_booleans_in_small_letters():
+  flags = {"eval_steps": "None", "data.flip": "true", "model.layers": "('actnorm',)", "lr": "1", "mesh.fsdp": "1"}
+  config = config_lib.from_file("configs/digits.py", flags)
+  assert (config.eval_steps, config.data.flip, config.model.layers) == (None, True, ("actnorm",))
+  assert (config.lr, config.mesh.fsdp) == (1.0, "1")
+
+
+@pytest.mark.fault(23)
+@pytest.mark.parametrize(
+  ("flags", "message"),
+  [
+    ({"couplings": "4"}, "unknown flag --config.couplings, did you mean '--config.model.couplings'"),
+    ({"batchsize": "4"}, "did you mean '--config.batch_size'"),
+    ({"model.depth": "4"}, "did you mean '--config.model.block_depth'"),
+    ({"batch_size": "many"}, "batch_size='many' has the wrong type; give a value of type int"),
+    ({"model.layers": "actnorm"}, r"give a value of type tuple, such as \('one',\) or \(\)"),
+    ({"sample_num": "None"}, "sample_num=None has the wrong type; give a value of type int"),
+  ],
+)
+def test_wrong_flags_of_fields_are_one_line(flags, message):
+  with pytest.raises(ValueError, match=message) as error:
+    config_lib.from_file("configs/digits.py", flags)
+  assert "\n" not in str(error.value)
+
+
+def test_a_config_file_may_take_no_argument_and_its_path_may_have_colons(tmp_path):
+  file = tmp_path / "a:b" / "my config.py"
+  file.parent.mkdir()
+  file.write_text(
+    "from ml_collections import ConfigDict\n"
+    "def get_config():\n  return ConfigDict({'total_steps': 3, 'model': {'couplings': 2}})\n"
+  )
+  config = config_lib.from_file(str(file))
+  assert (config.total_steps, config.model.couplings, config.batch_size) == (3, 2, 1024)
+  assert config_lib.from_file(f"{file}:couplings=5,source=npz:/x:y", {"lr": "0.5"}).data.source == "npz:/x:y"
 
 
 def test_a_duration_in_two_units_of_the_command_line_is_refused():
-  config = imagenet64.get_config()
-  config.total_steps, config.total_epochs = 9, 0.5
+  flags = {"total_steps": "9", "total_epochs": "0.5"}
   with pytest.raises(ValueError, match=r"--config.total_steps and --config.total_epochs are both given; keep one"):
-    resolve(config, flag_overrides=["total_epochs", "total_steps"])
+    config_lib.from_file("configs/imagenet64.py", flags)
+  assert config_lib.from_file("configs/imagenet64.py", flags | {"total_epochs": "None"}).total_steps == 9
 
 
 def test_fields_that_are_read_from_the_data_may_not_be_given_otherwise():
@@ -106,6 +157,7 @@ def test_unknown_variants_are_refused():
     ({"lr": float("nan")}, "lr=nan"),
     ({"total_steps": None, "total_epochs": float("inf")}, "total_epochs=inf must be finite"),
     ({"adam_mu_dtype": "bfloat61"}, "'float32' or 'bfloat16'"),
+    ({"model.dtype": "float64"}, "model.dtype='float64' must be 'float32' or 'bfloat16'"),
     ({"clip_norm": 0.0}, "clip_norm"),
     ({"eval_steps": -5}, "eval_steps=-5"),
     ({"total_steps": 0}, "no length"),

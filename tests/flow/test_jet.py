@@ -113,6 +113,22 @@ def test_the_density_of_a_one_pixel_flow_integrates_to_one(tiny_flow):
   np.testing.assert_allclose(mass, 1, atol=1e-3)
 
 
+@pytest.mark.parametrize("attention", ["xla", "einsum"])
+def test_a_flow_is_the_same_in_double_precision(attention):
+  def variables_and_result():
+    model = Jet(couplings=2, block_depth=1, width=8, heads=2, patch_size=2, kinds=("channels", "spatial"))
+    model, x = model.clone(attention=attention), np.zeros((2, 4, 4, 2), np.float32)
+    variables = jax.jit(model.init)(jax.random.key(0), x)
+    return variables, jax.eval_shape(model.apply, variables, x)
+
+  with jax.enable_x64():
+    wide, wide_result = variables_and_result()
+  variables, result = variables_and_result()
+  assert wide_result == result
+  jax.tree.map(np.testing.assert_array_equal, wide, variables)
+  assert jax.tree.map(lambda x: x.dtype, wide) == jax.tree.map(lambda x: x.dtype, variables)
+
+
 def test_images_of_a_batch_do_not_see_each_other(tiny_flow):
   model, variables = tiny_flow((4, 4, 3))
   x = jax.random.normal(jax.random.key(0), (3, 4, 4, 3))

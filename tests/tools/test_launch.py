@@ -57,6 +57,22 @@ def start_script(command, environment):
     signal.signal(signal.SIGINT, inherited)
 
 
+@pytest.mark.parametrize(
+  ("arguments", "printed", "status"),
+  [
+    (["--workdir=~/a b"], "/home/me/a b\n", 0),
+    (["--workdir", "a~/b:c"], "a~/b:c\n", 0),
+    (["--workdir=gs://bucket/run"], "error: --workdir=gs://bucket/run is an address; mount the bucket", 2),
+    ([], "error: no --workdir=DIR", 2),
+  ],
+)
+def test_the_work_directory_of_the_scripts_is_that_of_training(arguments, printed, status):
+  command = ["bash", "-c", f'source {FOLDER}/common.sh; echo "$folder"', "script", *arguments]
+  result = run_script(command, {"HOME": "/home/me"})
+  assert (result.stdout + result.stderr).startswith(printed)
+  assert result.returncode == status
+
+
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
 def test_scripts_are_sound_shell(script):
   assert os.access(script, os.X_OK) == (script.name != "common.sh")

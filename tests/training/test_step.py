@@ -9,11 +9,14 @@ import numpy as np
 import optax
 import pytest
 
+from configs import digits
 from flows import new_state
 from jet_jax import likelihood
+from jet_jax.config import resolve
 from jet_jax.jet import Jet
 from jet_jax.sampling.sampler import sample_step
-from jet_jax.training.step import train_step
+from jet_jax.training.optimizer import make_optimizer
+from jet_jax.training.step import train_step as one_step
 
 SHAPE, LEVELS = (4, 4, 2), 17
 MODEL = Jet(couplings=2, block_depth=1, width=8, heads=2, patch_size=2)
@@ -26,7 +29,7 @@ def state():
   return new_state(jax.random.key(0), MODEL, OPTIMIZER, SHAPE, with_ema=True)
 
 
-train_step = jax.jit(functools.partial(train_step, model=MODEL, optimizer=OPTIMIZER, levels=LEVELS, ema_decay=0.9))
+train_step = jax.jit(functools.partial(one_step, model=MODEL, optimizer=OPTIMIZER, levels=LEVELS, ema_decay=0.9))
 
 
 def test_training_learns_and_counts_its_steps(state):
@@ -45,6 +48,23 @@ def test_a_step_is_a_function_of_state_batch_and_key(state):
   other, _ = train_step(state, IMAGES, jax.random.key(2))
   chex.assert_trees_all_equal(one, again)
   assert any(jax.tree.leaves(jax.tree.map(lambda a, b: not jnp.array_equal(a, b), one.params, other.params)))
+
+
+@pytest.mark.parametrize("microbatches", [1, 2])
+def test_a_step_keeps_all_dtypes_in_double_precision(microbatches):
+  step = functools.partial(
+    one_step, model=MODEL, optimizer=make_optimizer(resolve(digits.get_config()), 10, 2), levels=LEVELS, ema_decay=0.9,
+    microbatches=microbatches,
+  )  # fmt: skip
+
+  def states():
+    before = jax.eval_shape(lambda: new_state(jax.random.key(0), MODEL, step.keywords["optimizer"], SHAPE, True))
+    return before, *jax.eval_shape(step, before, IMAGES, jax.random.key(1))
+
+  with jax.enable_x64():
+    before, after, metrics = states()
+  assert before == after == states()[1]
+  assert metrics["bits_per_dim"].dtype == metrics["grad_norm"].dtype == "float32"
 
 
 def test_noise_differs_between_steps(state):

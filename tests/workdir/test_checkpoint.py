@@ -7,6 +7,7 @@ import optax
 import pytest
 
 from flows import new_state
+from jet_jax.config import of_run
 from jet_jax.devices import sharding
 from jet_jax.devices.sharding import place_like
 from jet_jax.jet import Jet
@@ -22,12 +23,12 @@ def make_state(step, with_ema=True):
   return state.replace(step=jnp.int32(step))
 
 
-@pytest.mark.parametrize("with_ema", [False, True])
-def test_a_saved_state_comes_back_bit_for_bit(tmp_path, with_ema):
+@pytest.mark.parametrize(("with_ema", "name"), [(False, "run"), (True, "a b#%20:é'\"{};,=@3]~$|\n")])
+def test_a_saved_state_comes_back_bit_for_bit_whatever_the_folder_is_called(tmp_path, with_ema, name):
   state = make_state(3, with_ema)
-  with Checkpoints(tmp_path, keep=1) as checkpoints:
+  with Checkpoints(of_run(tmp_path / name), keep=1) as checkpoints:
     checkpoints.save(state.items())
-  with Checkpoints(tmp_path, keep=1) as checkpoints:
+  with Checkpoints(tmp_path / name, keep=1) as checkpoints:
     restored = TrainState.from_items(
       checkpoints.restore(3, place_like(make_state(0, with_ema), sharding.make_mesh()).items())
     )

@@ -12,7 +12,7 @@ import time
 import pytest
 
 import small_runs
-from jet_jax.workdir import lock
+from jet_jax.workdir import holding, lock, release_workdir
 
 HOLD = """
 import pathlib, sys, time
@@ -65,8 +65,7 @@ def test_a_stopped_process_keeps_its_lock_and_a_forked_one_does_not_inherit_it(t
   if not child:
     time.sleep(30)
     os._exit(0)
-  file = lock._held.pop(tmp_path / "lock")
-  os.lockf(file, os.F_ULOCK, 0)
+  lock.release(tmp_path / "lock")
   free = holder(tmp_path / "lock")  # though the child lives
   free.kill()
   os.kill(child, signal.SIGKILL)
@@ -83,6 +82,38 @@ def test_a_lock_file_of_another_machine_is_a_warning_that_names_the_holder(tmp_p
   assert len(warnings) == 1, "once a process"
   assert re.match(rf"warning: {path} names process 7 on elsewhere, started 3,60\d s ago", warnings[0])
   assert json.loads(path.read_text())["host"] == os.uname().nodename
+
+
+@pytest.mark.fault(26)
+def test_a_work_directory_that_was_removed_and_made_again_is_locked_again(tmp_path):
+  path = tmp_path / "lock"
+  lock.hold(path)
+  path.unlink()
+  lock.hold(path)
+  assert json.loads(path.read_text())["pid"] == os.getpid()
+  path.unlink()
+  lock.release(path)  # what was removed cannot be emptied
+  assert not path.exists()
+
+
+@pytest.mark.process
+@pytest.mark.fault(26)
+def test_a_released_work_directory_is_free_while_the_process_lives(tmp_path):
+  held = tmp_path / "lock"
+  lock.hold(held)
+  message = r"in use by process \d+ on .*, started \d+ s ago \(.+\); stop it first .*release_workdir"
+  try_it = f"import pathlib\nfrom jet_jax.workdir import lock\nlock.hold(pathlib.Path({str(held)!r}))"
+  refused = subprocess.run([sys.executable, "-c", try_it], capture_output=True, text=True, check=False)
+  assert re.search(message, refused.stderr)
+  release_workdir(tmp_path)
+  assert held.read_text() == ""
+  holder(held).kill()
+
+
+def test_training_releases_its_work_directory(tmp_path):
+  with holding(tmp_path):
+    assert json.loads((tmp_path / "lock").read_text())["pid"] == os.getpid()
+  assert (tmp_path / "lock").read_text() == ""
 
 
 @pytest.mark.fault(26)

@@ -28,8 +28,8 @@ trap stop USR1 # sent by SLURM 300 seconds before the time limit
 if [[ -n ${SLURM_CPUS_PER_TASK:-} ]]; then
   export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK # recent versions of srun do not inherit it from sbatch
 fi
-mkdir -p "$workdir"
-count=$workdir/slurm_ends_without_progress # a file, so that the count survives when the job is queued again
+mkdir -p "$folder"
+count=$folder/slurm_ends_without_progress # a file, so that the count survives when the job is queued again
 if ((${SLURM_RESTART_COUNT:-0} == 0)); then rm -f "$count"; fi
 
 before=$(complete_checkpoints)

@@ -15,6 +15,7 @@ import numpy as np
 
 from jet_jax.devices import compile as compile_lib
 from jet_jax.devices import sharding
+from jet_jax.devices.settings import make_key
 from jet_jax.sampling import sampler
 from jet_jax.training import Run, cost, evaluator
 
@@ -94,7 +95,7 @@ class States:
     """Returns the key of a run's state; initializes a missing state from images on the devices."""
     shapes = str(run.state_shapes)
     if shapes not in self._by_shapes:
-      self._by_shapes[shapes] = run.initial_state(jax.random.key(0), images)
+      self._by_shapes[shapes] = run.initial_state(make_key(0), images)
     return shapes
 
   def __getitem__(self, shapes: str):
@@ -118,7 +119,7 @@ def prepare(what: str, setting: str, config, mesh, states: States) -> Program:
     ValueError: a program that cannot run here, or does not fit in memory.
   """
   run = Run.from_config(config, config.data.num_examples or config.batch_size, mesh)
-  model, key, batch = run.model, jax.random.key(1), _images_per_call(what, config, mesh)
+  model, key, batch = run.model, make_key(1), _images_per_call(what, config, mesh)
   random_images = np.random.default_rng(0).integers(0, config.levels, (batch, *config.image_shape), np.uint8)
   images, index = (sharding.place_batch(x, mesh) for x in (random_images, np.arange(batch, dtype=np.int32)))
   shapes = states.ensure(run, images)
