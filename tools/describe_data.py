@@ -39,9 +39,7 @@ def main(argv=None) -> None:
   parser.add_argument("--size", type=int, default=0, help="side to resize to, as config.data.size; 0 keeps shapes")
   parser.add_argument("--levels", type=int, help="number of pixel values, as config.levels; by default all")
   parser.add_argument("--data_dir", default="", help="folder of prepared data sets, for tfds:NAME")
-  parser.add_argument(
-    "--grid", type=config_lib.check_output, help="PNG file to draw some images of each split and class in"
-  )
+  parser.add_argument("--grid", type=config_lib.check_output, help="PNG file to draw images of each class in")
   args = parser.parse_args(argv)
   try:
     source = sources.absolute(args.source)

@@ -66,7 +66,7 @@ class Arrays(Examples):
   def entries(self) -> Iterator[bytes]:
     """Yields the shape and a checksum, for `identity`: of a large array, that of images at even distances."""
     stride = math.ceil(self.images.nbytes / CHECKED_BYTES) or 1
-    checksum = zlib.crc32(np.ascontiguousarray(self.images[::stride]))
+    checksum = zlib.crc32(np.ascontiguousarray(self.images[::stride]).data)
     yield f"an array {self.images.shape} with the CRC-32 {checksum:08x}".encode()
 
   def window(self, numbers: range) -> "Arrays":
