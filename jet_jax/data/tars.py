@@ -16,7 +16,7 @@ BLOCK = 512  # bytes
 MAX_EXTENSION = 2**24  # bytes of a long name, or of other facts about a file
 PAX_RECORD = re.compile(rb"(\d{1,20}) [^=]+=")
 TAR = re.compile(r".*\.(tar|tar\.(gz|bz2|xz|zst|lz4|lzma|z)|tgz|tbz2?|txz|tzst|tlz)", re.IGNORECASE | re.DOTALL)
-COMPRESSED = (b"\x1f\x8b", b"\x1f\x9d", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"\x04\x22\x4d\x18", b"LZIP")
+COMPRESSED = (b"\x1f\x8b", b"\x1f\x9d", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"\x04\x22\x4d\x18", b"LZIP\1")
 AGAIN = "copy or download it again, or pack it anew"
 
 
@@ -64,9 +64,7 @@ def _entry(archive: tarfile.TarFile, member: tarfile.TarInfo, where: str, start:
   elif member.isreg():
     yield name, (start + member.offset_data, member.size, member.sparse)
   elif member.type == b"M":
-    raise ValueError(
-      f"{where} is one of several volumes: {name} begins in the one before; unpack them together"
-    )
+    raise ValueError(f"{where} is one of several volumes: {name} begins in the one before; unpack them together")
   elif not member.isdir() and member.type not in (b"D", b"V"):  # GNU's own kind of folder; the label of the archive
     yield name, SPECIAL
 
