@@ -31,7 +31,7 @@ from jet_jax.data.entries import (
   plain,
   reason_to_skip,
   unpacked,
-)  # fmt: skip
+)
 from jet_jax.data.tars import COMPRESSED, read_tar
 from jet_jax.data.zips import opened_zip, read_zip
 
@@ -185,7 +185,8 @@ def open_files(path: str | pathlib.Path) -> Files:
 def _open_archive(path: pathlib.Path) -> Files:
   with path.open("rb") as file:
     magic = file.read(6)
-  if magic.startswith(b"PK") or path.suffix.lower() == ".zip":  # a tar may end as a zip does, if one lies in it
+  # zipfile looks at a file's end, where a tar may have a zip. Parts of a zip begin with anything.
+  if magic.startswith((b"PK\3\4", b"PK\5\6", b"PK\7\x08", b"PK00")) or path.suffix.lower() == ".zip":
     return Zip(path)
   if magic.startswith(COMPRESSED):
     raise ValueError(f"{path} is compressed as a whole and can only be read from its start; uncompress it once")

@@ -16,7 +16,7 @@ BLOCK = 512  # bytes
 MAX_EXTENSION = 2**24  # bytes of a long name, or of other facts about a file
 PAX_RECORD = re.compile(rb"(\d{1,20}) [^=]+=")
 TAR = re.compile(r".*\.(tar|tar\.(gz|bz2|xz|zst|lz4|lzma|z)|tgz|tbz2?|txz|tzst|tlz)", re.IGNORECASE | re.DOTALL)
-COMPRESSED = (b"\x1f\x8b", b"\x1f\x9d", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"\x04\x22\x4d\x18", b"LZIP")
+COMPRESSED = (b"\x1f\x8b", b"\x1f\x9d", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"\x04\x22\x4d\x18", b"LZIP\1")
 AGAIN = "copy or download it again, or pack it anew"
 
 

@@ -126,6 +126,11 @@ def test_an_inner_archive_is_read_or_refused_by_name(tmp_path):
       opened(tmp_path, tar({"n0.tar": inner, name: data}))
 
 
+@pytest.mark.parametrize("name", ["PKLot/1.png", "LZIPped/1.png"])
+def test_a_tar_is_told_from_other_archives_by_more_than_two_letters(tmp_path, name):
+  assert opened(tmp_path, tar({name: b"x"})).names == [name]
+
+
 def test_what_is_no_file_is_counted_or_refused(tmp_path):
   def of_type(kind):
     member = tarfile.TarInfo("x.png")

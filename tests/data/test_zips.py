@@ -99,7 +99,7 @@ def test_a_zip_that_was_replaced_is_opened_anew(tmp_path):
   assert opened(tmp_path, zipped({"other.png": b"other"}), "set.zip")[0] == b"other"
 
 
-@pytest.mark.parametrize("joined", [lambda a, b: a + b, lambda a, b: a + b"tail", lambda a, b: b"PK" + a])
+@pytest.mark.parametrize("joined", [lambda a, b: a + b, lambda a, b: a + b"tail", lambda a, b: a[:4] + a])
 def test_a_zip_beside_other_data_is_refused(tmp_path, joined):
   with pytest.raises(ValueError, match=r"is no readable \.zip.*(before its first file|more follows)"):
     opened(tmp_path, joined(zipped({"a.png": b"a"}), zipped({"b.png": b"b"})))
