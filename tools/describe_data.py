@@ -1,4 +1,4 @@
-"""Shows what is in a data set, before a run trains on it, and prints one JSON object last:
+"""Shows what is in a data set, before a run trains on it, and prints one JSON object last.
 
 python -m tools.describe_data --source=folder:PATH [--size=64] [--levels=256] [--data_dir=DIR] [--grid=FILE]
 

@@ -34,7 +34,7 @@ def config(tiny_config, tmp_path):
 
 
 def evaluated(capsys, workdir, *flags):
-  """What an evaluation prints: its result, and its lines on standard error."""
+  """Evaluates; returns the result that the command prints, and its lines on standard error."""
   capsys.readouterr()
   evaluate.main([f"--workdir={workdir}", *flags])
   out, err = capsys.readouterr()
@@ -57,7 +57,7 @@ def test_a_run_resumes_bit_for_bit_where_its_images_moved_and_is_evaluated_there
 
   there, lines = evaluated(capsys, tmp_path / "run")  # the run has noted the new place
   assert f"folder:{tmp_path}/moved" in lines
-  assert "validation: 4 images (folder validation)" in lines
+  assert "validation: 4 images (folder val)" in lines
   with pytest.raises(SystemExit, match="does not exist.*If the images of the run have moved, give their --source"):
     evaluate.main([f"--workdir={tmp_path / 'straight'}"])
   given, lines = evaluated(capsys, tmp_path / "straight", f"--source=folder:{tmp_path}/moved")
@@ -116,7 +116,7 @@ def test_a_run_says_what_is_in_its_data(config, tmp_path, capsys):
   assert capsys.readouterr().out.splitlines()[:4] == [
     f"data: folder:{images}, images of 8x8x3",
     "  train: 20 images (folder train)",
-    "  validation: 4 images (folder validation)",
+    "  validation: 4 images (folder val)",
     "  skipped: 1 no image suffix (.txt) (notes.txt)",
   ]
 

@@ -2,7 +2,6 @@
 
 import itertools
 import pathlib
-from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -11,6 +10,7 @@ from PIL import Image
 from jet_jax import data
 from jet_jax.data import adapters, builtin, sources
 from jet_jax.data.decode import BadImage
+from jet_jax.data.splits import Examples
 
 
 def take(batches, count):
@@ -287,10 +287,8 @@ def test_the_first_image_may_be_unreadable_too(tmp_path, holes):
     sources.open_source(holes, 0, 256, "train")
 
 
-class Broken(Sequence):
+class Broken(Examples):
   """Examples of which some are unreadable, and a list of those that were tried."""
-
-  classes = ()
 
   def __init__(self, count, bad):
     self.count, self.bad, self.tried = count, set(bad), []
@@ -325,7 +323,7 @@ def test_many_unreadable_images_in_a_row_are_each_tried_once(order):
 
 
 @pytest.mark.parametrize("cap", [7, 8, 2**31 - 1])
-@pytest.mark.parametrize("wrap", [lambda source, cap: source, lambda source, cap: adapters.FewerLevels(source, 2)])
+@pytest.mark.parametrize("wrap", [lambda source, cap: source, lambda source, cap: adapters.FewerLevels(source, 2, 128)])
 def test_a_split_that_cannot_be_read_at_all_ends_after_one_pass(cap, wrap):
   broken = Broken(8, range(8))
   source = adapters.SkipUnreadable(wrap(broken, cap), cap)

@@ -46,7 +46,7 @@ def test_a_folder_is_described_in_words_and_as_json(tmp_path, capsys):
   train, validation = result["splits"]["train"], result["splits"]["validation"]
   assert (train["images"], train["classes"], train["labels"]) == (5, ["cat", "dog"], {"cat": 3, "dog": 2})
   assert (validation["images"], validation["labels"]) == (1, {"cat": 1, "dog": 0})
-  assert validation["origin"] == "folder validation"
+  assert validation["origin"] == "folder val"
   assert len(train["unreadable"]) == 1
   assert "(9, 8, 3) and the first image (8, 8, 3); set data.size" in result["rejected"]
 
