@@ -10,6 +10,7 @@ import dataclasses
 import os
 import pathlib
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -27,7 +28,7 @@ from jet_jax.devices import Stop, processes, sharding
 from jet_jax.devices import compile as compile_lib
 from jet_jax.sampling import Sampler
 from jet_jax.training import Evaluator, NonFiniteMonitor, Run, TrainState, choose_mesh, cost, transfer
-from jet_jax.workdir import Checkpoints, MetricLog, claim_workdir
+from jet_jax.workdir import Checkpoints, MetricLog, claim_workdir, versions
 from jet_jax.workdir.metrics import check_wandb
 
 
@@ -156,6 +157,7 @@ def train(job: Job) -> TrainState:
         return state
     programs = compile_all(job)
     state = start_state(job, init_key, checkpoints)
+    versions.record(job.workdir, int(state.step))
     state = run_steps(job, programs, state, noise_key, checkpoints, stop)
     if step := int(state.step):
       checkpoints.save(state.items())  # the end is saved whatever the config says
@@ -216,10 +218,21 @@ def say_why_it_ended(run: Run, step: int, best) -> None:
     processes.say(f"ended after step {step} of {run.total_steps}: {best}; patience={run.config.patience}")
 
 
+def parse_flags(argv) -> list[str]:
+  """Parses the command line. A wrong flag or value, or a bug in a config file, ends the process as rejected."""
+  try:
+    return config_lib.parse_flags(argv)
+  except flags.Error as error:
+    processes.fail(error)
+  except Exception:  # a config file is code, and may raise anything
+    traceback.print_exc()
+    sys.exit(processes.REJECTED)
+
+
 def main(argv) -> None:
   """Reads the command line and trains."""
   if argv[1:]:
-    sys.exit(f"error: unknown arguments {argv[1:]}; fields of the config are set by --config.NAME=VALUE")
+    processes.fail(ValueError(f"unknown arguments {argv[1:]}; fields of the config are set by --config.NAME=VALUE"))
   if not flags.FLAGS["verbosity"].present:
     logging.set_verbosity(logging.ERROR)  # below it, orbax tells every step of a save
   try:
@@ -240,4 +253,4 @@ if __name__ == "__main__":
   config_flags.DEFINE_config_file("config", None, "config file, with its argument after a colon", lock_config=True)
   flags.DEFINE_string("workdir", None, "folder of the run: config, checkpoints, metrics, samples")
   flags.mark_flags_as_required(["config", "workdir"])
-  app.run(main, flags_parser=config_lib.parse_flags)
+  app.run(main, flags_parser=parse_flags)

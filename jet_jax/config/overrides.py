@@ -3,7 +3,6 @@
 import ast
 import difflib
 import re
-import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -58,13 +57,17 @@ def with_argument(config: Config, argument: str, variants: dict[str, dict] | Non
 
 
 def parse_flags(argv) -> list[str]:
-  """Parses the command line and exits with one line for a wrong value. Bugs in a config file keep their traceback."""
+  """Parses the command line. Bugs in a config file keep their traceback.
+
+  Raises:
+    flags.Error: a wrong flag or value, in one line.
+  """
   try:
     return flags.FLAGS(argv)
   except flags.Error as error:
     text = str(error).strip()
     last = text.splitlines()[-1]  # ml_collections puts a whole traceback into its message
-    sys.exit("error: " + (last.removeprefix("ValueError: ") if last.startswith("ValueError: ") else text))
+    raise flags.Error(last.removeprefix("ValueError: ") if last.startswith("ValueError: ") else text) from None
 
 
 def set_field(config: Config, name: str, value: Any) -> None:
