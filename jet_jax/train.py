@@ -10,6 +10,7 @@ import dataclasses
 import os
 import pathlib
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -26,7 +27,7 @@ from jet_jax.devices import InFlight, Stop, processes, settings, sharding, strea
 from jet_jax.devices import compile as compile_lib
 from jet_jax.sampling import Sampler
 from jet_jax.training import Evaluator, NonFiniteMonitor, Run, TrainState, choose_mesh, cost, transfer
-from jet_jax.workdir import Checkpoints, MetricLog, bad_images, claim_workdir, holding
+from jet_jax.workdir import Checkpoints, MetricLog, bad_images, claim_workdir, holding, versions
 from jet_jax.workdir.wandb_page import check_wandb
 
 PAUSES = {"eval": "evaluation", "sample": "samples", "checkpoint": "checkpoint"}  # of training, by event, and in order
@@ -169,6 +170,7 @@ def train(job: Job) -> TrainState:
         return state
     programs = compile_all(job)
     state = start_state(job, init_key, checkpoints)
+    versions.record(job.workdir, int(state.step))
     state = run_steps(job, programs, state, noise_key, checkpoints, stop)
   say_why_it_ended(run, int(state.step), checkpoints.best)
   return state
@@ -261,6 +263,17 @@ def say_why_it_ended(run: Run, step: int, best) -> None:
     processes.say(f"ended after step {step} of {run.total_steps}: {best}; patience={run.config.patience}")
 
 
+def read_config(argument: str, fields: Mapping[str, str]) -> Config:
+  """The config of the command line. A wrong one ends the process as rejected; a bug in the file with its traceback."""
+  try:
+    return config_lib.from_file(argument, fields)
+  except ValueError as error:
+    processes.fail(error)
+  except Exception:  # a config file is code, and may raise anything
+    traceback.print_exc()
+    sys.exit(processes.REJECTED)
+
+
 def main(argv=None) -> None:
   """Reads the command line and trains."""
   parser = config_lib.Parser("jet_jax.train", __doc__, epilog=config_lib.describe_fields())
@@ -278,8 +291,8 @@ def main(argv=None) -> None:
   args, fields = parser.parse_with_fields(argv)
   settings.settle()
   streams.outlive()
+  config = read_config(args.config, fields)
   try:
-    config = config_lib.from_file(args.config, fields)
     processes.join()
     compile_lib.keep_compiled()
     with processes.agreed():

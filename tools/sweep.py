@@ -30,6 +30,7 @@ import jax
 from absl import logging
 
 from jet_jax import config as config_lib
+from jet_jax.devices.processes import heeded_signals
 from jet_jax.training import transfer
 from jet_jax.workdir import checkpoint, metrics
 from tools.measuring import sweep_tables
@@ -183,7 +184,7 @@ class Sweep:
 
 
 class _StopRequest:
-  """Context that turns SIGTERM and Ctrl-C into a request: running runs save and stop, waiting runs do not start.
+  """Context that turns SIGTERM, Ctrl-C and the like into a request: running runs save and stop, others do not start.
 
   Attributes:
     received: True once a signal has arrived.
@@ -192,7 +193,7 @@ class _StopRequest:
   received = False
 
   def __enter__(self):
-    self._handlers = [(number, signal.signal(number, self._receive)) for number in (signal.SIGTERM, signal.SIGINT)]
+    self._handlers = [(number, signal.signal(number, self._receive)) for number in heeded_signals()]
     self._signalled = set()
     return self
 

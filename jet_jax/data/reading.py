@@ -19,7 +19,7 @@ POLL = 0.5  # seconds between two looks at what else may have happened, while no
 CLOSING = 5  # seconds that reading processes have to end by themselves
 
 
-class ReaderDied(ValueError):
+class ReaderDied(processes.Failure):
   """A reading process has died; the message has the reason and the fix."""
 
 

@@ -1,4 +1,4 @@
-"""Ending a run early and in order: after SIGTERM or Ctrl-C it finishes its step, saves and ends with status 0."""
+"""Ending a run early and in order: after a signal it finishes its step, saves and ends with status 0."""
 
 import contextlib
 import itertools
@@ -12,12 +12,13 @@ import jax
 
 from jet_jax.devices import processes
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+URGENT = (signal.SIGTERM, signal.SIGINT)  # a second one of these ends the process at once; the others may come often
 ECHO = 0.5  # seconds in which a second signal counts as the first: a scheduler and a script may both send it
+NOTICE = "saving after this step, then ending; a second SIGTERM or Ctrl-C ends at once"
 
 
 class Stop:
-  """A context in which the first signal asks the run to end, and the second ends the process at once.
+  """A context in which the first signal asks the run to end, and a second SIGTERM or Ctrl-C ends the process at once.
 
   A thread receives the signals, because handlers in Python would wait for the end of a compilation. If one of several
   processes is asked, all agree on a last step. JAX's preemption service does the same, but not for Ctrl-C, and its
@@ -38,7 +39,7 @@ class Stop:
       os.set_blocking(writer, False)
       self._undo.callback(os.close, writer)
       self._undo.callback(signal.set_wakeup_fd, signal.set_wakeup_fd(writer))
-      for name in SIGNALS:
+      for name in processes.heeded_signals():
         self._undo.callback(signal.signal, name, signal.signal(name, lambda *_: None))
       threading.Thread(target=self._listen, args=(reader,), daemon=True).start()
     if jax.process_count() > 1:
@@ -60,18 +61,20 @@ class Stop:
       return step >= self._last
 
   def _listen(self, reader: int) -> None:
-    first = None
+    first = None  # time of the first urgent signal
     with open(reader, "rb", buffering=0) as signals:
       while number := signals.read(1):  # empty when the context is left
         name = number[0]
-        if name not in SIGNALS or (first and time.monotonic() - first < ECHO):
+        if name not in processes.SIGNALS or (first and time.monotonic() - first < ECHO):
           continue
-        if first:
-          os._exit(128 + name)
-        first = time.monotonic()
-        name = signal.Signals(name).name
-        print(f"{name}: saving after this step, then ending; a second signal ends at once", file=sys.stderr, flush=True)
-        self._asked.set()
+        if name in URGENT:
+          if first:
+            os._exit(128 + name)
+          first = time.monotonic()
+        if not self._asked.is_set():
+          self._asked.set()  # before the line below, which fails if the terminal is gone
+          with contextlib.suppress(OSError, ValueError):
+            print(f"{signal.Signals(name).name}: {NOTICE}", file=sys.stderr, flush=True)
 
   def _agree(self) -> None:
     """Waits until a process is asked, then sets the last step: the one after the furthest that any has done.

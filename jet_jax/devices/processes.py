@@ -8,7 +8,6 @@ import collections
 import contextlib
 import importlib.util
 import os
-import pathlib
 import signal
 import sys
 import threading
@@ -22,10 +21,20 @@ import jax
 # `jax.experimental.multihost_utils` run on the devices, whose collectives fail if one process is 30 s slower.
 from jax._src import distributed
 
+from jet_jax.devices import absent_tpu
+
 TIMEOUT = 300  # seconds that processes wait for each other to start
 PATIENCE = 3600  # seconds that a living process may take longer than another, to read a folder for example
 SILENCE = 30  # seconds without a heartbeat after which JAX counts a process as dead and aborts all others
+# Signals that ask a run to save and end (`preemption.Stop`): SIGTERM and Ctrl-C, a terminal that closes, the warnings
+# of SLURM and other schedulers, the limit of processor time.
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
 EXPLICIT = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+
+# Exit statuses (docs/reference/reliability.md): launchers try again after FAILED, and not after REJECTED.
+FAILED, REJECTED = 1, 2
+# Errors of the system that stay until somebody mends them, unlike a full disk or a network that is away.
+LASTING = (FileExistsError, FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
 
 _turns = collections.Counter()  # of `exchange`, by topic
 
@@ -62,8 +71,10 @@ def join() -> None:
   except (RuntimeError, ValueError) as error:
     if not is_told and isinstance(error, ValueError):
       return  # a TPU of one host
-    raise ValueError(
-      f"{who} cannot join the others{where} ({str(error).splitlines()[0]}); set {', '.join(EXPLICIT)} for each process"
+    status = REJECTED if isinstance(error, ValueError) else FAILED
+    raise Failure(
+      f"{who} cannot join the others{where} ({str(error).splitlines()[0]}); set {', '.join(EXPLICIT)} for each process",
+      status,
     ) from error
   if distributed.global_state.num_processes > 1:
     sys.excepthook = _end_at_once
@@ -117,20 +128,54 @@ def agreed():
   try:
     yield
   except Exception as error:
-    exchange(str(error) or repr(error))
+    exchange(f"{status_of(error)} {str(error) or repr(error)}")
     raise
   for number, message in enumerate(exchange()):
     if message:
-      raise ValueError(f"process {number}: {message}")
+      status, _, reason = message.partition(" ")
+      raise Failure(f"process {number}: {reason}", int(status))
+
+
+class Failure(ValueError):
+  """An error that ends the process with a status of its own: FAILED where another try may succeed."""
+
+  def __init__(self, message: str, status: int = FAILED):
+    super().__init__(message)
+    self.status = status
+
+
+class End(SystemExit):
+  """The end of this process with a status; its message has been printed."""
+
+  def __init__(self, message: str, status: int):
+    super().__init__(message)
+    self.code = status
+
+
+def status_of(error: BaseException) -> int:
+  """Returns FAILED if the system or a device is among the causes of an error, so that another try may succeed.
+
+  Anything else is REJECTED: a wrong value, data or a checkpoint that does not fit, which the same command meets again.
+  """
+  cause: BaseException | None = error
+  while cause:
+    if isinstance(cause, Failure):
+      return cause.status
+    if isinstance(cause, OSError) and cause.errno and not isinstance(cause, LASTING):  # Pillow's have no number
+      return FAILED
+    if isinstance(cause, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(cause):
+      return FAILED
+    cause = cause.__cause__
+  return REJECTED
 
 
 def fail(error: Exception) -> NoReturn:
-  """Ends this process with one line."""
-  message = f"error: {error}"
-  if jax.process_count() > 1:
-    print(message, file=sys.stderr, flush=True)
-    _leave()
-  sys.exit(message)
+  """Ends this process with one line, and the status of `status_of`."""
+  message, status = f"error: {error}", status_of(error)
+  print(message, file=sys.stderr, flush=True)
+  if distributed.global_state.num_processes > 1:  # `jax.process_count` would start the devices of a wrong command
+    _leave(status)
+  raise End(message, status)
 
 
 def _end_at_once(*error) -> None:
@@ -142,16 +187,16 @@ def _end_at_once(*error) -> None:
   _leave()
 
 
-def _leave() -> NoReturn:
+def _leave(status: int = FAILED) -> NoReturn:
   """Ends the process without the orderly exit, in which it and the others would wait for each other."""
   if is_writer():
     time.sleep(3)  # the first process serves what the others may still be reading
-  os._exit(1)
+  os._exit(status)
 
 
 def end_with(parent: int, *_) -> None:
-  """Makes this process end soon after its parent, and ignore Ctrl-C: that reaches the parent too, which then saves."""
-  for name in (signal.SIGINT, signal.SIGTERM):
+  """Makes this process end soon after its parent, and ignore `SIGNALS`: they reach the parent too, which then saves."""
+  for name in SIGNALS:
     signal.signal(name, signal.SIG_IGN)
 
   def watch():
@@ -162,13 +207,20 @@ def end_with(parent: int, *_) -> None:
   threading.Thread(target=watch, daemon=True).start()
 
 
+def heeded_signals() -> list[signal.Signals]:
+  """Lists `SIGNALS` without those that this process was started to ignore, as by `nohup`.
+
+  Shells start background jobs with Ctrl-C ignored, but a SIGINT that a script then sends is meant.
+  """
+  return [name for name in SIGNALS if name == signal.SIGINT or signal.getsignal(name) != signal.SIG_IGN]
+
+
 def _is_task_of_many() -> bool:
   """Returns True if `srun` or `mpirun` started this process as one of several."""
   return any(int(os.environ.get(name) or 1) > 1 for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"))
 
 
 def _may_be_on_tpu() -> bool:
-  """Returns True if there are device files like a TPU's, which other devices share, and the library for TPUs."""
-  devices = pathlib.Path("/dev")
-  has_chip = any(devices.glob("accel*")) or any(devices.glob("vfio/[0-9]*"))
-  return has_chip and importlib.util.find_spec("libtpu") is not None and os.environ.get("JAX_PLATFORMS") != "cpu"
+  """Returns True if there are device files like a TPU's and the library for TPUs."""
+  has_library = importlib.util.find_spec("libtpu") is not None
+  return absent_tpu.has_chips() and has_library and os.environ.get("JAX_PLATFORMS") != "cpu"

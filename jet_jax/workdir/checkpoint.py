@@ -172,7 +172,7 @@ class Checkpoints:
         raise
       time.sleep(1)  # tensorstore's threads still write, and nothing waits for them
       self._remove_unfinished()
-      raise ValueError(
+      raise processes.Failure(
         f"the checkpoint of step {self._saving} could not be saved in {self.directory} ({verify.first_line(error)}): "
         f"{shutil.disk_usage(self.directory).free:,} bytes are free there, it takes about {self._bytes:,}; "
         f"{self.name_latest()}; make room and give the same command again"

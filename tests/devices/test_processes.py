@@ -1,10 +1,13 @@
 """A process finds out that it is one of several, and ends if the others do not come."""
 
+import errno
 import os
+import re
 import subprocess
 import sys
 import time
 
+import jax
 import pytest
 
 from jet_jax.devices import processes
@@ -68,3 +71,54 @@ def test_alone_there_is_nothing_to_wait_for_and_files_are_written():
   with pytest.raises(OSError, match="of its own type"), processes.agreed():
     raise OSError("of its own type")
   assert processes.is_writer()
+
+
+def caused(error, cause):
+  """The error as raised `from` its cause."""
+  error.__cause__ = cause
+  return error
+
+
+FULL_DISK = OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize(
+  ("error", "status"),
+  [
+    (ValueError("lr='x' has the wrong type"), 2),
+    (FileNotFoundError(errno.ENOENT, "No such file or directory"), 2),
+    (caused(ValueError("cannot be used"), PermissionError(errno.EACCES, "Permission denied")), 2),
+    (caused(ValueError("a.png: broken"), OSError("truncated file")), 2),  # as Pillow raises it
+    (caused(ValueError("does not fit"), jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")), 2),
+    (FULL_DISK, 1),
+    (caused(ValueError("a.png"), caused(ValueError("in an archive"), OSError(errno.EIO, "Input/output error"))), 1),
+    (caused(ValueError("in use by process 7"), BlockingIOError(errno.EAGAIN, "Try again")), 1),
+    (processes.Failure("a checkpoint could not be saved"), 1),
+    (processes.Failure("process 1: a wrong value", 2), 2),
+    (jax.errors.JaxRuntimeError("UNAVAILABLE: connection lost"), 1),
+  ],
+)
+def test_the_status_tells_if_another_try_may_succeed(error, status):
+  assert processes.status_of(error) == status
+
+
+def test_a_process_that_fails_prints_one_line_and_has_its_status(capsys):
+  with pytest.raises(SystemExit, match="error: a wrong value") as ended:
+    processes.fail(ValueError("a wrong value"))
+  assert ended.value.code == processes.REJECTED
+  assert capsys.readouterr().err == "error: a wrong value\n"
+  with pytest.raises(SystemExit) as ended:
+    processes.fail(FULL_DISK)
+  assert ended.value.code == processes.FAILED
+
+
+def test_an_error_in_another_process_has_its_status_here(monkeypatch):
+  for error, status in ((FULL_DISK, 1), (ValueError("a wrong value"), 2)):
+    said = []
+    monkeypatch.setattr(processes, "exchange", lambda text="", said=said: said.append(text))
+    with pytest.raises(type(error)), processes.agreed():
+      raise error
+    monkeypatch.setattr(processes, "exchange", lambda text="", said=said: ["", *said])
+    with pytest.raises(processes.Failure, match=f"^process 1: {re.escape(str(error))}$") as met, processes.agreed():
+      pass
+    assert processes.status_of(met.value) == status

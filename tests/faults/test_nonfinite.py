@@ -82,7 +82,7 @@ def test_one_too_many_halts_for_good(take_steps, kinds, most):
 def test_a_run_ends_before_a_nan_is_applied_and_says_where(tmp_path, cache):
   process = small_runs.start(tmp_path, cache, sabotage={"nan_from": 13, "nan_to": 14}, **SETTINGS)
   _, errors = process.communicate(timeout=100)
-  assert process.returncode == 1
+  assert process.returncode == 2
   said = errors.splitlines()[-1]
   assert said.startswith("error: step 13: the loss is nan bits/dim and the norm of the gradient nan")
   assert "the last good checkpoint is of step 10" in said

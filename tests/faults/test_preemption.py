@@ -3,11 +3,13 @@
 import os
 import re
 import signal
+import sys
 import time
 
 import pytest
 
 import small_runs
+from jet_jax.devices import Stop, preemption, processes
 
 TOTAL = 400
 SETTINGS = {"total_steps": TOTAL, "eval_steps": 100, "sample_steps": 100, "checkpoint_steps": 100}
@@ -93,14 +95,81 @@ def test_a_script_can_tell_a_stopped_run_from_a_finished_one(tmp_path, cache):
     assert process.returncode == status
 
 
-def test_signals_are_as_they_were_after_a_run():
-  from jet_jax.devices.preemption import SIGNALS, Stop  # noqa: PLC0415
+@pytest.mark.fault(3)
+@pytest.mark.parametrize("name", ["SIGUSR1", *(pytest.param(n, marks=pytest.mark.slow) for n in ("SIGHUP", "SIGUSR2"))])
+def test_warnings_of_schedulers_and_of_terminals_save_too_and_a_sigterm_after_them_ends_nothing(tmp_path, cache, name):
+  """As SLURM warns with SIGUSR1, and sends a SIGTERM while the run still saves."""
+  process = small_runs.start(tmp_path, cache, **SETTINGS | {"total_steps": 100000})
+  assert small_runs.wait_for(lambda: small_runs.logged(tmp_path) >= 30, process)
+  process.send_signal(getattr(signal, name))
+  process.send_signal(signal.SIGTERM)
+  said = small_runs.finish(process, timeout=60)
+  assert max(small_runs.saved_steps(tmp_path)) >= 30
+  assert re.search(r"^SIG\w+: saving after this step, then ending", said, re.MULTILINE)
+  assert "stopped after step" in said
 
-  before = [signal.getsignal(name) for name in SIGNALS]
+
+@pytest.fixture
+def stop():
+  """A context that receives the signals; afterwards their handlers are as before."""
+  before = {name: signal.getsignal(name) for name in processes.SIGNALS}
   with Stop() as stop:
-    signal.raise_signal(signal.SIGTERM)
-    until = time.monotonic() + 10
-    while not stop.due(1) and time.monotonic() < until:
-      time.sleep(0.01)
-    assert stop.due(1)
-  assert [signal.getsignal(name) for name in SIGNALS] == before
+    yield stop
+  assert {name: signal.getsignal(name) for name in processes.SIGNALS} == before, "signals are as they were"
+
+
+def is_asked(stop, seconds=10.0):
+  """Returns True once the run must end."""
+  until = time.monotonic() + seconds
+  while not stop.due(1) and time.monotonic() < until:
+    time.sleep(0.01)
+  return stop.due(1)
+
+
+@pytest.mark.parametrize("name", processes.SIGNALS, ids=lambda name: name.name)
+def test_each_signal_asks_the_run_to_end_and_is_named(stop, name, capfd):
+  signal.raise_signal(name)
+  assert is_asked(stop)
+  until = time.monotonic() + 10
+  said = ""
+  while not said.endswith("at once\n") and time.monotonic() < until:
+    said += capfd.readouterr().err
+  assert said.startswith(f"{name.name}: saving after this step")
+
+
+@pytest.mark.parametrize(
+  "name", [signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU], ids=lambda name: name.name
+)
+def test_a_warning_that_comes_again_and_again_does_not_end_the_process(stop, name, monkeypatch):
+  """A terminal, a scheduler, and the kernel once a second, repeat theirs while the run saves."""
+  monkeypatch.setattr(preemption, "ECHO", 0)
+  for _ in range(5):
+    signal.raise_signal(name)
+    time.sleep(0.01)
+  signal.raise_signal(signal.SIGTERM)
+  assert is_asked(stop)
+
+
+@pytest.mark.parametrize("name", [signal.SIGHUP, signal.SIGTERM], ids=lambda name: name.name)
+def test_a_signal_that_the_process_was_started_to_ignore_stays_ignored(name):
+  """As by nohup."""
+  before = signal.signal(name, signal.SIG_IGN)
+  try:
+    with Stop() as stop:
+      signal.raise_signal(name)
+      assert not is_asked(stop, seconds=0.2)
+      assert signal.getsignal(name) == signal.SIG_IGN
+  finally:
+    signal.signal(name, before)
+
+
+def test_a_terminal_that_is_gone_does_not_keep_a_signal_from_the_run(stop, monkeypatch):
+  class Gone:
+    def write(self, _):
+      raise OSError("Input/output error")
+
+    flush = None
+
+  monkeypatch.setattr(sys, "stderr", Gone())
+  signal.raise_signal(signal.SIGHUP)
+  assert is_asked(stop)

@@ -392,5 +392,7 @@ def test_the_attention_kernel_compiles_for_a_tpu_pod_and_each_device_computes_it
     )
   )
   assert kernel["flops_per_chip"] < plain["flops_per_chip"]  # the products of attention are out of XLA's sight
-  # Of weights alone; plain attention may collect some of them once more where it is computed again.
-  assert kernel["collectives"]["all-gather"]["bytes"] <= plain["collectives"]["all-gather"]["bytes"]
+  # Weights are collected, some once more for one of the two. Collecting images would add the queries of at least one
+  # device: 32 images of 256 tokens of 128 numbers of 16 bits.
+  added = kernel["collectives"]["all-gather"]["bytes"] - plain["collectives"]["all-gather"]["bytes"]
+  assert added < 32 * 256 * 128 * 2

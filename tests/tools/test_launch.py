@@ -20,13 +20,15 @@ pytestmark = pytest.mark.process
 FOLDER = pathlib.Path("tools/launch").absolute()
 SCRIPTS = sorted(FOLDER.glob("*.sh"))
 ARGUMENT = "couplings=2,block_depth=1,width=8,heads=2,batch_size=16,total_steps=400,checkpoint_steps=20,eval_steps=400"
+HAS_REQUIREMENTS = 'if [[ $1 == -c && $2 == "import importlib.util"* ]]; then exit; fi\n'
 # For programs that stand in for training: what is left of a checkpoint.
 SAVE = 'save() { mkdir -p "$workdir/checkpoints/$1" && touch "$workdir/checkpoints/$1/commit_success.txt"; }\n'
 
 
 def write_program(path, text):
+  """Writes a program in bash. As Python that a script asks for the requirements (-c), it has them all."""
   path.parent.mkdir(parents=True, exist_ok=True)
-  path.write_text("#!/usr/bin/env bash\n" + text)
+  path.write_text("#!/usr/bin/env bash\n" + HAS_REQUIREMENTS + text)
   path.chmod(0o755)
   return path
 
@@ -96,15 +98,40 @@ def test_one_machine_resumes_after_a_kill_and_stops_at_the_end(tmp_path):
   assert json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])["step"] == 400
 
 
-def test_a_run_that_cannot_start_is_given_up(tmp_path):
+def test_a_run_whose_arguments_are_rejected_is_not_tried_again(tmp_path):
   command = [FOLDER / "gpus.sh", "--config=configs/missing.py", f"--workdir={tmp_path}"]
   result = run_script(command, {"PYTHON": sys.executable, "ATTEMPTS": "2"})
-  assert result.returncode == 1
-  assert result.stderr.count("training ended") == 2
+  assert result.returncode == 2
+  assert result.stderr.splitlines()[-1].startswith(
+    "training ended with status 2: its arguments or its data are rejected"
+  )
   assert "no --workdir=DIR" in run_script(command[:2], {"PYTHON": sys.executable}).stderr
 
 
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_a_run_that_fails_again_and_again_is_given_up(tmp_path):
+  python = write_program(tmp_path / "python", "exit 1\n")
+  result = run_script([FOLDER / "gpus.sh", f"--workdir={tmp_path}"], {"PYTHON": str(python), "ATTEMPTS": "2"})
+  assert result.returncode == 1
+  assert result.stderr.count("training ended with status 1") == 2
+
+
+@pytest.mark.parametrize("script", ["gpus.sh", "slurm.sh"])
+@pytest.mark.parametrize(
+  ("python", "problem"), [("missing/python", "does not start"), ("bare", "lacks jax flax grain")]
+)
+def test_a_python_without_the_requirements_is_named_with_its_variable(tmp_path, script, python, problem):
+  bare = f'#!/bin/sh\nexec {sys.executable} -S -E -I "$@"\n'  # -S: without site-packages
+  (tmp_path / "bare").write_text(bare)
+  (tmp_path / "bare").chmod(0o755)
+  environment = {"PYTHON": str(tmp_path / python), "SLURM_SUBMIT_DIR": str(FOLDER.parent.parent), "SLURM_JOB_ID": "7"}
+  result = run_script([FOLDER / script, f"--workdir={tmp_path}/run"], environment)
+  assert result.returncode == 2
+  assert f"error: PYTHON={tmp_path / python} {problem}; run 'make .venv/installed' in" in result.stderr
+  assert "as in PYTHON=/path/to/python" in result.stderr
+  assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2])
 def test_a_signal_ends_training_and_the_script_without_another_attempt(tmp_path, signum):
   """Training saves on the signal, and takes a moment."""
   text = f'echo $$ >>{tmp_path}/starts; trap "sleep 0.3; touch {tmp_path}/saved; exit 5" TERM\n'
@@ -161,6 +188,7 @@ class Slurm:
     write_program(bin_folder / "scancel", f'echo "scancel $*" >>{self.calls}; kill -USR2 "$(cat {folder}/pid)"\n')
     show = f'if [[ $1 == show ]]; then echo "{job}"; else echo "$*" >>{self.calls}; fi\n'
     write_program(bin_folder / "scontrol", show)
+    write_program(bin_folder / "py", "exit 64\n")  # which srun, a stand-in itself, never runs
     self.environment = {
       "PATH": f"{bin_folder}:{os.environ['PATH']}", "SLURM_SUBMIT_DIR": str(FOLDER.parent.parent),
       "SLURM_JOB_ID": "7", "SLURM_CPUS_PER_TASK": "12", "PYTHON": "py",
@@ -182,7 +210,7 @@ def test_a_finished_job_is_not_queued_again(tmp_path):
   result = slurm.run()
   assert result.returncode == 0, result.stderr
   assert not slurm.calls.exists()
-  call = f"12 --kill-on-bad-exit=1 py -m jet_jax.train --workdir {slurm.workdir}"
+  call = f"12 --kill-on-bad-exit=0 --wait=300 py -m jet_jax.train --workdir {slurm.workdir}"
   assert lines(tmp_path / "starts") == [call]
 
 
@@ -271,7 +299,8 @@ class Cloud:
     write_program(folder / "bin/gcloud", gcloud.replace("$1 $2 $3 $5 $6 ==", '"$1 $2 $3 $5 $6" =='))
     python = f"""
       if [[ $1 == -c ]]; then exec {sys.executable} -c "import sys; sys.version_info = {version}; $2"; fi
-      mkdir -p .venv/bin && printf '#!/usr/bin/env bash\\n' >.venv/bin/pip && chmod +x .venv/bin/pip
+      mkdir -p .venv/bin && printf '#!/usr/bin/env bash\\necho "$@" >>{folder}/installed\\n' >.venv/bin/pip
+      chmod +x .venv/bin/pip
       cp {folder}/train .venv/bin/python
     """
     self.python = write_program(folder / "bin/host python", python)
@@ -362,6 +391,20 @@ def test_training_that_ends_early_on_a_pod_is_given_up_after_a_few_attempts(tmp_
   cloud = Cloud(tmp_path, ["READY"], train="exit 1")
   assert cloud.run(ATTEMPTS="3").returncode == 1
   assert lines(cloud.calls) == ["describe", "ssh", "ssh"] * 3
+
+
+def test_a_pod_whose_training_is_rejected_does_not_try_again(tmp_path):
+  cloud = Cloud(tmp_path, ["READY"], train="exit 2")
+  result = cloud.run(ATTEMPTS="3")
+  assert result.returncode == 2
+  assert lines(cloud.calls) == ["describe", "ssh", "ssh"]
+  assert "training ended with status 2: its arguments or its data are rejected" in result.stderr
+
+
+def test_the_hosts_of_a_pod_install_the_versions_of_the_commit(tmp_path):
+  cloud = Cloud(tmp_path, ["READY"])
+  assert cloud.run().returncode == 0
+  assert lines(tmp_path / "installed") == ["install --quiet -c requirements.txt -e .[tpu]"]
 
 
 def test_the_attempts_are_counted_anew_on_a_new_pod(tmp_path):

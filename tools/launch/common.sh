@@ -22,6 +22,24 @@ if [[ $workdir =~ ^[A-Za-z][A-Za-z0-9+.-]*:/ ]]; then
 fi
 folder=${workdir/#\~\//$HOME/} # no shell expands ~ behind "--workdir=", and training does
 
+# Exit statuses of training that the scripts act on: docs/reference/reliability.md has the table.
+rejected=2 # the command or its data; another attempt would end in the same way
+
+# Ends the script if an interpreter does not start, or lacks the requirements.
+check_python() {
+  local problem
+  if problem=$("$1" -c 'import importlib.util as u; print(*[n for n in ("jax", "flax", "grain") if not u.find_spec(n)])'); then
+    problem=${problem:+lacks $problem}
+  else
+    problem="does not start"
+  fi
+  if [[ -n $problem ]]; then
+    echo "error: PYTHON=$1 $problem; run 'make .venv/installed' in $repository for the default interpreter, or name" \
+      "another that has the requirements, as in PYTHON=/path/to/python" >&2
+    exit "$rejected"
+  fi
+}
+
 # Lists the complete checkpoints. A changed list means progress.
 complete_checkpoints() { find "$folder/checkpoints" -name commit_success.txt 2>/dev/null | sort || true; }
 
@@ -33,9 +51,9 @@ stop() {
   tell_child 2>/dev/null || true
 }
 
-# Runs a command and returns its exit status. A TERM or INT to the script is sent to the command as TERM.
+# Runs a command and returns its exit status. A signal that asks the script to end is sent to the command as TERM.
 run() {
-  trap stop TERM INT
+  trap stop TERM INT HUP USR1 USR2 XCPU
   "$@" &
   child=$!
   if [[ -n $stopping ]]; then stop; fi

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Trains in one process on all GPUs of one machine, or on the CPU. After a crash or a kill, training resumes from the
 # latest checkpoint. The script exits when the run is finished, or after several failures in a row without a new
-# checkpoint. A TERM or INT (Ctrl-C) to the script is sent to training as TERM; training saves, and both exit.
+# checkpoint, or at once with status 2 if training rejects its arguments or its data. A TERM, INT (Ctrl-C), HUP, USR1,
+# USR2 or XCPU to the script is sent to training as TERM; training saves, and both exit.
 #
 #   tools/launch/gpus.sh --config=configs/imagenet64.py:dtype=bfloat16 --workdir=runs/imagenet64
 #
@@ -20,12 +21,17 @@ attempts=${ATTEMPTS:-5}
 pause=${PAUSE:-10}
 export PYTHONPATH=$repository${PYTHONPATH:+:$PYTHONPATH}
 
+check_python "$python"
 left=$attempts
 while ((left > 0)); do
   before=$(complete_checkpoints)
   status=0
   run "$python" -m jet_jax.train "$@" || status=$?
   if [[ $status == 0 || -n $stopping ]]; then
+    exit "$status"
+  fi
+  if ((status == rejected)); then
+    echo "training ended with status $status: its arguments or its data are rejected; not tried again" >&2
     exit "$status"
   fi
   if [[ $(complete_checkpoints) == "$before" ]]; then

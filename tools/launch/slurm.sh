@@ -6,8 +6,9 @@
 #     --config=configs/imagenet64.py:large,dtype=bfloat16,mesh.fsdp=8 --workdir=/shared/runs/imagenet64
 #
 # A job that crashes, is preempted or reaches its time limit is queued again, and resumes from the latest checkpoint.
-# The script gives up after ATTEMPTS=3 failures in a row without a new checkpoint. Before the time limit, training
-# receives a TERM and saves.
+# The script gives up after ATTEMPTS=3 failures in a row without a new checkpoint, and at once if training rejects its
+# arguments or its data (status 2). Before the time limit, training receives a TERM and saves. PYTHON=.venv/bin/python
+# names the interpreter.
 #
 #SBATCH --job-name=jet_jax
 #SBATCH --requeue
@@ -28,13 +29,17 @@ trap stop USR1 # sent by SLURM 300 seconds before the time limit
 if [[ -n ${SLURM_CPUS_PER_TASK:-} ]]; then
   export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK # recent versions of srun do not inherit it from sbatch
 fi
+python=${PYTHON:-.venv/bin/python}
+check_python "$python"
 mkdir -p "$folder"
 count=$folder/slurm_ends_without_progress # a file, so that the count survives when the job is queued again
 if ((${SLURM_RESTART_COUNT:-0} == 0)); then rm -f "$count"; fi
 
 before=$(complete_checkpoints)
 status=0
-run srun --kill-on-bad-exit=1 "${PYTHON:-.venv/bin/python}" -m jet_jax.train "$@" || status=$?
+# A failed process ends the others itself within a minute. SLURM would kill them at once, and report the kill as the
+# status of all; it waits for them, with a limit.
+run srun --kill-on-bad-exit=0 --wait=300 "$python" -m jet_jax.train "$@" || status=$?
 
 job=$(scontrol show job "$SLURM_JOB_ID" || true)
 # Status 0 also comes from training that saved on a signal. Before a preemption, SLURM may signal the tasks alone.
@@ -50,7 +55,7 @@ if [[ $(complete_checkpoints) == "$before" ]]; then
   failures=$(($(cat "$count" 2>/dev/null || echo 0) + 1))
 fi
 echo "$failures" >"$count"
-if ((status == 2 || failures >= ${ATTEMPTS:-3})); then # status 2: unusable arguments
+if ((status == rejected || failures >= ${ATTEMPTS:-3})); then
   echo "training ended with status $status, $failures times in a row without a new checkpoint; given up" >&2
   exit "$status"
 fi

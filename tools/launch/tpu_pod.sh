@@ -19,7 +19,7 @@
 #   PYTHON=python3                 Python on the hosts, 3.11 or newer; SETUP may install one on an older image
 #   REPOSITORY, COMMIT             code on the hosts; by default origin and HEAD of this clone
 #   PAUSE=60                       seconds between checks of the slice
-#   ATTEMPTS=5                     failures of training on one slice
+#   ATTEMPTS=5                     failures of training on one slice; rejected arguments or data (status 2) end the script
 #
 # The script waits for a slice without limit. It counts failures without regard to progress, because it cannot read the
 # work directory from your machine.
@@ -105,7 +105,8 @@ add-apt-repository -y ppa:deadsnakes/ppa && sudo apt-get install -y python3.11-v
   git fetch --quiet "$url" '+refs/heads/*:refs/remotes/origin/*'
   git checkout --quiet --detach "$commit" || give_up "commit $commit is not in $url; push it, or set COMMIT"
   "$python" -m venv .venv
-  .venv/bin/pip install --quiet -e '.[tpu]'
+  # The versions of the commit, so that a slice made later has those of the first.
+  .venv/bin/pip install --quiet -c requirements.txt -e '.[tpu]'
 }
 
 left=$attempts
@@ -118,9 +119,15 @@ while ((left > 0)); do
     exit 1
   fi
   # Training on a host that shuts down saves and stops. JET_JAX_STOP_STATUS keeps this from counting as success.
-  if ((status == 0)) && on_all "cd jet_jax && JET_JAX_STOP_STATUS=75 .venv/bin/python -m jet_jax.train$(printf ' %q' "$@")"; then
-    if [[ -n ${DELETE:-} ]]; then tpu delete --quiet && deleted=1; fi
-    exit 0
+  if ((status == 0)); then
+    on_all "cd jet_jax && JET_JAX_STOP_STATUS=75 .venv/bin/python -m jet_jax.train$(printf ' %q' "$@")" || status=$?
+    if ((status == 0)); then
+      if [[ -n ${DELETE:-} ]]; then tpu delete --quiet && deleted=1; fi
+      exit 0
+    elif ((status == rejected)); then # gcloud passes on the status of the first host that failed
+      echo "training ended with status $status: its arguments or its data are rejected; not tried again" >&2
+      exit "$status"
+    fi
   fi
   left=$((left - 1))
   echo "training failed; $left attempts left on this slice" >&2
