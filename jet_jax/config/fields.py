@@ -14,7 +14,7 @@ from jet_jax.config.durations import DURATIONS, UNITS
 Config = Any  # a ConfigDict; type checkers cannot see its fields
 
 
-def default_config() -> Config:
+def default_config() -> Config:  # noqa: PLR0915  one statement a field
   """Returns all fields with their defaults. The optimizer's defaults are Jet's released ImageNet-64 recipe."""
   config = ConfigDict()
   config.seed = 0  # of the parameters, permutations, data order and noise
@@ -46,6 +46,9 @@ def default_config() -> Config:
   config.model.remat = "auto"  # what the backward pass recomputes: none, dots, blocks, full; auto suits the device
   config.model.layers = ()  # ("actnorm",): invertible layers in front of each coupling, by name; see flow/__init__.py
   config.model.attention = "auto"  # suits the device; or xla, einsum, cudnn (GPUs), splash (TPUs)
+  config.model.predictor = "vit"  # inside a coupling; or module:name of your own, see docs/guide/own-parts.md
+  config.model.prior = "normal"  # of the latents, N(0, I); or module:name of your own
+  config.code = ()  # digests of your own predictor and prior; training sets them, and evaluation compares them
 
   for duration in DURATIONS:
     for unit, kind in UNITS.items():
@@ -56,6 +59,7 @@ def default_config() -> Config:
   config.mesh = ConfigDict({"data": -1, "fsdp": "1"})
 
   config.lr = 3e-4  # peak
+  config.schedule = "cosine"  # of lr and wd: warm-up, then a cosine to 0; or module:name of your own
   config.wd = 1e-5  # weight decay per step at the schedule's peak, not multiplied by lr
   config.part_rates = ()  # ("PATTERN=FACTOR", ...) scales updates of matching parameters; see training/param_groups.py
   config.adam_b1 = 0.9

@@ -8,7 +8,7 @@ from jet_jax.workdir.lock import hold
 from jet_jax.workdir.metrics import check_places
 
 # A run cannot change these fields, or those below them, and still be the same run.
-FIXED = ("seed", "levels", "batch_size", "data", "image_shape", "model")
+FIXED = ("seed", "levels", "batch_size", "data", "image_shape", "model", "code")
 FREE = ("model.remat", "model.attention", "data.data_dir", "data.max_bad_images", "data.workers")
 
 
