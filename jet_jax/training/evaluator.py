@@ -58,26 +58,43 @@ class Evaluator:
     arguments = eval_arguments(variables, image_shape, self.batch_size, self.mesh)
     self._step = compile_to_fit("evaluation", self._program.lower(*arguments), limit, beside)
 
-  @np.errstate(invalid="ignore")  # non-finite values are counted
   def __call__(self, variables, noise_samples: int = 1) -> dict[str, float]:
-    """Measures bits per dimension, averaged over images and over draws of the noise.
+    """Measures bits per dimension, averaged over images and over draws of the noise; see `summary`."""
+    return self.summary(self.per_image(variables, noise_samples)[1], noise_samples)
+
+  @np.errstate(invalid="ignore")  # non-finite values are counted
+  def per_image(self, variables, noise_samples: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    """Measures each readable image, averaged over draws of the noise.
 
     Args:
       variables: `params` and `permutations`.
       noise_samples: draws of the dequantization noise for each image.
 
     Returns:
-      "bits_per_dim"; its standard error over images, "bits_per_dim_stderr"; "num_images"; "noise_samples";
-      "num_nonfinite", the images with a NaN or infinite result, any of which makes the mean non-finite;
-      "num_bad_images", the unreadable images that were skipped as the config allows.
+      The index of each image in the data set, ascending, int32 (N,), and its bits per dimension, float64 (N,).
     """
     keys = [jax.random.fold_in(jax.random.key(NOISE_SEED), draw) for draw in range(noise_samples)]
-    bits = []
+    indices, bits = [], []
     for batch in data.eval_batches(self.source, self.batch_size):
       images, index = (sharding.place_batch(batch[name], self.mesh) for name in ("image", "index"))
       draws = np.stack([self._step(variables, images, index, key) for key in keys])
       bits.append(draws.mean(axis=0, dtype=np.float64)[batch["mask"]])
-    bits = np.concatenate(bits)
+      indices.append(batch["index"][batch["mask"]])
+    return np.concatenate(indices), np.concatenate(bits)
+
+  @np.errstate(invalid="ignore")
+  def summary(self, bits: np.ndarray, noise_samples: int) -> dict[str, float]:
+    """Summarizes the bits per dimension of each image.
+
+    Args:
+      bits: of `per_image`.
+      noise_samples: draws of the noise that each is a mean over.
+
+    Returns:
+      "bits_per_dim"; its standard error over images, "bits_per_dim_stderr"; "num_images"; "noise_samples";
+      "num_nonfinite", the images with a NaN or infinite result, any of which makes the mean non-finite;
+      "num_bad_images", the unreadable images that were skipped as the config allows.
+    """
     return {
       "bits_per_dim": float(bits.mean()),
       "bits_per_dim_stderr": float(bits.std(ddof=1) / np.sqrt(len(bits))) if len(bits) > 1 else 0.0,
