@@ -1,11 +1,16 @@
 """Measures the bits per dimension of a split with a trained run, and prints one JSON object.
 
-python -m jet_jax.evaluate --workdir=DIR [--step=N|best] [--split=validation] [--noise_samples=K]
+python -m jet_jax.evaluate --workdir=DIR [--step=N|best] [--split=validation] [--noise_samples=K] [--per_image=FILE]
 """
 
+import csv
+import os
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 from absl import logging
 
 from jet_jax import config as config_lib
@@ -14,7 +19,7 @@ from jet_jax.data import BadImage, sources
 from jet_jax.devices import processes, settings
 from jet_jax.devices.compile import keep_compiled
 from jet_jax.training import Evaluator
-from jet_jax.workdir import bad_images, load_run, same_data
+from jet_jax.workdir import atomic, bad_images, load_run, same_data
 from jet_jax.workdir.metrics import as_json
 from jet_jax.workdir.trained import step_argument
 
@@ -32,9 +37,15 @@ def main(argv=None) -> None:
   parser.add_argument(
     "--data_dir", type=config_lib.local, help="folder of prepared data sets; by default that of the run"
   )
+  parser.add_argument(
+    "--per_image", type=config_lib.check_output,
+    help="file to write: index, file name if there is one, bits/dim; .csv or .npz",
+  )  # fmt: skip
   args = parser.parse_args(argv)
   settings.settle()
   try:
+    if args.per_image and args.per_image.suffix not in (".csv", ".npz"):
+      raise ValueError(f"--per_image={args.per_image} must end in .csv or .npz")
     if args.noise_samples < 1:
       raise ValueError(f"--noise_samples={args.noise_samples} must be at least 1")
     processes.join()
@@ -47,8 +58,11 @@ def main(argv=None) -> None:
         f"{config.data.source} has images of {shape}, the flow is for {config.image_shape}; give another --source"
       )
     evaluator = Evaluator(model, config.levels, source, config.batch_size // config.microbatches, mesh)
-    result = evaluator(variables, args.noise_samples)
-  except ValueError as error:
+    index, bits = evaluator.per_image(variables, args.noise_samples)
+    result = evaluator.summary(bits, args.noise_samples)
+    if args.per_image and processes.is_writer():
+      _write_per_image(args.per_image, index, bits, sources.file_names(source))
+  except (ValueError, OSError) as error:  # OSError: FILE cannot be written
     processes.fail(error)
   if processes.is_writer():
     if line := bad_images.record(args.workdir, {args.split: data.skipped(source)}):
@@ -77,6 +91,25 @@ def _open_split(config, args) -> Any:
   if processes.is_writer():
     print("\n".join(lines), file=sys.stderr, flush=True)
   return splits[args.split]
+
+
+def _write_per_image(path: Path, index: np.ndarray, bits: np.ndarray, names: Sequence[str] | None) -> None:
+  """Writes one entry an image with all of its digits, so that their mean is the one that is printed.
+
+  Bytes of a file name that are not UTF-8 are written as \\xff.
+  """
+  columns = {"index": index, "bits_per_dim": bits}
+  if names:
+    readable = [os.fsencode(names[i]).decode(errors="backslashreplace") for i in index]
+    columns = {"index": index, "file": np.asarray(readable), "bits_per_dim": bits}
+  with atomic.replacing(path) as temporary:
+    if path.suffix == ".npz":
+      with temporary.open("wb") as file:
+        np.savez(file, **columns)  # pyright: ignore[reportArgumentType]  its other arguments have other types
+    else:
+      with temporary.open("w", encoding="utf-8", newline="") as file:
+        rows = zip(*(column.tolist() for column in columns.values()), strict=True)
+        csv.writer(file, lineterminator="\n").writerows([list(columns), *rows])
 
 
 if __name__ == "__main__":

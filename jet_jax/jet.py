@@ -4,9 +4,11 @@ Orientation, here and everywhere: forward goes from data x to latents z, inverse
 log|det d(output)/d(input)| of the call that was made, in nats, one number an image; the two calls' logdets cancel.
 """
 
+import dataclasses
 import functools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -14,7 +16,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Float
 
-from jet_jax.flow import LAYERS, Coupling, Layer, Reorder, Stack, ViT, in_order
+from jet_jax.flow import LAYERS, Coupling, Layer, Reorder, Stack, ViT, in_order, named
 from jet_jax.flow.attention import IMPLEMENTATIONS, broken_rule
 from jet_jax.flow.explicit import with_automatic_axes
 from jet_jax.flow.reorder import composed_orders
@@ -60,6 +62,9 @@ class Jet(nn.Module):
       the first of `AUTO_REMAT` that fits).
     layers: invertible layers in front of each coupling, by their names in `flow.LAYERS`; the paper has none.
     attention: implementation, see `attention.IMPLEMENTATIONS`; "auto" is "xla" until `for_device` chooses.
+    predictor: "vit", or "module:name" of the user's own, see `make_predictor` and `Coupling.predictor`.
+    prior: of the latents: "normal" for N(0, I), or "module:name" of an object with `log_prob` and `sample`, see
+      `likelihood.log_prior` and `likelihood.sample_prior`.
   """
 
   couplings: int = 32
@@ -77,6 +82,8 @@ class Jet(nn.Module):
   remat: str = "full"
   attention: str = "auto"
   layers: Sequence[str] = ()
+  predictor: str = "vit"
+  prior: str = "normal"
 
   def __call__(self, images) -> tuple[Images, Logdet]:
     """Data to latents.
@@ -125,11 +132,76 @@ class Jet(nn.Module):
       constants: the kind of its split, and the orders of tokens and channels that lead to the next coupling.
     """
     spatial, *to_the_next = constants
-    attention = "xla" if self.attention == "auto" else self.attention
-    predictor = ViT(self.block_depth, self.width, self.heads, self.dtype, attention, name="vit")
+    predictor = self.make_predictor()
     before = [LAYERS[name](name=name) for name in self.layers]
     coupling = Coupling(predictor, spatial, self.scale_bound, self.scale_floor, name="coupling")
     return [*before, coupling, Reorder(*to_the_next)]
+
+  @nn.nowrap
+  def make_predictor(self) -> nn.Module:
+    """Makes the network of a coupling: a ViT, or one of the user's own.
+
+    The latter is a flax Module, whose attributes are set to those of this flow that have the same names (`width`,
+    `block_depth`, `heads`, `dtype`), or a function from this flow to a Module.
+
+    Raises:
+      ValueError: no such predictor, or one that makes no Module.
+    """
+    if self.predictor == "vit":
+      attention = "xla" if self.attention == "auto" else self.attention
+      return ViT(self.block_depth, self.width, self.heads, self.dtype, attention, name="vit")
+    make = named.find("model.predictor", self.predictor, {"vit": ViT})
+    rule = f"model.predictor={self.predictor!r} must be a flax Module with attributes of Jet, or a function to a Module"
+    try:
+      if isinstance(make, type) and issubclass(make, nn.Module):
+        names = {field.name for field in dataclasses.fields(make)} - {"name", "parent"}
+        made = make(**{name: getattr(self, name) for name in names if name in Jet.__dataclass_fields__})
+      else:
+        made = make(self.clone(parent=None))
+    except TypeError as error:
+      raise ValueError(f"{rule}; making it fails: {error}") from error
+    if not isinstance(made, nn.Module):
+      raise ValueError(f"{rule}, and it returns {made!r}; return a Module")
+    return made.clone()  # without a parent: the coupling becomes it
+
+  @nn.nowrap
+  def check_predictor(self) -> None:
+    """Raises ValueError, naming value, rule and fix, for heads, attention or a predictor that cannot be used."""
+    if self.attention not in (*IMPLEMENTATIONS, "auto"):
+      raise ValueError(f"attention={self.attention!r} must be one of {', '.join(IMPLEMENTATIONS)}, auto")
+    if self.predictor != "vit":
+      if self.attention != "auto":
+        raise ValueError(f"attention={self.attention!r} is not for predictor={self.predictor!r}; leave it at 'auto'")
+      self.make_predictor()
+    elif self.width % self.heads:
+      dividing = [h for h in range(1, self.width + 1) if self.width % h == 0]
+      raise ValueError(f"heads={self.heads} must divide width={self.width}; try one of {dividing}")
+
+  @nn.nowrap
+  def find_prior(self) -> Any:
+    """Returns the prior as the functions of likelihood.py take it: None for N(0, I), or the object of the user's own.
+
+    Raises:
+      ValueError: no such prior, or one without `log_prob` and `sample`.
+    """
+    prior = named.find("model.prior", self.prior, {"normal": None})
+    if prior is None:
+      return None
+    rule = f"model.prior={self.prior!r} must have the methods log_prob(z) and sample(key, shape, temperature)"
+    try:
+      prior = prior() if isinstance(prior, type) else prior
+    except TypeError as error:
+      raise ValueError(f"{rule}; it is a class that needs arguments ({error}); name an object of it") from error
+    if missing := [name for name in ("log_prob", "sample") if not callable(getattr(prior, name, None))]:
+      raise ValueError(f"{rule}, and lacks {missing[0]}; define it")
+    return prior
+
+  @nn.nowrap
+  def code(self) -> tuple[str, ...]:
+    """Names the user's own predictor and prior, each with the digest of its source: "mine:Mixer 0123456789abcdef"."""
+    own = {"model.predictor": self.predictor, "model.prior": self.prior}
+    found = {name: named.find(field, name, {}) for field, name in own.items() if ":" in name}
+    return tuple(f"{name} {named.digest(part)}" for name, part in found.items())
 
   @nn.nowrap
   def splits(self, shape: Sequence[int]) -> Splits:
@@ -170,6 +242,10 @@ class Jet(nn.Module):
     Raises:
       ValueError: the device cannot run this flow's attention; names the rule and a fix.
     """
+    rounds = self.dtype == "bfloat16" and device.device_kind in ROUNDS_IN_PRODUCTS
+    suited = self.clone(dtype="float32" if rounds else self.dtype)
+    if self.predictor != "vit":
+      return suited
     tokens = (image_shape[0] // self.patch_size) * (image_shape[1] // self.patch_size)
     rule = functools.partial(
       broken_rule, device=device, dtype=self.dtype, head_dim=self.width // self.heads, tokens=tokens
@@ -179,8 +255,7 @@ class Jet(nn.Module):
       attention = next(name for name in AUTO_ATTENTION.get(device.platform, ("xla",)) if not rule(name))
     elif broken := rule(attention):
       raise ValueError(f"attention={attention!r} {broken}; attention='auto' takes what this device can run")
-    rounds = self.dtype == "bfloat16" and device.device_kind in ROUNDS_IN_PRODUCTS
-    return self.clone(attention=attention, dtype="float32" if rounds else self.dtype)
+    return suited.clone(attention=attention)
 
   @nn.nowrap
   def remats(self, platform: str) -> tuple[str, ...]:
@@ -210,17 +285,14 @@ class Jet(nn.Module):
       if side % self.patch_size:
         tiling = [p for p in range(1, side + 1) if side % p == 0]
         raise ValueError(f"patch_size={self.patch_size} must divide the image {name} {side}; try one of {tiling}")
-    if self.width % self.heads:
-      dividing = [h for h in range(1, self.width + 1) if self.width % h == 0]
-      raise ValueError(f"heads={self.heads} must divide width={self.width}; try one of {dividing}")
+    self.check_predictor()
+    self.find_prior()
     if self.remat not in (*REMAT_POLICIES, "auto"):
       raise ValueError(f"remat={self.remat!r} must be one of {', '.join(REMAT_POLICIES)}, auto")
     if unknown := [name for name in self.layers if name not in LAYERS]:
       raise ValueError(f"layers={tuple(self.layers)} has {unknown[0]!r}; use some of {', '.join(LAYERS)}, each once")
     if len(set(self.layers)) < len(self.layers):
       raise ValueError(f"layers={tuple(self.layers)} has a name twice; use some of {', '.join(LAYERS)}, each once")
-    if self.attention not in (*IMPLEMENTATIONS, "auto"):
-      raise ValueError(f"attention={self.attention!r} must be one of {', '.join(IMPLEMENTATIONS)}, auto")
     if self.dtype not in ("float32", "bfloat16", "float64"):
       raise ValueError(f"dtype={self.dtype!r} must be 'float32' or 'bfloat16' (or 'float64' with jax_enable_x64)")
     if not 0 <= self.scale_floor < self.scale_bound / 2:

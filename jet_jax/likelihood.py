@@ -6,6 +6,7 @@ is the probability of its pixel value. E[-log density] - log(bin volume) bounds 
 """
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -83,30 +84,70 @@ def quantize(x: Images, levels: int = LEVELS) -> UInt8[Array, "batch height widt
   return jnp.clip(jnp.floor((x + 1) / bin_width(levels) + EDGE / 2), 0, levels - 1).astype(jnp.uint8)
 
 
-def log_prior(z: Images) -> Float[Array, "batch"]:
-  """log N(z; 0, I) in nats, one number an image: (B, H, W, C) -> (B,)."""
-  return jnp.sum(-0.5 * (z**2 + math.log(2 * math.pi)), axis=(1, 2, 3))
+def log_prior(z: Images, prior: Any = None) -> Float[Array, "batch"]:
+  """Log density of latents under the prior.
+
+  Args:
+    z: float32 (B, H, W, C).
+    prior: None for N(0, I), or an object whose `log_prob(z)` is (B,), in nats an image; see `Jet.find_prior`.
+
+  Returns:
+    Nats, (B,).
+
+  Raises:
+    ValueError: `log_prob` returns another shape, which might broadcast.
+  """
+  if prior is None:
+    return jnp.sum(-0.5 * (z**2 + math.log(2 * math.pi)), axis=(1, 2, 3))
+  return _of_shape(z.shape[:1], prior.log_prob(z), "log_prob(z)", "sum over the dimensions of each image")
 
 
-def sample_prior(keys: Keys, image_shape) -> Float[Array, "batch height width channels"]:
-  """z ~ N(0, I): PRNG keys (B,), one an image, and (H, W, C) -> float32 (B, H, W, C)."""
-  return jax.vmap(lambda key: jax.random.normal(key, image_shape, jnp.float32))(by_example(keys))
+def sample_prior(
+  keys: Keys, image_shape, temperature: float | Float[Array, ""] = 1.0, prior: Any = None
+) -> Float[Array, "batch height width channels"]:
+  """Draws latents from the prior, each from its own key.
+
+  Args:
+    keys: PRNG keys (B,), one an image.
+    image_shape: (H, W, C).
+    temperature: factor on latents of N(0, I); below 1 they are less varied.
+    prior: None for N(0, I), or an object whose `sample(key, (H, W, C), temperature)` draws the latents of one image.
+
+  Returns:
+    float32 (B, H, W, C).
+
+  Raises:
+    ValueError: `sample` returns another shape.
+  """
+  if prior is None:
+    return temperature * jax.vmap(lambda key: jax.random.normal(key, image_shape, jnp.float32))(by_example(keys))
+  z = jax.vmap(lambda key: prior.sample(key, tuple(image_shape), temperature))(by_example(keys))
+  wanted = (len(keys), *image_shape)
+  return _of_shape(wanted, z, "sample(key, shape, temperature)", "draw one image of the shape").astype(jnp.float32)
 
 
-def bits_per_dim(z: Images, logdet: PerImage, levels: int = LEVELS) -> Float[Array, "batch"]:
+def _of_shape(shape, values, method: str, fix: str):
+  """Returns what a method of a prior has returned, if its shape is this one."""
+  if jnp.shape(values) != tuple(shape):
+    raise ValueError(f"{method} of model.prior gives {jnp.shape(values)} for {shape[0]} images, not {shape}; {fix}")
+  return values
+
+
+def bits_per_dim(z: Images, logdet: PerImage, levels: int = LEVELS, prior: Any = None) -> Float[Array, "batch"]:
   """Negative log2 of the density in units of one bin, per dimension; its mean is the loss.
 
   Averaged over the noise, it is an upper bound on -log2 of the probability of the quantized image.
 
-    bits_per_dim = (-log N(z; 0, I) - logdet - D ln bin_width) / (D ln 2),    D = H W C
+    bits_per_dim = (-log prior(z) - logdet - D ln bin_width) / (D ln 2),    D = H W C
 
   Args:
     z: latents of dequantized images, float32 (B, H, W, C).
     logdet: of the forward call, nats, (B,).
     levels: number of pixel values.
+    prior: of the latents, as in `log_prior`; None for N(0, I).
 
   Returns:
     float32 (B,).
   """
   dims = math.prod(z.shape[1:])
-  return (-log_prior(z) - logdet) / (dims * math.log(2)) - math.log2(bin_width(levels))
+  return (-log_prior(z, prior) - logdet) / (dims * math.log(2)) - math.log2(bin_width(levels))

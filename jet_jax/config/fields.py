@@ -47,6 +47,9 @@ def default_config() -> Config:  # noqa: PLR0915  a line a field
   config.model.remat = "auto"  # what the backward pass recomputes: none, dots, blocks, full; auto suits the device
   config.model.layers = ()  # ("actnorm",): invertible layers in front of each coupling, by name; see flow/__init__.py
   config.model.attention = "auto"  # suits the device; or xla, einsum, cudnn (GPUs), splash (TPUs)
+  config.model.predictor = "vit"  # inside a coupling; or module:name of your own, see docs/guide/own-parts.md
+  config.model.prior = "normal"  # of the latents, N(0, I); or module:name of your own
+  config.code = ()  # digests of your own predictor and prior; training sets them, and evaluation compares them
 
   for duration in DURATIONS:
     for unit, kind in UNITS.items():
@@ -57,7 +60,8 @@ def default_config() -> Config:  # noqa: PLR0915  a line a field
   config.mesh.data = -1  # devices, or groups of them, with a copy of the state each; -1 takes those that fsdp leaves
   config.mesh.fsdp = "1"  # devices that share one copy of the state; auto: as few as the training step fits on
 
-  config.lr = 3e-4  # learning rate at its peak; warm-up leads there from 0, a cosine back to 0
+  config.lr = 3e-4  # learning rate at its peak
+  config.schedule = "cosine"  # of lr and wd: warm-up from 0, then a cosine to 0; or module:name of your own
   config.wd = 1e-5  # weight decay per step at the schedule's peak, not multiplied by lr
   config.part_rates = ()  # ("PATTERN=FACTOR",) scales updates of matching parameters; see training/param_groups.py
   config.adam_b1 = 0.9  # decay of the first moment

@@ -15,6 +15,8 @@ from typing import Any
 
 import grain
 
+from jet_jax.devices import processes
+
 POLL = 0.5  # seconds between two looks at what else may have happened, while no batch comes
 CLOSING = 5  # seconds that reading processes have to end by themselves
 

@@ -154,6 +154,13 @@ def open_both(config) -> tuple[Sequence[Example], Sequence[Example]]:
   return train, validation
 
 
+def file_names(examples: Any) -> Sequence[str] | None:
+  """Returns the name of each file of an opened split, by index, or None if its images are not in files of their own."""
+  while hasattr(examples, "examples"):  # see adapters.py
+    examples = examples.examples
+  return getattr(getattr(examples, "files", None), "names", None)
+
+
 def absolute(source: str) -> str:
   """Returns the source with an absolute path, so that it is the same from any working directory."""
   kind, _, path = _local(source).partition(":")

@@ -39,8 +39,8 @@ class Coupling(Layer):
   predictor's. The scales' smallest and largest value are recorded as "scale_range" in the collection "intermediates".
 
   Attributes:
-    predictor: module from x1, (B, tokens, channels / 2), to bias and raw scale of the same shape; the context, if
-      there is one, is its second argument.
+    predictor: module from x1, (B, tokens, channels / 2), to bias and raw scale, each of the same shape; the context,
+      if there is one, is its second argument. A 16-bit result is taken as float32.
     spatial: bool (), whether the tokens are cut in two halves, or the channels; see `splits.halves`.
     scale_bound: m, the largest scale; at 2, with a predictor that starts at zero, a new coupling is the identity.
     scale_floor: the smallest scale, see `scale_and_log`.
@@ -53,9 +53,9 @@ class Coupling(Layer):
 
   @nn.compact
   def transform(self, x, context, inverse):
-    """See `Layer`."""
+    """See `Layer`. Raises ValueError if the predictor returns anything but two arrays of the shape of x1."""
     x1, x2 = halves(x, self.spatial)
-    bias, raw_scale = self.predictor(x1) if context is None else self.predictor(x1, context)
+    bias, raw_scale = _checked(self.predictor(x1) if context is None else self.predictor(x1, context), x1.shape)
     scale, log_scale = scale_and_log(raw_scale, self.scale_bound, self.scale_floor)
     logdet = jnp.sum(log_scale, axis=(1, 2))
     if inverse:
@@ -64,3 +64,15 @@ class Coupling(Layer):
       x2 = (x2 + bias) * scale
     self.sow("intermediates", "scale_range", jnp.stack([scale.min(), scale.max()]))
     return join(x1, x2, self.spatial), logdet
+
+
+def _checked(predicted, shape) -> list[Scale]:
+  """Bias and raw scale, at least float32. Of another shape they would broadcast, and logdet would be wrong."""
+  shapes = [getattr(y, "shape", type(y).__name__) for y in predicted] if isinstance(predicted, tuple | list) else None
+  if shapes != [shape] * 2:
+    have = shapes or getattr(predicted, "shape", type(predicted).__name__)
+    raise ValueError(
+      f"model.predictor returns {have}, and must return two arrays, bias and raw scale, each of the shape {shape} of "
+      "its input; split its output in two"
+    )
+  return [y.astype(jnp.promote_types(y.dtype, jnp.float32)) for y in predicted]

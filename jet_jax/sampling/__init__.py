@@ -1,5 +1,6 @@
-"""Images from a trained flow."""
+"""Images from a trained flow, and their bits per dimension."""
 
+from jet_jax.sampling.loaded import TrainedFlow, load
 from jet_jax.sampling.sampler import Sampler
 
-__all__ = ["Sampler"]
+__all__ = ["Sampler", "TrainedFlow", "load"]

@@ -22,13 +22,15 @@ def sample_step(variables, key, index, temperature, *, model, image_shape, level
     variables: `params` and `permutations`.
     key: of the latents.
     index: int32 (B,), number of each image; an image depends on `key` and its number alone.
-    temperature: factor on the latents; below 1 samples are smoother and less varied.
+    temperature: factor on the latents; below 1 samples are smoother and less varied. A prior of the user's own defines
+      it otherwise.
     model, image_shape, levels: constants of the run; (H, W, C).
 
   Returns:
     uint8 (B, H, W, C), and bool (B,), True if all numbers of the image were finite; else its pixels mean nothing.
   """
-  z = temperature * likelihood.sample_prior(likelihood.example_keys(key, index), image_shape)
+  keys = likelihood.example_keys(key, index)
+  z = likelihood.sample_prior(keys, image_shape, temperature, model.find_prior())
   x, _ = model.apply(variables, z, method="inverse")
   return likelihood.quantize(x, levels), jnp.all(jnp.isfinite(x), axis=(1, 2, 3))
 

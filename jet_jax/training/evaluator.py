@@ -59,18 +59,20 @@ class Evaluator:
     arguments = eval_arguments(variables, image_shape, self.batch_size, self.mesh)
     self._step = compile_to_fit("evaluation", self._program.lower(*arguments), limit, beside)
 
-  @np.errstate(invalid="ignore")  # non-finite values are counted
   def __call__(self, variables, noise_samples: int = 1) -> dict[str, float]:
-    """Measures bits per dimension, averaged over images and over draws of the noise.
+    """Measures bits per dimension, averaged over images and over draws of the noise; see `summary`."""
+    return self.summary(self.per_image(variables, noise_samples)[1], noise_samples)
+
+  @np.errstate(invalid="ignore")  # non-finite values are counted
+  def per_image(self, variables, noise_samples: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    """Measures each readable image, averaged over draws of the noise.
 
     Args:
       variables: `params` and `permutations`.
       noise_samples: draws of the dequantization noise for each image.
 
     Returns:
-      "bits_per_dim"; its standard error over images, "bits_per_dim_stderr", NaN of one image; "num_images";
-      "noise_samples"; "num_nonfinite", the images with a NaN or infinite result, any of which makes the mean
-      non-finite; "num_bad_images", the unreadable images that were skipped as the config allows.
+      The index of each image in the data set, ascending, int32 (N,), and its bits per dimension, float64 (N,).
     """
     keys = [jax.random.fold_in(make_key(NOISE_SEED), draw) for draw in range(noise_samples)]
 
@@ -78,13 +80,29 @@ class Evaluator:
       for batch in data.eval_batches(self.source, self.batch_size):
         images, index = (sharding.place_batch(batch[name], self.mesh) for name in ("image", "index"))
         for key in keys:
-          yield batch["mask"], self._step(variables, images, index, key)
+          yield batch, self._step(variables, images, index, key)
 
-    results, bits = in_turn(dispatched()), []
-    for batch in zip(*[results] * noise_samples, strict=True):  # the draws of a batch follow each other
-      draws = np.stack([draw for _, draw in batch])
-      bits.append(draws.mean(axis=0, dtype=np.float64)[batch[0][0]])
-    bits = np.concatenate(bits)
+    results, indices, bits = in_turn(dispatched()), [], []
+    for draws in zip(*[results] * noise_samples, strict=True):  # the draws of a batch follow each other
+      batch = draws[0][0]
+      mean = np.stack([draw for _, draw in draws]).mean(axis=0, dtype=np.float64)
+      indices.append(batch["index"][batch["mask"]])
+      bits.append(mean[batch["mask"]])
+    return np.concatenate(indices), np.concatenate(bits)
+
+  @np.errstate(invalid="ignore")
+  def summary(self, bits: np.ndarray, noise_samples: int) -> dict[str, float]:
+    """Summarizes the bits per dimension of each image.
+
+    Args:
+      bits: of `per_image`.
+      noise_samples: draws of the noise that each is a mean over.
+
+    Returns:
+      "bits_per_dim"; its standard error over images, "bits_per_dim_stderr", NaN of one image; "num_images";
+      "noise_samples"; "num_nonfinite", the images with a NaN or infinite result, any of which makes the mean
+      non-finite; "num_bad_images", the unreadable images that were skipped as the config allows.
+    """
     return {
       "bits_per_dim": float(bits.mean()),
       "bits_per_dim_stderr": float(bits.std(ddof=1) / np.sqrt(len(bits))) if len(bits) > 1 else float("nan"),

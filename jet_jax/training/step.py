@@ -97,7 +97,7 @@ def bits_per_dim(
   """
   x = likelihood.dequantize(images, noise_keys, levels)
   z, logdet = cast(tuple, model.apply(variables, x))
-  return likelihood.bits_per_dim(z, logdet, levels)
+  return likelihood.bits_per_dim(z, logdet, levels, model.find_prior())
 
 
 def train_step(

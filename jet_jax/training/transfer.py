@@ -2,7 +2,8 @@
 
 The new run takes parameters and permutations from its source, and has a fresh optimizer and step 0. Its images may have
 another size. Then the splits move to the new grid of patches (`splits.move_splits`), and the position embeddings are
-resampled to it: linearly, and averaged where the grid becomes coarser. Nothing else of the flow may differ.
+resampled to it: linearly, and averaged where the grid becomes coarser. A predictor of the user's own keeps its
+parameters, whose shapes must not depend on the grid. Nothing else of the flow may differ, except the prior.
 """
 
 import contextlib
@@ -23,12 +24,12 @@ from jet_jax.training.run import Run
 from jet_jax.training.step import TrainState
 from jet_jax.workdir import Checkpoints, choose_step, fingerprint, load_run, verify
 from jet_jax.workdir.atomic import write_json
-from jet_jax.workdir.checkpoint import saved_steps
+from jet_jax.workdir.checkpoint import check_resumable, saved_steps
 
 # The fields of `config.model` that decide which function the parameters compute.
 FUNCTION = (
   "couplings", "block_depth", "width", "heads", "patch_size", "kinds", "spatial", "scale_bound", "scale_floor",
-  "layers",
+  "layers", "predictor",
 )  # fmt: skip
 RECORD = "init_from.json"  # in the work directory: source, step, weights and digest that the run started from
 
@@ -44,10 +45,11 @@ def settle(config: config_lib.Config, workdir: str | pathlib.Path) -> str:
     workdir: of the new run.
 
   Raises:
-    ValueError: no such work directory or step, another flow, or a run that started from another source.
+    ValueError: no such work directory or step, another flow, a run that started from another source, or a slim copy.
   """
   path, step = path_and_step(config.init_from) if config.init_from else ("", "")
   if saved_steps(workdir):
+    check_resumable(workdir)
     before = _read(pathlib.Path(workdir) / RECORD)
     is_same = _is_source(path, before) and config.init_ema == (before["weights"] == "ema")
     if not is_same or step not in ("", "best", str(before["step"])):
@@ -76,6 +78,12 @@ def _check(config: config_lib.Config, source: config_lib.Config) -> None:
       f"init_from={config.init_from} is another flow: {', '.join(wrong)}; set the values of the source"
       + (f". Arrays that differ: {', '.join(leaves)}" if leaves else "")
     )
+  if config.model.predictor != "vit" and (leaves := _unlike(_shapes(source), _shapes(config))):
+    raise ValueError(
+      f"init_from={config.init_from} is for images of {source.image_shape}, and on the {config.image_shape} here "
+      f"parameters of {config.model.predictor} have other shapes; train on the size of the source. They are: "
+      f"{', '.join(leaves)}"
+    )
 
 
 def start(run: Run, workdir: pathlib.Path) -> TrainState:
@@ -89,6 +97,8 @@ def start(run: Run, workdir: pathlib.Path) -> TrainState:
   weights = "ema" if config.init_ema else "params"
   source = load_run(path, int(step), run.mesh, weights=weights)
   variables, changed = move(source.variables, source.model, source.config.image_shape, config.image_shape)
+  if source.model.prior != run.model.prior:
+    changed.append(f"prior {run.model.prior} in place of {source.model.prior}")
   with Checkpoints(path) as checkpoints:
     record = {"source": path, "step": source.step, "weights": weights, "sha256": checkpoints.identity(source.step)}
   processes.say("; ".join([f"starting from step {step} of {path} ({weights})", *changed]))
@@ -109,12 +119,14 @@ def move(variables, model: Jet, image_shape, new_shape) -> tuple[dict[str, Any],
   grid, new_grid = ((shape[0] // model.patch_size, shape[1] // model.patch_size) for shape in (image_shape, new_shape))
   if grid == new_grid:
     return variables, []
-  splits = move_splits(Splits(**variables["permutations"]), grid, new_grid)
-  couplings = variables["params"]["couplings"]
-  position = _resample(couplings["vit"]["position_embedding"], grid, new_grid)
-  params = {"couplings": couplings | {"vit": couplings["vit"] | {"position_embedding": position}}}
   sizes = f"from {grid[0]}x{grid[1]} patches to {new_grid[0]}x{new_grid[1]}"
-  changed = [f"params/couplings/vit/position_embedding resampled {sizes}", f"permutations/tokens moved {sizes}"]
+  splits = move_splits(Splits(**variables["permutations"]), grid, new_grid)
+  params, changed = variables["params"], [f"permutations/tokens moved {sizes}"]
+  if model.predictor == "vit":
+    couplings = params["couplings"]
+    position = _resample(couplings["vit"]["position_embedding"], grid, new_grid)
+    params = {"couplings": couplings | {"vit": couplings["vit"] | {"position_embedding": position}}}
+    changed.insert(0, f"params/couplings/vit/position_embedding resampled {sizes}")
   return {"params": params, "permutations": splits._asdict()}, changed
 
 
@@ -169,16 +181,20 @@ def _function(config) -> dict[str, Any]:
 
 
 def _leaves_that_differ(source, config) -> list[str]:
-  """Paths of the parameters whose shapes are not the same in two runs, with both shapes."""
+  """Paths of the parameters whose shapes are not the same in two runs on the grid of the first, with both shapes."""
+  grid = source.image_shape[0] // source.model.patch_size, source.image_shape[1] // source.model.patch_size
+  side = config.model.patch_size
+  return _unlike(_shapes(source), _shapes(config, (grid[0] * side, grid[1] * side, config.image_shape[2])))
 
-  def shapes(config):
-    grid = source.image_shape[0] // source.model.patch_size, source.image_shape[1] // source.model.patch_size
-    side = config.model.patch_size
-    image_shape = grid[0] * side, grid[1] * side, config.image_shape[2]
-    params = Jet(**config.model).abstract_variables(image_shape)["params"]
-    return {name: known.shape for name, known in fingerprint.without_digests(params).items()}
 
-  there, here = shapes(source), shapes(config)
+def _shapes(config, image_shape=None) -> dict[str, tuple[int, ...]]:
+  """Shapes of the parameters of a config's flow by path, for its own images or those of another shape."""
+  params = Jet(**config.model).abstract_variables(image_shape or config.image_shape)["params"]
+  return {name: known.shape for name, known in fingerprint.without_digests(params).items()}
+
+
+def _unlike(there: dict, here: dict) -> list[str]:
+  """Names the parameters whose shapes are not the same, with both shapes."""
   return [
     f"{name} {there.get(name, 'missing')} there and {here.get(name, 'missing')} here"
     for name in sorted(there.keys() | here.keys())

@@ -59,6 +59,16 @@ def choose_step(workdir: str | pathlib.Path, step: int | Literal["best"] | None)
   return steps[-1] if step is None else step
 
 
+def check_resumable(workdir: str | pathlib.Path) -> None:
+  """Raises ValueError for a slim copy of a run (tools/share.py), whose latest checkpoint has no state of training."""
+  steps = saved_steps(workdir)
+  if steps and not (pathlib.Path(workdir) / "checkpoints" / str(steps[-1]) / "training").exists():
+    raise ValueError(
+      f"{workdir} is a slim copy of a run, without optimizer state, from which training cannot resume; start a new run "
+      f"in another --workdir, with init_from={workdir}"
+    )
+
+
 class Checkpoints:
   """The checkpoints of one work directory. Saving is asynchronous; leaving the context waits for it.
 
@@ -129,16 +139,17 @@ class Checkpoints:
     steps = saved_steps(self.directory.parent)
     return f"the last good checkpoint is of step {steps[-1]}" if steps else "there is no checkpoint yet"
 
-  def save(self, items: dict[str, Any]) -> None:
+  def save(self, items: dict[str, Any], step: int | None = None) -> None:
     """Starts to save a state under its step, unless that step is saved already.
 
     Args:
-      items: trees of arrays by name, with the step at `items["training"]["step"]`.
+      items: trees of arrays by name.
+      step: number of the checkpoint; by default `items["training"]["step"]`.
 
     Raises:
       ValueError: the state has NaN or infinite numbers, or this save or the last one has failed.
     """
-    step = int(items["training"]["step"])
+    step = int(items["training"]["step"]) if step is None else step
     if step in self.steps():
       return
     self._bytes, self._saving = sum(leaf.nbytes for leaf in jax.tree.leaves(items)), step

@@ -44,11 +44,18 @@ def load_run(
     weights: "params" or "ema"; by default the average if the run has one.
 
   Raises:
-    ValueError: no such work directory or step, or a damaged one.
+    ValueError: no such work directory or step, a damaged one, or a predictor or prior that cannot be imported here,
+      or whose source has changed.
   """
   config = config_lib.load(workdir)
   model = Jet(**config.model)
   model = model.clone(dtype=dtype or model.dtype)
+  model.check(config.image_shape, draws_splits=False)
+  if changed := [known for known in config.code if known not in model.code()]:
+    raise ValueError(
+      f"{workdir} was trained with another {changed[0].split()[0]}: its source has changed since. Restore it, or "
+      "if the change alters no number, set code to [] in config.json"
+    )
   mesh = sharding.nearest_mesh(config.mesh) if mesh is None else mesh
   device = mesh.devices.flat[0]
   try:

@@ -130,7 +130,7 @@ def test_samples_that_are_not_finite_are_counted_and_told(workdir, tmp_path, mon
   monkeypatch.setattr(
     likelihood,
     "sample_prior",
-    lambda keys, shape: jax.vmap(
+    lambda keys, shape, *_: jax.vmap(
       lambda key: jax.random.normal(key, shape) * jnp.where(jax.random.bits(key) % 2, jnp.nan, 1)
     )(keys),
   )
@@ -144,7 +144,7 @@ def test_samples_that_are_not_finite_are_counted_and_told(workdir, tmp_path, mon
 
 @pytest.mark.fault(22)
 def test_a_grid_of_samples_that_are_not_finite_is_told_in_the_metrics(tiny_config, tmp_path, monkeypatch, capsys):
-  monkeypatch.setattr(likelihood, "sample_prior", lambda keys, shape: jnp.full((len(keys), *shape), jnp.inf))
+  monkeypatch.setattr(likelihood, "sample_prior", lambda keys, shape, *_: jnp.full((len(keys), *shape), jnp.inf))
   train.train(train.prepare(tiny_config(total_steps=1, eval_steps=0, sample_steps=1), tmp_path))
   lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
   assert [line["samples/num_nonfinite"] for line in lines if "samples/num_nonfinite" in line] == [4]

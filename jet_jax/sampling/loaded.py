@@ -1,0 +1,93 @@
+"""A trained flow in Python: bits per dimension of images, and samples."""
+
+import functools
+import pathlib
+from typing import Any, NamedTuple, cast
+
+import jax
+import numpy as np
+
+from jet_jax import likelihood
+from jet_jax.devices import sharding
+from jet_jax.devices.settings import make_key
+from jet_jax.jet import Jet
+from jet_jax.sampling.sampler import CHUNK, Sampler
+from jet_jax.workdir import load_run
+from jet_jax.workdir.trained import Step
+
+NOISE_SEED = 0  # as in training/evaluator.py
+
+
+class TrainedFlow(NamedTuple):
+  """A trained flow: `model, variables, config = load(workdir)`.
+
+  Attributes:
+    model: the flow; `model.apply(variables, x)` and its inverse, see `Jet`.
+    variables: `params`, averaged if the run has an average, and `permutations`.
+    config: of the run, resolved, with `image_shape` and `levels`.
+  """
+
+  model: Jet
+  variables: dict
+  config: Any
+
+  def bits_per_dim(self, images, noise_samples: int = 1) -> np.ndarray:
+    """Measures bits per dimension of images, under the prior of the run.
+
+    Args:
+      images: uint8 (N, H, W, C) in {0 .. levels - 1}. The noise of an image depends on its place among them; a whole
+        split in its order has the noise of `python -m jet_jax.evaluate`.
+      noise_samples: draws of the dequantization noise, whose results are averaged.
+
+    Returns:
+      float64 (N,).
+
+    Raises:
+      ValueError: images of another shape, dtype or range.
+    """
+    images, shape, levels = np.asarray(images), tuple(self.config.image_shape), self.config.levels
+    if images.shape[1:] != shape or images.dtype != np.uint8 or images.max(initial=0) >= levels:
+      raise ValueError(
+        f"images are {images.dtype} {images.shape}, up to {images.max(initial=0)}; this flow is for uint8 (N, "
+        f"{', '.join(map(str, shape))}) below {levels}; convert or resize them"
+      )
+    bits, chunk = [], self._at_once()
+    for start in range(0, len(images), chunk):
+      part = images[start : start + chunk]
+      index = np.arange(start, start + len(part), dtype=np.int32)
+      keys = [jax.random.fold_in(make_key(NOISE_SEED), draw) for draw in range(noise_samples)]
+      draws = [_bits(self.variables, part, index, key, model=self.model, levels=levels) for key in keys]
+      bits.append(np.mean(draws, axis=0, dtype=np.float64))
+    return np.concatenate(bits) if bits else np.zeros(0)
+
+  def sample(self, num: int, seed: int = 0, temperature: float = 1.0) -> np.ndarray:
+    """Draws images, as `python -m jet_jax.sample` does.
+
+    Args:
+      num: number of images.
+      seed: of the latents; image i depends on it and on i alone.
+      temperature: factor on the latents; below 1 samples are smoother and less varied.
+
+    Returns:
+      uint8 (num, H, W, C) in {0 .. levels - 1}.
+    """
+    config, mesh = self.config, sharding.nearest_mesh(self.config.mesh)
+    sampler = Sampler(self.model, config.image_shape, config.levels, num, mesh, self._at_once())
+    return sampler(self.variables, seed, temperature)
+
+  def _at_once(self) -> int:
+    """Images in a pass through the flow: as many as fitted in training, at most CHUNK."""
+    return min(CHUNK, self.config.batch_size // self.config.microbatches)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "levels"))
+def _bits(variables, images, index, key, *, model: Jet, levels: int):
+  x = likelihood.dequantize(images, likelihood.example_keys(key, index), levels)
+  z, logdet = cast(tuple, model.apply(variables, x))
+  return likelihood.bits_per_dim(z, logdet, levels, model.find_prior())
+
+
+def load(workdir: str | pathlib.Path, step: Step = None) -> TrainedFlow:
+  """Loads a trained flow from a work directory, or from a copy of it by `tools.share`; see `jet_jax.load`."""
+  trained = load_run(workdir, step)
+  return TrainedFlow(trained.model, trained.variables, trained.config)
