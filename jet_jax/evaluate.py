@@ -101,7 +101,7 @@ def _write_per_image(path: Path, index: np.ndarray, bits: np.ndarray, names: Seq
   columns = {"index": index, "bits_per_dim": bits}
   if names:
     readable = [os.fsencode(names[int(i)]).decode(errors="backslashreplace") for i in index]
-    columns = {"index": index, "file": np.asarray(readable), "bits_per_dim": bits}
+    columns = {"index": index, "file_name": np.asarray(readable), "bits_per_dim": bits}
   with atomic.replacing(path) as temporary:
     if path.suffix == ".npz":
       with temporary.open("wb") as file:

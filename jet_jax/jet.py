@@ -197,7 +197,7 @@ class Jet(nn.Module):
     return prior
 
   @nn.nowrap
-  def code(self) -> tuple[str, ...]:
+  def own_code(self) -> tuple[str, ...]:
     """Names the user's own predictor and prior, each with the digest of its source: "mine:Mixer 0123456789abcdef"."""
     own = {"model.predictor": self.predictor, "model.prior": self.prior}
     found = {name: named.find(field, name, {}) for field, name in own.items() if ":" in name}

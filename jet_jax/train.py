@@ -101,7 +101,7 @@ def prepare(config: Config, workdir: str | pathlib.Path, flag_overrides=(), acce
   mesh = choose_mesh(config, len(train_source), limit=compile_lib.memory_limit(jax.local_devices()))
   config.mesh.fsdp = str(mesh.shape["fsdp"])
   run = Run.from_config(config, len(train_source), mesh)
-  config.code = run.model.code()
+  config.own_code = run.model.own_code()
   config.init_from = transfer.settle(config, workdir)
   rows = sharding.local_rows(mesh, config.batch_size)
   batches = data.train_batches(train_source, config.batch_size, config.seed, config.data.flip, rows)

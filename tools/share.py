@@ -18,6 +18,7 @@ from absl import logging
 from jet_jax import config as config_lib
 from jet_jax.config.overrides import flatten
 from jet_jax.workdir import Checkpoints, load_run
+from jet_jax.workdir.checkpoint import COMMIT_FILE
 from jet_jax.workdir.trained import Step, step_argument
 
 FOLDERS = re.compile(r"(?:(?<=:)|^)(?:~[^/]*)?/(?:.*/)?")  # of an absolute path, which may follow "folder:" or the like
@@ -47,6 +48,8 @@ def share(workdir: pathlib.Path, out: pathlib.Path, step: Step = None, metrics: 
   with Checkpoints(workdir) as source, Checkpoints(out, keep=1) as copy:
     copy.best = source.best_known(trained.step)
     copy.save({"model": trained.variables | {"ema": None}}, trained.step)
+  for mark in out.rglob(COMMIT_FILE):
+    mark.write_text("complete\n")  # in place of the path, which orbax writes into it
   if metrics and (workdir / "metrics.jsonl").exists():
     shutil.copyfile(workdir / "metrics.jsonl", out / "metrics.jsonl")
   config_lib.save(config, out / "config.json")  # last: without it, a copy that was broken off is none

@@ -49,7 +49,7 @@ def default_config() -> Config:  # noqa: PLR0915  a line a field
   config.model.attention = "auto"  # suits the device; or xla, einsum, cudnn (GPUs), splash (TPUs)
   config.model.predictor = "vit"  # inside a coupling; or module:name of your own, see docs/guide/own-parts.md
   config.model.prior = "normal"  # of the latents, N(0, I); or module:name of your own
-  config.code = ()  # digests of your own predictor and prior; training sets them, and evaluation compares them
+  config.own_code = ()  # digests of your own predictor and prior; training sets them, and evaluation compares them
 
   for duration in DURATIONS:
     for unit, kind in UNITS.items():

@@ -15,7 +15,7 @@ from jet_jax.workdir.metrics import check_places
 
 # A run cannot change these fields, or those below them, and still be the same run. `same_data` compares the images, and
 # `data.size` shows in their shape.
-FIXED = ("seed", "levels", "batch_size", "data.flip", "image_shape", "model", "code")
+FIXED = ("seed", "levels", "batch_size", "data.flip", "image_shape", "model", "own_code")
 FREE = ("model.remat", "model.attention")
 
 

@@ -51,10 +51,10 @@ def load_run(
   model = Jet(**config.model)
   model = model.clone(dtype=dtype or model.dtype)
   model.check(config.image_shape, draws_splits=False)
-  if changed := [known for known in config.code if known not in model.code()]:
+  if changed := [known for known in config.own_code if known not in model.own_code()]:
     raise ValueError(
       f"{workdir} was trained with another {changed[0].split()[0]}: its source has changed since. Restore it, or "
-      "if the change alters no number, set code to [] in config.json"
+      "if the change alters no number, set own_code to [] in config.json"
     )
   mesh = sharding.nearest_mesh(config.mesh) if mesh is None else mesh
   device = mesh.devices.flat[0]

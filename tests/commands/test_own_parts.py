@@ -157,7 +157,7 @@ def test_a_file_whose_prior_has_changed_is_told_from_that_of_training(workdir, c
   (tmp_path / "own_file.py").write_text(text.replace("temperature * jax.random.logistic", "jax.random.logistic"))
   with pytest.raises(SystemExit, match="was trained with another own_file:Logistic: its source has changed since"):
     evaluate.main([f"--workdir={workdir}"])
-  with pytest.raises(ValueError, match="holds a run with code=.*own_file:Logistic"):
+  with pytest.raises(ValueError, match="holds a run with own_code=.*own_file:Logistic"):
     train.prepare(config, workdir)
   monkeypatch.delitem(sys.modules, "own_file")
   (tmp_path / "own_file.py").write_text(text + "\n\nmore = 1\n")

@@ -56,12 +56,12 @@ def test_each_readable_image_has_its_number_name_and_bits(workdir, tmp_path, cap
   if suffix == "csv":
     with path.open(encoding="utf-8", newline="") as file:
       columns, *rows = csv.reader(file)
-    assert columns == ["index", "file", "bits_per_dim"]
+    assert columns == ["index", "file_name", "bits_per_dim"]
     index, names, bits = zip(*rows, strict=True)
     index, bits = [int(i) for i in index], np.array([float(value) for value in bits])
   else:
     arrays = np.load(path)
-    index, names, bits = arrays["index"].tolist(), arrays["file"].tolist(), arrays["bits_per_dim"]
+    index, names, bits = arrays["index"].tolist(), arrays["file_name"].tolist(), arrays["bits_per_dim"]
   assert index == [0, 1, 3, 4]  # image 2, e.png, cannot be read
   assert list(names) == [*NAMES[:3], "g/h\\xff.png"]
   assert bits.mean() == result["bits_per_dim"]

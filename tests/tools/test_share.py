@@ -69,7 +69,9 @@ def test_the_copy_has_the_averaged_parameters_and_no_state_of_training(workdir, 
 
 
 def test_the_copy_names_no_folder_and_no_host(workdir, copy):
-  private = [str(workdir.parent), str(copy.parent), socket.gethostname(), jet_jax.__file__.rpartition("/jet_jax/")[0]]
+  private = [str(workdir.parent), str(copy.parent), jet_jax.__file__.rpartition("/jet_jax/")[0]]
+  # A short name occurs in packed numbers by chance.
+  private += [name for name in [socket.gethostname()] if len(name) > 6]
   for file in copy.rglob("*"):
     content = file.read_bytes() if file.is_file() else b""
     assert not [word for word in private if word.encode() in content], file
@@ -98,7 +100,7 @@ def test_training_does_not_resume_from_the_copy_but_starts_from_it(copy, config,
     train.prepare(config, copy)
   assert (copy / "config.json").read_bytes() == before
   started = override(config.copy_and_resolve_references(), {"init_from": str(copy), "ema_decay": 0.0, "total_steps": 0})
-  started = override(started, {"total_steps": 1, "eval_steps": 0})
+  started = override(started, {"total_steps": 1, "eval_steps": 0, "keep_best": False})
   job = train.prepare(started, tmp_path / "new")
   state = train.transfer.start(job.run, job.workdir)
   jax.tree.map(np.testing.assert_array_equal, state.params, jet_jax.load(copy).variables["params"])
