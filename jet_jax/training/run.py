@@ -14,7 +14,7 @@ from jet_jax.devices import processes, sharding
 from jet_jax.devices.compile import bytes_a_device, compile_to_fit, key_shape, on_mesh
 from jet_jax.devices.settings import make_key
 from jet_jax.jet import Jet
-from jet_jax.training.optimizer import make_optimizer, schedule
+from jet_jax.training.optimizer import find_schedule, make_optimizer
 from jet_jax.training.step import TrainState, fresh_state, init_state, train_step
 from jet_jax.workdir import Best
 
@@ -60,13 +60,13 @@ class Run:
     model.check(config.image_shape)
     model = model.for_device(mesh.devices.flat[0], config.image_shape)
     total_steps, warmup_steps = (duration_in_steps(config, name, num_examples) for name in ("total", "warmup"))
-    if warmup_steps >= total_steps > 1:
+    if config.schedule == "cosine" and warmup_steps >= total_steps > 1:
       raise ValueError(
         f"the warm-up of {warmup_steps:,} steps must be shorter than the run of {total_steps:,}; set less"
       )
     optimizer = make_optimizer(config, total_steps, warmup_steps)
-    rate = jax.jit(schedule(total_steps, warmup_steps))
-    return cls(config, model, optimizer, rate, mesh, num_examples, total_steps)
+    schedule = find_schedule(config, total_steps, warmup_steps)
+    return cls(config, model, optimizer, schedule, mesh, num_examples, total_steps)
 
   def fits(self, limit: int) -> bool:
     """True if the training step fits devices of so many bytes, on all processes; compiles it if the state does."""
@@ -96,7 +96,11 @@ class Run:
 
   def learning_rate(self, updates: int) -> float:
     """The learning rate after so many updates."""
-    return self.config.lr * float(np.asarray(self.schedule(updates)))
+    return self.config.lr * float(np.asarray(self._schedule(updates)))
+
+  @functools.cached_property
+  def _schedule(self):
+    return jax.jit(self.schedule)
 
   @functools.cached_property
   def state_shapes(self) -> TrainState:

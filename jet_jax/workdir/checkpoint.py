@@ -60,9 +60,9 @@ def choose_step(workdir: str | pathlib.Path, step: int | Literal["best"] | None)
 
 
 def check_resumable(workdir: str | pathlib.Path) -> None:
-  """Raises ValueError for a slim copy of a run (tools/share.py), whose latest checkpoint has no state of training."""
-  steps = saved_steps(workdir)
-  if steps and not (pathlib.Path(workdir) / "checkpoints" / str(steps[-1]) / "training").exists():
+  """Raises ValueError for a slim copy of a run (tools/share.py), whose checkpoint has no state of training."""
+  saved = [pathlib.Path(workdir) / "checkpoints" / str(step) for step in saved_steps(workdir)]
+  if saved and not any((folder / "training").exists() for folder in saved):  # of some it may be damaged
     raise ValueError(
       f"{workdir} is a slim copy of a run, without optimizer state, from which training cannot resume; start a new run "
       f"in another --workdir, with init_from={workdir}"

@@ -79,7 +79,8 @@ def _holds_run(workdir: pathlib.Path) -> bool:
 
 def _check_same_run(workdir: pathlib.Path, before: config_lib.Config, config: config_lib.Config) -> None:
   """Raises ValueError, naming the field and both values, if the work directory holds another run."""
-  for name, old, new in config_lib.differences(before, config):
+  # The digests of a user's own parts last: where another part is named, its name says more.
+  for name, old, new in sorted(config_lib.differences(before, config), key=lambda found: found[0] == "own_code"):
     is_fixed = name not in FREE and any(f"{name}.".startswith(f"{fixed}.") for fixed in FIXED)
     if is_fixed or (name == "ema_decay" and 0 in (old, new)):
       raise ValueError(

@@ -46,7 +46,7 @@ def test_a_run_resumes_bit_for_bit_where_its_images_moved_and_is_evaluated_there
   straight = train.train(train.prepare(config("images"), tmp_path / "straight"))
   job = train.prepare(config("images"), tmp_path / "run")
   with contextlib.suppress(KeyboardInterrupt), pytest.MonkeyPatch.context() as patch:
-    patch.setattr(train.MetricLog, "step_done", stop_after(3))
+    patch.setattr(train.InFlight, "add", stop_after(3))
     train.train(job)
   (tmp_path / "images").rename(tmp_path / "moved")
   resumed = train.train(train.prepare(config("moved"), tmp_path / "run"))
@@ -69,15 +69,16 @@ def test_a_run_resumes_bit_for_bit_where_its_images_moved_and_is_evaluated_there
 
 
 def stop_after(step):
-  """A stand-in for `MetricLog.step_done` that kills the run in a step."""
+  """A stand-in for `InFlight.add` that kills the run in a step."""
   seen = []
 
-  def step_done(_):
+  def add(*_):
     seen.append(1)
     if len(seen) == step:
       raise KeyboardInterrupt
+    return ()
 
-  return step_done
+  return add
 
 
 def test_the_advice_on_a_broken_image_leads_on(config, tmp_path):
@@ -132,7 +133,7 @@ def test_hosts_with_other_images_all_reject_them_before_anything_is_compiled(tmp
   started = process_group.start([*command, *flags], processes=2)
   for process in started:
     out, err = process.communicate(timeout=200)
-    assert process.returncode == 1, out + err
+    assert process.returncode == 2, out + err
     last = err.splitlines()[-1]
     assert last.startswith("error: the processes have different data: process 0 on ")
     assert "20 train images and 4 validation images, with 03.png of " in last

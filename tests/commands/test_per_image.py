@@ -113,9 +113,11 @@ def test_the_bits_of_an_image_do_not_depend_on_the_batch_size(workdir):
   np.testing.assert_allclose(bits, other, rtol=1e-6)
 
 
-def test_another_kind_of_file_is_refused_before_the_evaluation(workdir, tmp_path):
+def test_another_kind_of_file_is_refused_before_the_evaluation(workdir, tmp_path, capsys):
   with pytest.raises(SystemExit, match=r"--per_image=.*images.txt must end in \.csv or \.npz"):
     evaluate.main([f"--workdir={workdir}", f"--per_image={tmp_path}/images.txt"])
   (tmp_path / "file").write_text("")
-  with pytest.raises(SystemExit, match="File exists"):
+  with pytest.raises(SystemExit):
     evaluate.main([f"--workdir={workdir}", f"--per_image={tmp_path}/file/images.csv"])
+  assert "--per_image" in (error := capsys.readouterr().err)
+  assert "cannot be written" in error

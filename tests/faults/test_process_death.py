@@ -91,7 +91,7 @@ def test_what_one_process_cannot_find_is_told_by_all_before_training(images):
   (images / "0").symlink_to(images)
   settings = [setting.replace(f"folder:{images}", f"folder:{images}/PROCESS") for setting in training(images)]
   results = ends(start(settings, processes=2))
-  assert [status for status, _ in results] == [1, 1]
+  assert [status for status, _ in results] == [2, 2]  # rejected, so that no launch script tries again
   assert results[0][1].splitlines()[-1].startswith(f"error: process 1: {images}/1 does not exist")
   assert not any("Traceback" in errors for _, errors in results)
 

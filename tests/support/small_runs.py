@@ -83,7 +83,7 @@ def saved_steps(workdir):
 def pretend_saved(workdir, step=1):
   """Leaves the trace of a checkpoint in a work directory, which thereby holds a run."""
   folder = pathlib.Path(workdir) / "checkpoints" / str(step)
-  folder.mkdir(parents=True)
+  (folder / "training").mkdir(parents=True)
   (folder / COMMIT_FILE).touch()
 
 

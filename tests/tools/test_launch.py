@@ -173,7 +173,7 @@ def test_relative_paths_are_those_of_the_caller_and_progress_renews_the_attempts
 
 def test_training_starts_from_another_directory(tmp_path):
   result = run_script([FOLDER / "gpus.sh", "--workdir=it"], {"PYTHON": sys.executable, "ATTEMPTS": "1"}, cwd=tmp_path)
-  assert "Flag --config must have a value" in result.stderr
+  assert "the following arguments are required: --config" in result.stderr
 
 
 class Slurm:

@@ -145,7 +145,8 @@ def test_a_run_without_a_checkpoint_may_start_with_anything(prepare, tmp_path):
 @pytest.mark.parametrize("trace", ["damaged/3", "checkpoints/3/commit_success.txt"])
 def test_a_run_whose_checkpoints_are_damaged_is_still_a_run(begun, prepare, tmp_path, trace):
   shutil.rmtree(tmp_path / "run" / "checkpoints")
-  (tmp_path / "run" / trace).mkdir(parents=True)
+  for name in (trace, "checkpoints/3/training"):
+    (tmp_path / "run" / name).mkdir(parents=True)
   with pytest.raises(ValueError, match="holds a run with seed=0"):
     prepare("folder:images", seed=4)
 

@@ -4,12 +4,12 @@ import functools
 import io
 import pathlib
 import zipfile
-from collections.abc import Sequence
 
 import einops
 import numpy as np
 
 from jet_jax.data.npz import UNREADABLE, Npz
+from jet_jax.data.splits import Examples
 from tools.preparing.releases import IMAGENET, UNCHANGED, Release, check_side
 
 MAX_BATCH_BYTES = 2**32  # of an npz file inside a zip, which is read into memory; the largest released has 1.5 GiB
@@ -31,7 +31,7 @@ def imagenet_resized(path: pathlib.Path, size: int) -> Release:
   return Release(f"imagenet_resized/{size}x{size}", splits, files, UNCHANGED)
 
 
-class _Batches(Sequence):
+class _Batches(Examples):
   """Examples of several npz files; one file is in memory at a time."""
 
   classes = tuple(str(k) for k in range(1000))
