@@ -11,6 +11,8 @@ from jet_jax.data import ReaderDied
 from jet_jax.workdir.metrics import JsonLines, Pictures
 from jet_jax.workdir.tensorboard import TensorBoard
 
+pytestmark = pytest.mark.process  # whole runs, or eight devices: too long for `make check`
+
 
 def fail(*_, **__):
   raise OSError(28, "No space left on device")

@@ -15,6 +15,8 @@ import small_runs
 from jet_jax import evaluate, train
 from jet_jax.workdir.checkpoint import Checkpoints
 
+pytestmark = pytest.mark.process  # whole runs, or eight devices: too long for `make check`
+
 SETTINGS = {"levels": 256, "data.size": 8, "batch_size": 8, "eval_steps": 0, "sample_steps": 0, "total_steps": 4}
 
 

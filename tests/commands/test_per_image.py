@@ -17,6 +17,8 @@ from jet_jax.data import open_splits, sources
 from jet_jax.training import Evaluator
 from jet_jax.workdir import load_run
 
+pytestmark = pytest.mark.process  # whole runs, or eight devices: too long for `make check`
+
 PAGE = pathlib.Path("docs/guide/python.md")
 
 # Names that a CSV must quote, or that are no UTF-8.

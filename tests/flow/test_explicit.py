@@ -11,6 +11,8 @@ from flows import randomize
 from jet_jax import likelihood
 from jet_jax.jet import Jet
 
+pytestmark = pytest.mark.process  # whole runs, or eight devices: too long for `make check`
+
 LAYERS = ("actnorm",)
 AXES = {
   "explicit": (("batch",), (AxisType.Explicit,), P("batch")),

@@ -15,6 +15,8 @@ from jet_jax.config import default_config, override
 from jet_jax.workdir import load_run
 from tools import share
 
+pytestmark = pytest.mark.process  # whole runs, or eight devices: too long for `make check`
+
 
 @pytest.fixture(scope="module")
 def config():
