@@ -1,18 +1,12 @@
 """Lines that say what a data set has: images and classes of each split, how it came about, and what was skipped."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
+from jet_jax.data.entries import PassedOver
 from jet_jax.data.identity import innermost
 
 MOST = 3  # reasons, or warnings, that a run prints
-
-
-class Skipped(NamedTuple):
-  """Files that are not in a data set, all for one reason: their number and some of their names."""
-
-  count: int
-  names: tuple[str, ...]
 
 
 def describe(source: str, splits: Mapping[str, Any], shape: tuple[int, ...]) -> list[str]:
@@ -48,7 +42,7 @@ def counted(examples: Any) -> str:
   return images + (f" of {classes:,} class{'' if classes == 1 else 'es'}" if classes else "")
 
 
-def in_words(reason: str, skipped: Skipped) -> str:
+def in_words(reason: str, skipped: PassedOver) -> str:
   """Names a reason to skip files, their number and the first of them."""
   return f"{skipped.count:,} {reason} ({skipped.names[0]}{', ...' if skipped.count > 1 else ''})"
 
@@ -58,15 +52,15 @@ def warnings(splits: Mapping[str, Any]) -> list[str]:
   return list(dict.fromkeys(text for examples in splits.values() for text in examples.warnings))
 
 
-def skipped_files(splits: Mapping[str, Any]) -> dict[str, Skipped]:
+def skipped_files(splits: Mapping[str, Any]) -> dict[str, PassedOver]:
   """Counts the files of a folder or archive that are not in the data set, by reason; {} for other sources.
 
   Splits of one folder or archive share its files; splits of several have each their own.
   """
   sources = {str(files.path): files for one in splits.values() if (files := getattr(innermost(one), "files", None))}
-  total: dict[str, Skipped] = {}
+  total: dict[str, PassedOver] = {}
   for files in sources.values():
     for reason, (count, names) in files.passed_over.items():
-      before = total.get(reason, Skipped(0, ()))
-      total[reason] = Skipped(before.count + count, (*before.names, *names)[:MOST])
+      before = total.get(reason, PassedOver(0, ()))
+      total[reason] = PassedOver(before.count + count, (*before.names, *names)[:MOST])
   return total
