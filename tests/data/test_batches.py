@@ -263,10 +263,11 @@ def test_an_unreadable_image_is_counted_and_the_next_one_stands_in(holes):
 @pytest.mark.fault(15)
 @pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.process)])
 def test_more_unreadable_images_than_allowed_end_the_reading_by_name(holes, workers):
+  # Threads read at the same time: one may find the third before another has counted two.
   (pathlib.Path(holes.removeprefix("folder:")) / "train" / "07.png").write_text("no image")
   for cap, message in (
     (0, r"0[347]\.png"),
-    (1, r"2 unreadable images, more than data.max_bad_images=1(; the first: 0[347]\.png|$)"),
+    (1, r"[23] unreadable images, more than data.max_bad_images=1(; the first: 0[347]\.png|$)"),
     (2, r"3 unreadable images, more than data.max_bad_images=2(; the first: 03\.png|$)"),
   ):
     source = sources.open_source(holes, 4, 256, "train", max_bad_images=cap)
