@@ -29,6 +29,7 @@ def ending_after(step, job):
 
 @pytest.mark.fault(30)
 @pytest.mark.parametrize("damage", ["newest deleted", pytest.param("clock set back", marks=pytest.mark.slow)])
+@pytest.mark.process
 def test_a_run_goes_on_from_the_newest_step_that_is_there_whatever_the_clock_says(
   tmp_path, tiny_config, capsys, damage
 ):
@@ -94,6 +95,7 @@ def test_torn_and_later_metrics_are_dropped_on_resume(tmp_path, torn):
 
 @pytest.mark.fault(15)
 @pytest.mark.parametrize("checkpoint_steps", [0, 1])
+@pytest.mark.process
 def test_a_run_that_meets_a_broken_image_keeps_what_it_has_trained(tiny_config, tmp_path, checkpoint_steps, capsys):
   for split, count in (("train", 40), ("val", 2)):
     (tmp_path / split).mkdir()

@@ -118,6 +118,7 @@ def largest(step, item):
 
 
 @pytest.mark.fault(8, 9, 10)
+@pytest.mark.process
 def test_every_file_flipped_truncated_and_deleted_is_detected_or_harmless(saved, restore, record_property):
   rng = np.random.default_rng(0)
   step = saved[0] / "checkpoints" / "2"
@@ -229,6 +230,7 @@ def test_a_step_that_is_set_aside_again_has_a_place_of_its_own(saved, tmp_path):
 
 
 @pytest.mark.fault(8)
+@pytest.mark.process
 def test_training_goes_on_from_the_step_before_and_evaluation_uses_it(tiny_config, tmp_path, capsys):
   config = tiny_config(total_steps=6, checkpoint_steps=2, checkpoint_keep=3)
   whole = train.train(train.prepare(config, tmp_path))

@@ -241,6 +241,7 @@ def test_splits_that_the_official_code_lacks_are_not_exported(tiny_flow, name, r
     export_npz(model, variables | {"permutations": other}, (4, 8, 3), tmp_path / "other.npz")
 
 
+@pytest.mark.process
 def test_the_command_writes_a_work_directory_that_evaluates_and_samples(tmp_path, capsys):
   arguments = [f"--npz={TINY}", "--image_shape=16,16,3", f"--workdir={tmp_path / 'run'}"]
   main(arguments)

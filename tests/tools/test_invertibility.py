@@ -146,6 +146,7 @@ def test_each_row_of_the_report_is_of_its_predictor_depth_and_input(tiny_flow):
   assert difference.max() > 2**-12
 
 
+@pytest.mark.process
 def test_the_command_reports_a_run_and_a_config(tiny_config, tmp_path, capsys):
   train.train(train.prepare(tiny_config(), tmp_path))
   invertibility.main([f"--workdir={tmp_path}", "--num=3"])

@@ -71,6 +71,7 @@ def test_an_evaluation_that_does_not_fit_is_refused_before_the_first_step(
   assert told.index("MiB of state a device") < told.index("compiled the training step") < told.index(f"compiled {what}")
 
 
+@pytest.mark.process
 def test_evaluation_and_sampling_are_checked_too_and_take_a_part_of_a_batch_at_a_time(
   tiny_config, tmp_path, monkeypatch
 ):

@@ -70,6 +70,7 @@ def test_the_best_checkpoint_stays_beside_the_newest(judged, tiny_config, tmp_pa
   assert load_run(tmp_path, "best").step == 4
 
 
+@pytest.mark.process
 def test_a_run_that_gets_no_better_ends_and_is_finished(judged, tiny_config, tmp_path, capsys):
   config = make_config(tiny_config, patience=3)
   assert int(judged(config, tmp_path).step) == 10
@@ -82,6 +83,7 @@ def test_a_run_that_gets_no_better_ends_and_is_finished(judged, tiny_config, tmp
 
 
 @pytest.mark.parametrize("stop", [8, *(pytest.param(stop, marks=pytest.mark.slow) for stop in (4, 6, 10))])
+@pytest.mark.process
 def test_a_run_that_is_interrupted_ends_at_the_same_step_with_the_same_best(stop, judged, tiny_config, tmp_path):
   config = make_config(tiny_config, patience=3)
   straight = judged(config, tmp_path / "straight")

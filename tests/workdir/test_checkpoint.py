@@ -47,6 +47,7 @@ def test_the_newest_by_step_is_found_and_only_so_many_are_kept(tmp_path):
   assert Checkpoints(tmp_path).latest_step() == 10
 
 
+@pytest.mark.process
 def test_some_are_kept_for_good(tmp_path):
   with Checkpoints(tmp_path, keep=2, keep_every=4) as checkpoints:
     for step in (2, 4, 6, 8, 10, 11, 12, 13):
