@@ -29,7 +29,7 @@ def test_an_incomplete_description_of_a_cluster_is_rejected(tmp_path):
   assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("number", [0, 1])
+@pytest.mark.parametrize("number", [0, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.process
 def test_a_process_whose_others_do_not_come_ends_and_names_their_place(tmp_path, number):
   environment = {

@@ -120,6 +120,7 @@ def test_the_search_ends_within_an_eighth_below_the_largest_count_that_fits(limi
   assert len(tried) <= limit.bit_length() + 5  # each is a compilation
 
 
+@pytest.mark.slow
 @pytest.mark.process
 def test_auto_splits_the_state_over_as_few_devices_as_its_training_step_fits_on():
   arguments = ["--platform=cpu", "--devices=4", "--programs=train"]

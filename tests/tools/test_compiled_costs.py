@@ -40,7 +40,9 @@ needs_compiler = pytest.mark.skipif(
 )
 
 
-@pytest.mark.parametrize("remat", ["full", "blocks", "dots"])
+@pytest.mark.parametrize(
+  "remat", ["full", *(pytest.param(remat, marks=pytest.mark.slow) for remat in ("blocks", "dots"))]
+)
 @pytest.mark.parametrize(
   ("recorded", "setting", "flags"),
   [

@@ -124,7 +124,7 @@ def test_the_best_can_be_evaluated_from_the_command_line(judged, tiny_config, tm
   assert json.loads(capsys.readouterr().out)["step"] == 4
 
 
-@pytest.mark.parametrize(("patience", "status"), [(1, 0), (0, 75)])
+@pytest.mark.parametrize(("patience", "status"), [pytest.param(1, 0, marks=pytest.mark.slow), (0, 75)])
 @pytest.mark.process
 def test_a_run_that_ended_early_is_no_stopped_run(patience, status, tmp_path, cache):
   """The launch scripts start a stopped run again, and not one that has ended."""
