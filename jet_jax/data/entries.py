@@ -4,9 +4,13 @@ One rule names the files of a folder, a zip and a tar: a backslash separates fol
 composed (Unicode NFC), and bytes that are no UTF-8 are kept.
 """
 
+import lzma
 import posixpath
 import re
+import struct
 import unicodedata
+import zipfile
+import zlib
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -17,6 +21,13 @@ OF_THE_SYSTEM = (
   "Thumbs.db", "desktop.ini",
 )  # fmt: skip
 SKIPPED = re.compile(rf"(?:^|/)(\.(?!\.?(?:/|$))[^/]*|{'|'.join(map(re.escape, OF_THE_SYSTEM))})(?:/|$)", re.IGNORECASE)
+AGAIN = "copy or download it again, or pack it anew"  # a damaged archive
+# Errors of the system, zipfile and the decompressors for a file that is damaged, encrypted or compressed by a method
+# that Python lacks (both RuntimeError).
+UNREADABLE = (
+  OSError, EOFError, RuntimeError, UnicodeError, OverflowError, struct.error, zipfile.BadZipFile, zlib.error,
+  lzma.LZMAError,
+)  # fmt: skip
 MAX_LINKS = 40  # one after the other, as Linux has it
 MAX_LINKED = 1_000_000  # files found only through links to folders, of which few bytes can make billions
 

@@ -89,6 +89,27 @@ def test_a_damaged_extended_header_is_refused(tmp_path):
     opened(tmp_path, data)
 
 
+@pytest.mark.parametrize("length", [b"00", b"05", b"99"])  # 00 was read in circles
+def test_a_record_of_an_impossible_length_is_refused(tmp_path, length):
+  member = tarfile.TarInfo("a.png")
+  member.pax_headers = {"a": "bc", "x": "yz"}  # two records of seven bytes
+  data = bytearray(member.tobuf(tarfile.PAX_FORMAT) + b"\0" * 1024)
+  start = data.index(b"7 x=yz\n")
+  data[start - 7 : start + 7] = b"6 a=b\n" + length + b" x=y\n" + b"\n"
+  with pytest.raises(ValueError, match=r"set\.tar is no readable \.tar: a damaged extended header"):
+    opened(tmp_path, data)
+
+
+@pytest.mark.parametrize("table", [b"", b"x\n", b"2\n0\nx\n", b"9\n0\n1\n"])
+def test_a_damaged_table_of_pieces_is_refused_by_the_name_of_the_archive(tmp_path, table):
+  member = tarfile.TarInfo("a.png")
+  member.size = 512
+  member.pax_headers = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.realsize": "4"}
+  data = tar({"0.png": b"0"})[:1024] + member.tobuf(tarfile.PAX_FORMAT) + table.ljust(512, b"\0") + b"\0" * 1024
+  with pytest.raises(ValueError, match=r"set\.tar is no readable \.tar: damaged or cut short at byte 1,024 \("):
+    opened(tmp_path, data)
+
+
 def test_joined_tars_are_refused_with_the_byte_of_the_second(tmp_path):
   one, two = tar({"a.png": b"a"}), tar({"b.png": b"b"})
   for joined in (one + two, one[: 512 * 3] + two, one + b"\0" * 3 + b"text"):
