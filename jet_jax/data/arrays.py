@@ -12,7 +12,6 @@ import numpy as np
 from jet_jax.data.shared import SharedArray
 from jet_jax.data.splits import Examples
 
-NO_LABEL = -1  # of an image in no class, as in TFDS
 SHARING = threading.Lock()
 CHECKED_BYTES = 2**28  # of pixels, in a checksum
 
