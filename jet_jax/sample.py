@@ -23,7 +23,7 @@ from jet_jax.workdir.image_grid import make_grid, save_png
 from jet_jax.workdir.trained import step_argument
 
 GRID = 256  # images in a picture, at most
-RANGES = {"num": (1, 2**31 - 1), "seed": (0, 2**31 - 1), "temperature": (0, 1e30)}  # of the command's flags
+RANGES = {"--num": (1, 2**31 - 1), "--seed": (0, 2**31 - 1), "--temperature": (0, 1e30)}
 
 
 def main(argv=None) -> None:
@@ -55,9 +55,7 @@ def main(argv=None) -> None:
   args = parser.parse_args(argv)
   settings.settle()
   try:
-    for name, (low, high) in RANGES.items():
-      if not low <= getattr(args, name) <= high:  # rejects NaN too
-        raise ValueError(f"--{name}={getattr(args, name)} must be at least {low} and at most {high}")
+    config_lib.check_ranges({f"--{name}": value for name, value in vars(args).items()}, RANGES)
     processes.join()
     keep_compiled()
     with processes.agreed():
