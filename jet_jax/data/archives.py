@@ -24,7 +24,7 @@ from jet_jax.data.entries import (
   SKIPPED,
   SPECIAL,
   UNREADABLE,
-  PassedOver,
+  Skipped,
   composed,
   plain,
   reason_to_skip,
@@ -40,7 +40,7 @@ class Files(Sequence):
   Attributes:
     path: of the folder or archive.
     names: "folder/file.png" below it, sorted.
-    passed_over: for each reason, such as "no image suffix (.txt)", "hidden" or "link without a target", the files of
+    skipped: for each reason, such as "no image suffix (.txt)", "hidden" or "link without a target", the files of
       the whole folder or archive that were skipped, also in a subset.
   """
 
@@ -59,8 +59,8 @@ class Files(Sequence):
         found[name] = member
     self.names = sorted(found)
     self._members = [found[name] for name in self.names]
-    self.passed_over = {
-      str(reason): PassedOver(len(names), tuple(heapq.nsmallest(3, names))) for reason, names in sorted(passed.items())
+    self.skipped = {
+      str(reason): Skipped(len(names), tuple(heapq.nsmallest(3, names))) for reason, names in sorted(passed.items())
     }
 
   def __len__(self):

@@ -19,6 +19,7 @@ import numpy as np
 from jet_jax.data import decode
 from jet_jax.data.archives import Files, open_files
 from jet_jax.data.decode import BadImage
+from jet_jax.data.entries import but_skipped
 from jet_jax.data.layout import find_oddities, reject, splits_of_folders
 from jet_jax.data.splits import (
   HELD_OUT,
@@ -41,7 +42,7 @@ class Images(Examples):
 
   def __init__(self, files: Files, size: int, classes: Sequence[str]):
     self.files, self.size, self.classes = files, size, classes
-    self._label = {name: np.int32(k) for k, name in enumerate(classes)}
+    self._numbers = {name: np.int32(k) for k, name in enumerate(classes)}
 
   def __len__(self):
     return len(self.files)
@@ -55,7 +56,7 @@ class Images(Examples):
     return example | {"label": self._label_of(name)} if self.classes else example
 
   def _label_of(self, name: str) -> np.int32:
-    return self._label.get(class_of(name), np.int32(NO_LABEL))
+    return self._numbers.get(class_of(name), np.int32(NO_LABEL))
 
   def all_labels(self, most_read: int = 0) -> np.ndarray | None:
     """Returns the label of each example, as `Examples` does; no file is read."""
@@ -98,7 +99,9 @@ def open_image_files(path: str, size: int) -> Splits:
     return _open_splits(_files_per_path(path), size, trusted=True)
   files = find_files(path)
   if not len(files):
-    raise ValueError(f"no image below {files.path}; files must end in one of {', '.join(decode.SUFFIXES)}")
+    raise ValueError(
+      f"no image below {files.path}; files must end in one of {', '.join(decode.SUFFIXES)}{but_skipped(files.skipped)}"
+    )
   return _open_splits(_split_by_folder(files) or {"train": _Named(files)}, size, trusted=False)
 
 

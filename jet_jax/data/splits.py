@@ -7,9 +7,11 @@ import pathlib
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
+
+from jet_jax.data.decode import BadImage
 
 NO_LABEL = -1  # of an image in no class, as in TFDS
 # Names of each split, in small or capital letters. The first are sure: a folder of such a name beside classes is
@@ -33,11 +35,13 @@ class Examples(Sequence):
     classes: names of the labels; empty without labels.
     origin: a phrase on how the split came about, such as "folder train" or "5% held out by a hash of the name".
     warnings: a sentence each on what looks odd in the split, but was not rejected.
+    files: the `archives.Files` that the examples are read from; None for other sources.
   """
 
   classes: Sequence[str] = ()
   origin: str = ""
   warnings: tuple[str, ...] = ()
+  files: Any = None
 
   def entries(self) -> Iterator[bytes]:
     """Yields what tells the examples from others without reading them all, such as names and sizes, for `identity`."""
@@ -46,6 +50,30 @@ class Examples(Sequence):
   def where(self, i: int) -> str:
     """Names example i, for error messages."""
     return f"image {i} of {self.origin}"
+
+  def name(self, i: int) -> str | None:
+    """Returns the name of the file of example i, below the folder of its split; None if it has none."""
+    return None
+
+  def all_labels(self, most_read: int) -> np.ndarray | None:
+    """Returns the label of each example, integers (N,), `NO_LABEL` for none and for one that cannot be read.
+
+    Args:
+      most_read: None is returned if more examples must be read for it, and without classes.
+    """
+    if not len(self.classes) or len(self) > most_read:
+      return None
+    return np.array([self._label(i) for i in range(len(self))], np.int32)
+
+  def _label(self, i: int) -> int:
+    try:
+      return self[i]["label"]
+    except BadImage:
+      return NO_LABEL
+
+  def window(self, numbers: range) -> "Examples":
+    """Returns examples that have these numbers, under the same numbers, for a process that reads no others."""
+    return self
 
   def described(self, origin: str, warnings: Sequence[str] = ()) -> Self:
     """Sets the origin and adds warnings, in place. Returns the examples."""

@@ -126,7 +126,7 @@ def test_an_inner_archive_is_read_or_refused_by_name(tmp_path):
   mac = {"._n0.tar": b"Mac OS X" * 40, "__MACOSX/._n0.tar": b"", "@eaDir/n0.tar": b""}
   files = opened(tmp_path, tar(mac | {"n0.tar": inner}))
   assert files.names == names
-  assert {reason: count for reason, (count, _) in files.passed_over.items()} == {
+  assert {reason: count for reason, (count, _) in files.skipped.items()} == {
     "hidden": 1, "of the system (__MACOSX)": 1, "of the system (@eaDir)": 1,
   }  # fmt: skip
   cut = inner[:1700]
@@ -159,10 +159,10 @@ def test_what_is_no_file_is_counted_or_refused(tmp_path):
     return member.tobuf(tarfile.GNU_FORMAT) + tar(CONTENTS)
 
   for kind in (b"D", b"V", b"5"):  # folders, and the label of a volume
-    assert opened(tmp_path, of_type(kind)).passed_over == {}
+    assert opened(tmp_path, of_type(kind)).skipped == {}
   for kind in (b"3", b"6", b"Z"):  # a device, a pipe, and what nobody knows
     files = opened(tmp_path, of_type(kind))
-    assert files.passed_over == {"neither a file nor a folder": (1, ("x.png",))}
+    assert files.skipped == {"neither a file nor a folder": (1, ("x.png",))}
     assert all_files(files) == CONTENTS
   with pytest.raises(ValueError, match="one of several volumes: x.png begins in the one before"):
     opened(tmp_path, of_type(b"M"))

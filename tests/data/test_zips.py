@@ -84,7 +84,7 @@ def test_links_are_followed_inside_the_archive(tmp_path):
   files = opened(tmp_path, buffer.getvalue())
   linked = {name.replace("train", "val"): data for name, data in CONTENTS.items()}
   assert all_files(files) == CONTENTS | linked | {"b.png": CONTENTS["train/a/1.png"]}
-  assert files.passed_over == {"link without a target": (2, ("c.png", "d.png"))}
+  assert files.skipped == {"link without a target": (2, ("c.png", "d.png"))}
 
 
 def test_every_cut_of_a_zip_is_refused(tmp_path):
