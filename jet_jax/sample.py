@@ -73,12 +73,8 @@ def main(argv=None) -> None:
   except (OSError, ValueError) as error:  # a full disk, a path that cannot be written
     processes.fail(error)
   counts = {"num": args.num, "num_nonfinite": sampler.num_nonfinite}
-  if sampler.num_nonfinite and processes.is_writer():
-    print(
-      f"warning: {sampler.num_nonfinite:,} of {args.num:,} images have NaN or infinite numbers, and their pixels mean "
-      "nothing; lower --temperature, give an earlier --step, or train with model.scale_floor",
-      file=sys.stderr,
-    )
+  if sampler.warning and processes.is_writer():
+    print(f"warning: {sampler.warning}", file=sys.stderr)
   processes.say(json.dumps({"step": step, **counts, "out": str(args.out), "npz": args.npz and str(args.npz)}))
 
 
