@@ -24,7 +24,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from jet_jax.config import local
+from jet_jax.config import check_ranges, local
 from jet_jax.data.adapters import Example, FewerLevels, OneShape, SkipUnreadable
 from jet_jax.data.array_splits import open_npz
 from jet_jax.data.builtin import open_digits, open_photos
@@ -60,6 +60,7 @@ def open_splits(
   Raises:
     ValueError: an unknown, missing or empty source or split, or a size or number of levels that the source lacks.
   """
+  check_ranges({"levels": levels, "data.size": size})
   for split in splits:
     if split not in SPLITS:
       raise ValueError(f"unknown split {split!r}; use one of {', '.join(SPLITS)}")

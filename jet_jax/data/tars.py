@@ -15,7 +15,7 @@ from jet_jax.data.entries import AGAIN, SKIPPED, SPECIAL, Link, plain
 BLOCK = 512  # bytes
 MAX_EXTENSION = 2**24  # bytes of a long name, or of other facts about a file
 PAX_RECORD = re.compile(rb"(\d{1,20}) [^=]+=")
-TAR = re.compile(r".*\.(tar|tar\.(gz|bz2|xz|zst|lz4|lzma|z)|tgz|tbz2?|txz|tzst|tlz)", re.IGNORECASE | re.DOTALL)
+TAR = re.compile(r"(.*)\.(tar|tar\.(gz|bz2|xz|zst|lz4|lzma|z)|tgz|tbz2?|txz|tzst|tlz)", re.IGNORECASE | re.DOTALL)
 COMPRESSED = (b"\x1f\x8b", b"\x1f\x9d", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"\x04\x22\x4d\x18", b"LZIP\1")
 
 
@@ -91,7 +91,8 @@ def _inner(archive: tarfile.TarFile, member: tarfile.TarInfo, where: str, folder
     raise ValueError(f"{inner} is empty; pack {where} anew")
   if file.read(6).startswith(COMPRESSED):
     raise ValueError(f"{inner} is compressed, so that it can only be read from its start; uncompress it, or remove it")
-  entries = _entries(file, inner, member.offset_data, member.name[: -len(".tar")] + "/")
+  match: Any = TAR.fullmatch(member.name)
+  entries = _entries(file, inner, member.offset_data, match[1] + "/")
   if (first := next(entries, None)) is None:
     raise ValueError(f"{inner} has no files; remove it, or pack {where} anew")
   yield first

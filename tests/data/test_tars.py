@@ -129,6 +129,7 @@ def test_an_inner_archive_is_read_or_refused_by_name(tmp_path):
   assert {reason: count for reason, (count, _) in files.skipped.items()} == {
     "hidden": 1, "of the system (__MACOSX)": 1, "of the system (@eaDir)": 1,
   }  # fmt: skip
+  assert opened(tmp_path, tar({"n0.TAR.gz": inner})).names == names  # uncompressed in spite of its name
   cut = inner[:1700]
   flipped = bytearray(inner)
   flipped[1024] ^= 1
