@@ -61,7 +61,7 @@ def main(argv=None) -> None:
     index, bits = evaluator.per_image(variables, args.noise_samples)
     result = evaluator.summary(bits, args.noise_samples)
     if args.per_image and processes.is_writer():
-      _write_per_image(args.per_image, index, bits, sources.file_names(source))
+      _write_per_image(args.per_image, index, bits, [source.name(int(i)) for i in index])
   except (ValueError, OSError) as error:  # OSError: FILE cannot be written
     processes.fail(error)
   if processes.is_writer():
@@ -83,7 +83,7 @@ def _open_split(config, args) -> Any:
       advice = "" if args.source else ". If the images of the run have moved, give their --source"
       raise ValueError(f"{error}{advice}") from error
     shape = splits[args.split][0]["image"].shape
-    lines = data.describe(config.data.source, splits, shape)
+    lines = data.describe(config.data.source, splits, shape, config.data.data_dir)
     images = data.identity(splits)
   data.check_processes_agree(splits, images)
   if problem := same_data.differs_from_run(args.workdir, args.split, images[args.split]):
@@ -93,14 +93,14 @@ def _open_split(config, args) -> Any:
   return splits[args.split]
 
 
-def _write_per_image(path: Path, index: np.ndarray, bits: np.ndarray, names: Sequence[str] | None) -> None:
+def _write_per_image(path: Path, index: np.ndarray, bits: np.ndarray, names: Sequence[str | None]) -> None:
   """Writes one entry an image with all of its digits, so that their mean is the one that is printed.
 
   Bytes of a file name that are not UTF-8 are written as \\xff.
   """
   columns = {"index": index, "bits_per_dim": bits}
-  if names:
-    readable = [os.fsencode(names[int(i)]).decode(errors="backslashreplace") for i in index]
+  readable = [os.fsencode(name).decode(errors="backslashreplace") for name in names if name is not None]
+  if readable:
     columns = {"index": index, "file_name": np.asarray(readable), "bits_per_dim": bits}
   with atomic.replacing(path) as temporary:
     if path.suffix == ".npz":

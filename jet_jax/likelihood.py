@@ -18,6 +18,7 @@ PerImage = Float[Array | np.ndarray, "batch"]  # nats or bits
 Keys = Key[Array, "batch"]
 
 LEVELS = 256  # of 8-bit images
+NOISE_SEED = 0  # of evaluation noise; fixed, so that differences between runs and steps come from the models
 # Distance of the noise from the edges of its bin, in bins; quantize shifts by half of it. It is more than four float32
 # roundings of a number below 2 at 256 levels (4 * 2**-24 * 255 / 2), so quantize undoes dequantize for every draw, and
 # without noise too. It changes one draw in 4096, by less than 2**-13 of a bin.
@@ -151,3 +152,46 @@ def bits_per_dim(z: Images, logdet: PerImage, levels: int = LEVELS, prior: Any =
   """
   dims = math.prod(z.shape[1:])
   return (-log_prior(z, prior) - logdet) / (dims * math.log(2)) - math.log2(bin_width(levels))
+
+
+def bits_of_images(
+  model: Any, variables, images: UInt8[Array | np.ndarray, "batch height width channels"], noise_keys: Keys, levels: int
+) -> Float[Array, "batch"]:
+  """Bits per dimension of images under one draw of the dequantization noise and the prior of the model.
+
+  Args:
+    model: the flow, a `Jet`.
+    variables: its `params` and `permutations`.
+    images: uint8 (B, H, W, C) in {0 .. levels - 1}.
+    noise_keys: PRNG keys (B,).
+    levels: number of pixel values.
+
+  Returns:
+    float32 (B,).
+  """
+  z, logdet = model.apply(variables, dequantize(images, noise_keys, levels))
+  return bits_per_dim(z, logdet, levels, model.find_prior())
+
+
+def evaluation_bits(
+  variables,
+  images: UInt8[Array | np.ndarray, "batch height width channels"],
+  index: Integer[Array | np.ndarray, "batch"],
+  key: Key[Array, ""],
+  *,
+  model: Any,
+  levels: int,
+) -> Float[Array, "batch"]:
+  """Bits per dimension of each image; the noise of an image depends on `key` and its `index` in the data set alone.
+
+  Args:
+    variables: `params` and `permutations`.
+    images: uint8 (B, H, W, C).
+    index: int32 (B,).
+    key: PRNG key of this draw of the noise.
+    model, levels: constants of the run.
+
+  Returns:
+    float32 (B,).
+  """
+  return bits_of_images(model, variables, images, example_keys(key, index), levels)

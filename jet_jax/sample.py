@@ -23,7 +23,7 @@ from jet_jax.workdir.image_grid import make_grid, save_png
 from jet_jax.workdir.trained import step_argument
 
 GRID = 256  # images in a picture, at most
-RANGES = {"num": (1, 2**31 - 1), "seed": (0, 2**31 - 1), "temperature": (0, 1e30)}  # of the command's flags
+RANGES = {"--num": (1, 2**31 - 1), "--seed": (0, 2**31 - 1), "--temperature": (0, 1e30)}
 
 
 def main(argv=None) -> None:
@@ -55,9 +55,7 @@ def main(argv=None) -> None:
   args = parser.parse_args(argv)
   settings.settle()
   try:
-    for name, (low, high) in RANGES.items():
-      if not low <= getattr(args, name) <= high:  # rejects NaN too
-        raise ValueError(f"--{name}={getattr(args, name)} must be at least {low} and at most {high}")
+    config_lib.check_ranges({f"--{name}": value for name, value in vars(args).items()}, RANGES)
     processes.join()
     keep_compiled()
     with processes.agreed():
@@ -75,12 +73,8 @@ def main(argv=None) -> None:
   except (OSError, ValueError) as error:  # a full disk, a path that cannot be written
     processes.fail(error)
   counts = {"num": args.num, "num_nonfinite": sampler.num_nonfinite}
-  if sampler.num_nonfinite and processes.is_writer():
-    print(
-      f"warning: {sampler.num_nonfinite:,} of {args.num:,} images have NaN or infinite numbers, and their pixels mean "
-      "nothing; lower --temperature, give an earlier --step, or train with model.scale_floor",
-      file=sys.stderr,
-    )
+  if sampler.warning and processes.is_writer():
+    print(f"warning: {sampler.warning}", file=sys.stderr)
   processes.say(json.dumps({"step": step, **counts, "out": str(args.out), "npz": args.npz and str(args.npz)}))
 
 

@@ -97,7 +97,7 @@ def prepare(config: Config, workdir: str | pathlib.Path, flag_overrides=(), acce
   data.check_processes_agree(splits, images)
   read = {"image_shape": train_source[0]["image"].shape, "data.num_examples": len(train_source)}
   config_lib.set_from_data(config, read, flag_overrides)
-  processes.say("\n".join(data.describe(config.data.source, splits, config.image_shape)))
+  processes.say("\n".join(data.describe(config.data.source, splits, config.image_shape, config.data.data_dir)))
   mesh = choose_mesh(config, len(train_source), limit=compile_lib.memory_limit(jax.local_devices()))
   config.mesh.fsdp = str(mesh.shape["fsdp"])
   run = Run.from_config(config, len(train_source), mesh)

@@ -36,6 +36,7 @@ from absl import logging
 from jet_jax import config as config_lib
 from jet_jax import data, train
 from jet_jax.data import records, sources
+from jet_jax.data.adapters import Chosen
 from jet_jax.devices import compile as compile_lib
 from jet_jax.devices import settings
 from jet_jax.training import choose_mesh
@@ -45,20 +46,6 @@ from tools.measuring import timing
 from tools.preparing import releases
 
 SUBSET = 8192  # images that are prepared as records
-
-
-class _EvenlySpaced:
-  """At most `count` examples of a data set, evenly spaced."""
-
-  def __init__(self, examples, count: int):
-    self.examples, self.classes = examples, examples.classes
-    self.chosen = np.linspace(0, len(examples) - 1, min(count, len(examples))).astype(int)
-
-  def __len__(self):
-    return len(self.chosen)
-
-  def __getitem__(self, i):
-    return self.examples[self.chosen[i]]
 
 
 def images_per_second(source, batch_size: int, workers: int, seconds: float) -> dict[str, float]:
@@ -133,7 +120,8 @@ def benchmark_data(config, workers: list[int], seconds: float, turns: int) -> di
     job = train.prepare(config, pathlib.Path(folder) / "run")
     source, _ = sources.open_both(job.run.config)
     sets = {job.run.config.data.source: source}
-    release = releases.Release("subset", {"train": _EvenlySpaced(source, SUBSET)}, [], "")
+    numbers = np.linspace(0, len(source) - 1, min(SUBSET, len(source))).astype(int)
+    release = releases.Release("subset", {"train": Chosen(source, numbers)}, [], "")
     for encoding in ("png", "raw"):
       unfinished, finished = (pathlib.Path(folder) / f"{encoding}{end}" for end in (".unfinished", ""))
       preparation = prepare_data.Job(unfinished, release, job.run.config.image_shape, encoding)

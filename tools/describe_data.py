@@ -17,11 +17,9 @@ from PIL import Image, ImageOps
 
 from jet_jax import config as config_lib
 from jet_jax.data import BadImage, identity, open_splits, sources
-from jet_jax.data.adapters import Chosen
-from jet_jax.data.arrays import Arrays
-from jet_jax.data.describe import counted, in_words, printable, skipped_files, warnings
-from jet_jax.data.identity import innermost
-from jet_jax.data.image_folder import Images, class_of
+from jet_jax.data.describe import counted, skipped_files, warnings
+from jet_jax.data.entries import in_words
+from jet_jax.devices.processes import printable
 from jet_jax.workdir.image_grid import make_grid, save_png
 
 READ = 100  # images of each split whose pixels are looked at
@@ -43,13 +41,14 @@ def main(argv=None) -> None:
   args = parser.parse_args(argv)
   try:
     source = sources.absolute(args.source)
-    levels = args.levels or (17 if source == "digits" else 256)
+    levels = (17 if source == "digits" else 256) if args.levels is None else args.levels
+    config_lib.check_ranges({"levels": levels, "data.size": args.size})
     splits = sources.open_all(source, args.size, args.data_dir)
     known = identity(splits)
     result = {
       "source": source,
       "splits": {split: known[split] | about(examples) for split, examples in splits.items()},
-      "passed_over": {reason: skipped.count for reason, skipped in skipped_files(splits).items()},
+      "skipped": {reason: skipped.count for reason, skipped in skipped_files(splits).items()},
       "warnings": warnings(splits),
       "rejected": why_rejected(source, args.size, levels, args.data_dir),
     }
@@ -84,43 +83,18 @@ def about(examples: Any) -> dict[str, Any]:
       values += [int(image.min()), int(image.max())]
     except BadImage as error:
       unreadable.append(str(error))
-  labels, source = labels_of(examples), innermost(examples)
+  labels, names = examples.all_labels(RECORDS), [examples.name(i) for i in range(min(SHOWN, len(examples)))]
   counts = [] if labels is None else np.bincount(labels[labels >= 0], minlength=len(examples.classes)).tolist()
   return {
     "classes": list(examples.classes),
     "labels": dict(zip(examples.classes, counts, strict=True)) if counts else None,
     "origin": examples.origin,
-    "names": list(source.files.names[:SHOWN]) if isinstance(source, Images) else [],
+    "names": [name for name in names if name is not None],
     "read": len(numbers),
     "shapes": dict(shapes.most_common()),
     "values": [min(values), max(values)] if values else None,
     "unreadable": unreadable,
   }
-
-
-def labels_of(examples: Any) -> np.ndarray | None:
-  """Returns the label of each example, int (N,), -1 for none; None if there are none, or too many to read."""
-  if not len(examples.classes):
-    return None
-  if isinstance(examples, Chosen):
-    labels = labels_of(examples.examples)
-    return None if labels is None else labels[examples.numbers]
-  if isinstance(examples, Images):
-    numbers = {name: k for k, name in enumerate(examples.classes)}
-    return np.array([numbers.get(class_of(name), -1) for name in examples.files.names])
-  if isinstance(examples, Arrays):
-    return np.asarray(examples.labels)
-  if len(examples) > RECORDS:
-    return None
-  return np.array([label_of(examples, i) for i in range(len(examples))])
-
-
-def label_of(examples: Any, i: int) -> int:
-  """Returns the label of an example, -1 for one that cannot be read."""
-  try:
-    return int(examples[i]["label"])
-  except BadImage:
-    return -1
 
 
 def spread(items, count: int) -> list:
@@ -157,7 +131,7 @@ def picture(splits: Mapping[str, Any], levels: int) -> np.ndarray:
   """Draws each split: a row of images for each class, or some rows if it has no classes. An unreadable one is gray."""
   rows: list[list[np.ndarray | None]] = []
   for examples in splits.values():
-    labels = labels_of(examples)
+    labels = examples.all_labels(RECORDS)
     if labels is None:
       chosen = spread(range(len(examples)), SHOWN * ROWS_WITHOUT_CLASSES)
       groups = [chosen[k : k + SHOWN] for k in range(0, len(chosen), SHOWN)]

@@ -4,6 +4,7 @@ Limits that depend on the data or the model are checked where the data or the mo
 """
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from jet_jax.config.durations import DURATIONS, UNITS
@@ -13,6 +14,14 @@ from jet_jax.config.overrides import flatten, set_field
 LARGEST = 2**31 - 1  # int32
 LARGEST_SIDE = 2**16  # of an image, a matrix or the flow: far larger numbers would take forever to fail
 BELOW_ONE = 1 - 1e-9
+RANGES = {
+  "batch_size": (1, LARGEST), "levels": (2, 256), "seed": (0, LARGEST), "lr": (0, 1e3), "wd": (0, 1),
+  "adam_b1": (0, BELOW_ONE), "adam_b2": (0, BELOW_ONE), "ema_decay": (0, BELOW_ONE), "clip_norm": (1e-9, 1e30),
+  "eval_noise_samples": (1, LARGEST), "sample_num": (1, LARGEST), "sample_temperature": (0, 1e3),
+  "checkpoint_keep": (1, LARGEST), "data.size": (0, LARGEST), "data.max_bad_images": (0, LARGEST),
+  "max_nonfinite_steps": (0, LARGEST), "patience": (0, LARGEST), "data.workers": (0, 256),
+  **{f"model.{name}": (1, LARGEST_SIDE) for name in ("couplings", "block_depth", "width", "heads", "patch_size")},
+}  # fmt: skip
 
 
 def complete(config: Config) -> Config:
@@ -39,7 +48,7 @@ def resolve(config: Config) -> Config:
   resolved = complete(config)
   resolved.keep_best = resolved.keep_best or resolved.patience > 0
   _check_durations(resolved)
-  _check_ranges(resolved)
+  _check_values(resolved)
   return resolved
 
 
@@ -77,20 +86,17 @@ def _check_durations(config) -> None:
     raise ValueError("keep_best and patience need evaluations, but there are none; set eval_steps or eval_epochs")
 
 
-def _check_ranges(config) -> None:
-  ranges = {
-    "batch_size": (1, LARGEST), "levels": (2, 256), "seed": (0, LARGEST), "lr": (0, 1e3), "wd": (0, 1),
-    "adam_b1": (0, BELOW_ONE), "adam_b2": (0, BELOW_ONE), "ema_decay": (0, BELOW_ONE), "clip_norm": (1e-9, 1e30),
-    "eval_noise_samples": (1, LARGEST), "sample_num": (1, LARGEST), "sample_temperature": (0, 1e3),
-    "checkpoint_keep": (1, LARGEST), "data.size": (0, LARGEST), "data.max_bad_images": (0, LARGEST),
-    "max_nonfinite_steps": (0, LARGEST), "patience": (0, LARGEST), "data.workers": (0, 256),
-    "microbatches": (1, config.batch_size),
-    **{f"model.{name}": (1, LARGEST_SIDE) for name in ("couplings", "block_depth", "width", "heads", "patch_size")},
-  }  # fmt: skip
-  values = flatten(config)
+def check_ranges(values: Mapping[str, Any], ranges: Mapping[str, tuple[float, float]] = RANGES) -> None:
+  """Checks the numbers that have a range, (smallest, largest) by name. Raises ValueError for one outside of it."""
   for name, (low, high) in ranges.items():
-    if not low <= values[name] <= high:  # rejects NaN too
+    if name in values and not low <= values[name] <= high:  # rejects NaN too
       raise ValueError(f"{name}={values[name]} must be at least {low} and at most {high}")
+
+
+def _check_values(config) -> None:
+  values = flatten(config)
+  check_ranges(values)
+  check_ranges(values, {"microbatches": (1, config.batch_size)})
   for name in ("adam_mu_dtype", "model.dtype"):
     if values[name] not in ("float32", "bfloat16"):
       raise ValueError(f"{name}={values[name]!r} must be 'float32' or 'bfloat16'")

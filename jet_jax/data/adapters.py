@@ -1,6 +1,6 @@
 """Wrappers around a data set's examples: fewer levels, one shape, and substitutes for unreadable images."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -16,10 +16,22 @@ class Adapter(Examples):
 
   def __init__(self, examples: Any):
     self.examples, self.classes = examples, examples.classes
-    self.origin, self.warnings = examples.origin, examples.warnings
+    self.origin, self.warnings, self.files = examples.origin, examples.warnings, examples.files
 
   def __len__(self):
     return len(self.examples)
+
+  def entries(self) -> Iterator[bytes]:
+    """Yields what tells the examples from others; `Chosen` ones are told by all that they are chosen from."""
+    return self.examples.entries()
+
+  def name(self, i: int) -> str | None:
+    """Returns the name of the file of example i; None if it has none."""
+    return self.examples.name(i)
+
+  def all_labels(self, most_read: int) -> np.ndarray | None:
+    """Returns the label of each example, as `Examples` does."""
+    return self.examples.all_labels(most_read)
 
   def where(self, i: int) -> str:
     """Names example i, for error messages."""
@@ -39,6 +51,15 @@ class Chosen(Adapter):
 
   def __getitem__(self, i) -> Example:
     return self.examples[int(self.numbers[i])] | {"index": np.int32(i)}
+
+  def name(self, i: int) -> str | None:
+    """Returns the name of the file of example i; None if it has none."""
+    return self.examples.name(int(self.numbers[i]))
+
+  def all_labels(self, most_read: int) -> np.ndarray | None:
+    """Returns the label of each example, as `Examples` does."""
+    labels = self.examples.all_labels(most_read)
+    return None if labels is None else labels[self.numbers]
 
   def where(self, i: int) -> str:
     """Names example i, for error messages."""

@@ -9,31 +9,29 @@ import collections
 import copy
 import heapq
 import itertools
-import lzma
 import os
 import pathlib
 import posixpath
-import struct
-import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from jet_jax.data.arrays import Window
 from jet_jax.data.decode import MAX_BYTES, BadImage
 from jet_jax.data.entries import (
+  AGAIN,
   CIRCLE,
   NO_TARGET,
   SKIPPED,
   SPECIAL,
-  PassedOver,
+  UNREADABLE,
+  Skipped,
   composed,
   plain,
   reason_to_skip,
   unpacked,
 )
 from jet_jax.data.tars import COMPRESSED, read_tar
-from jet_jax.data.zips import opened_zip, read_zip
+from jet_jax.data.zips import MARKERS, opened_zip, read_zip
 
 
 class Files(Sequence):
@@ -42,7 +40,7 @@ class Files(Sequence):
   Attributes:
     path: of the folder or archive.
     names: "folder/file.png" below it, sorted.
-    passed_over: for each reason, such as "no image suffix (.txt)", "hidden" or "link without a target", the files of
+    skipped: for each reason, such as "no image suffix (.txt)", "hidden" or "link without a target", the files of
       the whole folder or archive that were skipped, also in a subset.
   """
 
@@ -61,8 +59,8 @@ class Files(Sequence):
         found[name] = member
     self.names = sorted(found)
     self._members = [found[name] for name in self.names]
-    self.passed_over = {
-      str(reason): PassedOver(len(names), tuple(heapq.nsmallest(3, names))) for reason, names in sorted(passed.items())
+    self.skipped = {
+      str(reason): Skipped(len(names), tuple(heapq.nsmallest(3, names))) for reason, names in sorted(passed.items())
     }
 
   def __len__(self):
@@ -71,8 +69,8 @@ class Files(Sequence):
   def __getitem__(self, i) -> bytes:
     try:
       return self._read(self._members[i])
-    except (OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error, lzma.LZMAError) as error:
-      raise BadImage(str(error)) from error  # RuntimeError: encrypted, or compressed by a method zipfile lacks
+    except UNREADABLE as error:
+      raise BadImage(str(error) or type(error).__name__) from error
 
   def length(self, i: int) -> int:
     """Returns the number of bytes of file i, by the table of contents; -1 if there is no such file any more."""
@@ -178,15 +176,15 @@ def open_files(path: str | pathlib.Path) -> Files:
     return Folder(path) if path.is_dir() else _open_archive(path)
   except FileNotFoundError as error:
     raise ValueError(f"{path} does not exist; give the path of a folder, a .zip or a .tar") from error
-  except (OSError, EOFError, RuntimeError, UnicodeError, zipfile.BadZipFile, struct.error) as error:
-    raise ValueError(f"{path} is no readable folder, .zip or .tar ({error})") from error
+  except UNREADABLE as error:
+    raise ValueError(f"{path} is no readable folder, .zip or .tar ({error}); make it readable, or {AGAIN}") from error
 
 
 def _open_archive(path: pathlib.Path) -> Files:
   with path.open("rb") as file:
     magic = file.read(6)
   # zipfile looks at a file's end, where a tar may have a zip. Parts of a zip begin with anything.
-  if magic.startswith((b"PK\3\4", b"PK\5\6", b"PK\7\x08", b"PK00")) or path.suffix.lower() == ".zip":
+  if magic.startswith((b"PK\3\4", b"PK\5\6", *MARKERS)) or path.suffix.lower() == ".zip":
     return Zip(path)
   if magic.startswith(COMPRESSED):
     raise ValueError(f"{path} is compressed as a whole and can only be read from its start; uncompress it once")

@@ -10,9 +10,18 @@ from collections import defaultdict
 
 import numpy as np
 
-from jet_jax.data.arrays import NO_LABEL, Arrays
+from jet_jax.data.arrays import Arrays
 from jet_jax.data.npz import Npz
-from jet_jax.data.splits import Splits, fill_ins, hold_out_numbers, paths_of_splits
+from jet_jax.data.splits import (
+  NO_LABEL,
+  SPLIT_NAMES,
+  Splits,
+  classes_of_split,
+  fill_ins,
+  hold_out_numbers,
+  parts,
+  paths_of_splits,
+)
 
 # Names of arrays in small letters, without the split's and separators.
 IMAGES = ("images", "image", "imgs", "img", "x", "data", "pixels", "samples", "arr_0", "")
@@ -22,11 +31,12 @@ CHANNELS = (1, 2, 3, 4)
 
 @dataclasses.dataclass(frozen=True)
 class _Found:
-  """The arrays of one split in a file."""
+  """The arrays of one split in a file, and those of the file that are of no split."""
 
   path: str
   images: str
   labels: str | None
+  unused: tuple[str, ...]
 
 
 def open_npz(path: str, size: int) -> Splits:
@@ -36,34 +46,34 @@ def open_npz(path: str, size: int) -> Splits:
   split.
 
   Raises:
-    ValueError: a missing or unreadable file, no images, two arrays for one thing, or labels that are none.
+    ValueError: a missing or unreadable file, no images, images of another split than the file's, two arrays for one
+      thing, or labels that are none.
   """
   found: dict[str, _Found] = {}
   if "{split}" in path:
     for split, one_path in (paths_of_splits(path) or {"train": path}).items():  # Npz reports that it is missing
-      found |= {name: one for name, one in _find_arrays(one_path, split).items() if name == split}
+      found |= _find_arrays(one_path, split)
   else:
     found = _find_arrays(path, None)
   labels = {split: _read_labels(one) for split, one in found.items() if one.labels}
   values = np.unique(np.concatenate([labels["train"]] if "train" in labels else list(labels.values()) or [[]]))
   values = values[values != NO_LABEL] if values.dtype.kind in "iu" else values
 
-  def open_split(split: str, origin: str = "{}", rows: slice | np.ndarray = slice(None)) -> Arrays:
-    pixels, origin = _read_images(found[split], size)[rows], origin.format(f"array {found[split].images}")
+  def open_split(split: str, rows: slice | np.ndarray, origin: str) -> Arrays:
+    one = found[split]
+    pixels = _read_images(one, size)[rows]
+    warnings = (f"{one.path} has arrays that are not used: {', '.join(one.unused)}",) if one.unused else ()
     if split not in labels or not len(values):
-      return Arrays(pixels).described(origin)
+      return Arrays(pixels).described(origin, warnings)
     numbers = _numbers_of(labels[split], values)[rows]
-    without = np.sum(numbers == NO_LABEL)
-    warning = f"{without:,} of {len(numbers):,} images have no label, or one that does not occur in the training split"
-    return Arrays(pixels, numbers, list(map(str, values))).described(origin, (warning,) if without else ())
+    classes, more = classes_of_split(numbers, list(map(str, values)), "image {}".format)
+    return Arrays(pixels, numbers if classes else None, classes).described(origin, warnings + more)
 
+  origins = {split: f"array {one.images}" for split, one in found.items()}
   if set(found) == {"train"}:
-    held_out = hold_out_numbers(_count(found["train"]))
-    return {
-      "train": functools.partial(open_split, "train", "95% of {}, by a hash of the number", ~held_out),
-      "validation": functools.partial(open_split, "train", "5% of {}, held out by a hash of the number", held_out),
-    }
-  return {split: functools.partial(open_split, split) for split in found}
+    divided = parts(hold_out_numbers(_count(found["train"])), origins["train"], "number")
+    return {split: functools.partial(open_split, "train", *part) for split, part in divided.items()}
+  return {split: functools.partial(open_split, split, slice(None), origin) for split, origin in origins.items()}
 
 
 def _find_arrays(path: str, file_split: str | None) -> dict[str, _Found]:
@@ -71,28 +81,40 @@ def _find_arrays(path: str, file_split: str | None) -> dict[str, _Found]:
 
   Args:
     path: of the file.
-    file_split: split of the arrays that name none. By default they are for training if no array of images names one.
+    file_split: the split of the file, and of its arrays that name none. Without it, these are for training, unless an
+      array of images names that split.
+
+  Raises:
+    ValueError: no images, none of the file's split, or two arrays for one thing.
   """
   with Npz(path) as arrays:
     places: dict[tuple[str, str | None], list[str]] = defaultdict(list)
     for name in arrays:
       for kind, split in _meanings(name):
         places[kind, split].append(name)
-    named = {split for kind, split in places if kind == "images" and split}
-    if not named or file_split:
+    if file_split or not places["images", "train"]:
       for kind in ("images", "labels"):
         places[kind, file_split or "train"] += places.pop((kind, None), [])
-    for names in places.values():
-      if len(names) > 1:
-        raise ValueError(f"{path} has {' and '.join(names)}, which mean the same; keep one")
-    splits = [split for split in ("train", "validation", "test") if places.get(("images", split))]
+    splits = [split for split in SPLIT_NAMES if places["images", split]]
     if not splits:
       raise ValueError(
         f"{path} has no images under a name such as train_images, x_train, images or arr_0; it has {_listing(arrays)}. "
         "Write np.savez(FILE, train_images=..., validation_images=...), each uint8 (N, H, W, C)"
       )
-    first = {place: names[0] for place, names in places.items() if names}
-    return {split: _Found(path, first["images", split], first.get(("labels", split))) for split in splits}
+    if file_split and file_split not in splits:
+      others = ", ".join(name for split in splits for name in places["images", split])
+      raise ValueError(
+        f"{path} is the file of the {file_split} split and has images of another: {others}; call them images, or give "
+        "the file the name of their split"
+      )
+    splits = [file_split] if file_split else splits
+    used = {place: names for place, names in places.items() if names and place[1] in splits}
+    for names in used.values():
+      if len(names) > 1:
+        raise ValueError(f"{path} has {' and '.join(names)}, which mean the same; keep one")
+    first = {place: names[0] for place, names in used.items()}
+    unused = tuple(name for name in arrays if name not in first.values())
+    return {split: _Found(path, first["images", split], first.get(("labels", split)), unused) for split in splits}
 
 
 def _meanings(name: str) -> list[tuple[str, str | None]]:
@@ -139,6 +161,10 @@ def _read_images(found: _Found, size: int) -> np.ndarray:
     raise ValueError(
       f"{found.path}: {found.images} is {pixels.dtype} {pixels.shape}; it must be uint8 (N, H, W, C) or (N, H, W). "
       f"In numpy: {found.images} = {mend.format(found.images)}"
+    )
+  if 0 in pixels.shape[1:]:
+    raise ValueError(
+      f"{found.path}: {found.images} is {pixels.dtype} {pixels.shape}, images without a pixel; give others"
     )
   pixels = pixels[..., None] if pixels.ndim == 3 else pixels
   height, width = pixels.shape[1:3]
@@ -191,9 +217,10 @@ def _read_labels(found: _Found) -> np.ndarray:
     signed = {np.dtype(np.uint32): np.int32, np.dtype(np.uint64): np.int64}.get(labels.dtype)  # -1 may be stored so
     labels = labels.astype(int) if kind == "b" else labels
     return labels.reshape(count).view(signed or labels.dtype)
-  mend = f"{found.labels}.argmax(1)" if len(shape) == 2 and shape[0] == count else f"{found.labels}.astype(int)"
+  one_hot = len(shape) == 2 and shape[0] == count
+  mend = f"{found.labels}.argmax(1)" if one_hot else f"{found.labels}.astype({'str' if kind == 'S' else 'int'})"
   raise ValueError(
-    f"{found.path}: {found.labels} is {labels.dtype} {shape}; it must be integers ({count},), one for each of "
+    f"{found.path}: {found.labels} is {labels.dtype} {shape}; it must be integers or texts ({count},), one for each of "
     f"{found.images}. In numpy: {found.labels} = {mend}"
   )
 

@@ -12,7 +12,6 @@ import numpy as np
 from jet_jax.data.shared import SharedArray
 from jet_jax.data.splits import Examples
 
-NO_LABEL = -1  # of an image in no class, as in TFDS
 SHARING = threading.Lock()
 CHECKED_BYTES = 2**28  # of pixels, in a checksum
 
@@ -50,7 +49,7 @@ class Arrays(Examples):
     """Pickles the images by name where that is possible, so that a process which reads them holds no copy."""
     if not isinstance(self.images, np.ndarray):
       return self.__dict__
-    with SHARING:  # a thread for each process pickles at the same time
+    with SHARING:  # two readers of these examples may start at once, and each pickles them in a thread of its own
       try:
         self._shared = self._shared or SharedArray(self.images)
       except OSError:
@@ -68,6 +67,10 @@ class Arrays(Examples):
     stride = math.ceil(self.images.nbytes / CHECKED_BYTES) or 1
     checksum = zlib.crc32(np.ascontiguousarray(self.images[::stride]).data)
     yield f"an array {self.images.shape} with the CRC-32 {checksum:08x}".encode()
+
+  def all_labels(self, most_read: int = 0) -> np.ndarray | None:
+    """Returns the label of each example, as `Examples` does; no image is read."""
+    return np.asarray(self.labels) if len(self.classes) else None
 
   def window(self, numbers: range) -> "Arrays":
     """Returns the examples with these numbers only, under the same numbers, for a process that reads no others."""

@@ -1,21 +1,22 @@
 """Lines that say what a data set has: images and classes of each split, how it came about, and what was skipped."""
 
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from jet_jax.data.entries import PassedOver
-from jet_jax.data.identity import innermost
+from jet_jax.data.entries import Skipped, in_words
 
 MOST = 3  # reasons, or warnings, that a run prints
 
 
-def describe(source: str, splits: Mapping[str, Any], shape: tuple[int, ...]) -> list[str]:
+def describe(source: str, splits: Mapping[str, Any], shape: tuple[int, ...], data_dir: str = "") -> list[str]:
   """Describes the opened splits of a data set in a few lines.
 
   Args:
     source: of the data set.
     splits: by name, opened.
     shape: (H, W, C) of their images.
+    data_dir: of prepared data sets, "" for the usual one.
   """
   lines = [f"data: {source}, images of {'x'.join(map(str, shape))}"]
   for split, examples in splits.items():
@@ -26,13 +27,9 @@ def describe(source: str, splits: Mapping[str, Any], shape: tuple[int, ...]) -> 
   found = warnings(splits)
   lines += [f"  warning: {text}" for text in found[:MOST]]
   if len(reasons) > MOST or len(found) > MOST:
-    lines.append(f"  the rest is shown by: python -m tools.describe_data --source={source}")
-  return [printable(line) for line in lines]
-
-
-def printable(text: str) -> str:
-  """Writes what is no Unicode, in names of files for example, as escape sequences: printing it would fail."""
-  return text.encode(errors="backslashreplace").decode()
+    flags = [f"--source={source}", *([f"--data_dir={data_dir}"] if data_dir else [])]
+    lines.append(f"  the rest is shown by: python -m tools.describe_data {shlex.join(flags)}")
+  return lines
 
 
 def counted(examples: Any) -> str:
@@ -42,25 +39,20 @@ def counted(examples: Any) -> str:
   return images + (f" of {classes:,} class{'' if classes == 1 else 'es'}" if classes else "")
 
 
-def in_words(reason: str, skipped: PassedOver) -> str:
-  """Names a reason to skip files, their number and the first of them."""
-  return f"{skipped.count:,} {reason} ({skipped.names[0]}{', ...' if skipped.count > 1 else ''})"
-
-
 def warnings(splits: Mapping[str, Any]) -> list[str]:
   """Lists the warnings of all splits, each once."""
   return list(dict.fromkeys(text for examples in splits.values() for text in examples.warnings))
 
 
-def skipped_files(splits: Mapping[str, Any]) -> dict[str, PassedOver]:
+def skipped_files(splits: Mapping[str, Any]) -> dict[str, Skipped]:
   """Counts the files of a folder or archive that are not in the data set, by reason; {} for other sources.
 
   Splits of one folder or archive share its files; splits of several have each their own.
   """
-  sources = {str(files.path): files for one in splits.values() if (files := getattr(innermost(one), "files", None))}
-  total: dict[str, PassedOver] = {}
+  sources = {str(one.files.path): one.files for one in splits.values() if one.files is not None}
+  total: dict[str, Skipped] = {}
   for files in sources.values():
-    for reason, (count, names) in files.passed_over.items():
-      before = total.get(reason, PassedOver(0, ()))
-      total[reason] = PassedOver(before.count + count, (*before.names, *names)[:MOST])
+    for reason, (count, names) in files.skipped.items():
+      before = total.get(reason, Skipped(0, ()))
+      total[reason] = Skipped(before.count + count, (*before.names, *names)[:MOST])
   return total

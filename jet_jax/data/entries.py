@@ -4,10 +4,14 @@ One rule names the files of a folder, a zip and a tar: a backslash separates fol
 composed (Unicode NFC), and bytes that are no UTF-8 are kept.
 """
 
+import lzma
 import posixpath
 import re
+import struct
 import unicodedata
-from collections.abc import Iterable, Iterator
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from jet_jax.data.decode import SUFFIXES
@@ -17,11 +21,18 @@ OF_THE_SYSTEM = (
   "Thumbs.db", "desktop.ini",
 )  # fmt: skip
 SKIPPED = re.compile(rf"(?:^|/)(\.(?!\.?(?:/|$))[^/]*|{'|'.join(map(re.escape, OF_THE_SYSTEM))})(?:/|$)", re.IGNORECASE)
+AGAIN = "copy or download it again, or pack it anew"  # a damaged archive
+# Errors of the system, zipfile and the decompressors for a file that is damaged, encrypted or compressed by a method
+# that Python lacks (both RuntimeError).
+UNREADABLE = (
+  OSError, EOFError, RuntimeError, UnicodeError, OverflowError, struct.error, zipfile.BadZipFile, zlib.error,
+  lzma.LZMAError,
+)  # fmt: skip
 MAX_LINKS = 40  # one after the other, as Linux has it
 MAX_LINKED = 1_000_000  # files found only through links to folders, of which few bytes can make billions
 
 
-class PassedOver(NamedTuple):
+class Skipped(NamedTuple):
   """Files of a folder or archive that are not in the data set, all for one reason.
 
   Attributes:
@@ -31,6 +42,17 @@ class PassedOver(NamedTuple):
 
   count: int
   names: tuple[str, ...]
+
+
+def in_words(reason: str, skipped: Skipped) -> str:
+  """Names a reason to skip files, their number and the first of them."""
+  return f"{skipped.count:,} {reason} ({skipped.names[0]}{', ...' if skipped.count > 1 else ''})"
+
+
+def but_skipped(skipped: Mapping[str, Skipped]) -> str:
+  """Returns the end of an error about missing images, which names the files that were skipped; "" if none were."""
+  reasons = "; ".join(in_words(reason, files) for reason, files in skipped.items())
+  return f". Skipped files: {reasons}" if reasons else ""
 
 
 class Reason(str):

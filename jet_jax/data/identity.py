@@ -17,17 +17,7 @@ Identity = dict[str, dict[str, Any]]  # split -> {"images": their number, "sha25
 
 def identity(splits: Mapping[str, Any]) -> Identity:
   """Computes the identity of opened splits. Image files are not read: a million take seconds."""
-  return {
-    split: {"images": len(examples), "sha256": _sha256(innermost(examples).entries())}
-    for split, examples in splits.items()
-  }
-
-
-def innermost(examples: Any) -> Any:
-  """Returns the examples as their source has them, inside of the wrappers of `adapters`."""
-  while hasattr(examples, "examples"):
-    examples = examples.examples
-  return examples
+  return {split: {"images": len(examples), "sha256": _sha256(examples.entries())} for split, examples in splits.items()}
 
 
 def check_processes_agree(splits: Mapping[str, Any], own: Identity) -> None:
@@ -47,7 +37,7 @@ def check_processes_agree(splits: Mapping[str, Any], own: Identity) -> None:
   if len(groups) == 1:
     return
   split = next(split for split in own if len({theirs[split]["sha256"] for theirs, _ in told}) > 1)
-  place, entries = _first_difference(innermost(splits[split]).entries())
+  place, entries = _first_difference(splits[split].entries())
   different = []
   for first, *others in groups.values():
     known, host = told[first]

@@ -18,10 +18,20 @@ import numpy as np
 
 from jet_jax.data import decode
 from jet_jax.data.archives import Files, open_files
-from jet_jax.data.arrays import NO_LABEL
 from jet_jax.data.decode import BadImage
+from jet_jax.data.entries import but_skipped
 from jet_jax.data.layout import find_oddities, reject, splits_of_folders
-from jet_jax.data.splits import HELD_OUT, Examples, Splits, hold_out, is_split_name, paths_of_splits
+from jet_jax.data.splits import (
+  HELD_OUT,
+  NO_LABEL,
+  Examples,
+  Splits,
+  classes_of_split,
+  hold_out,
+  is_split_name,
+  parts,
+  paths_of_splits,
+)
 
 
 class Images(Examples):
@@ -32,7 +42,7 @@ class Images(Examples):
 
   def __init__(self, files: Files, size: int, classes: Sequence[str]):
     self.files, self.size, self.classes = files, size, classes
-    self._label = {name: np.int32(k) for k, name in enumerate(classes)}
+    self._numbers = {name: np.int32(k) for k, name in enumerate(classes)}
 
   def __len__(self):
     return len(self.files)
@@ -43,7 +53,18 @@ class Images(Examples):
       example = {"image": decode.decode(self.files[i], self.size), "index": np.int32(i)}
     except BadImage as error:
       raise BadImage(f"{self.where(i)}: {error}; repair or remove it, or raise max_bad_images") from error
-    return example | {"label": self._label.get(class_of(name), np.int32(NO_LABEL))} if self.classes else example
+    return example | {"label": self._label_of(name)} if self.classes else example
+
+  def _label_of(self, name: str) -> np.int32:
+    return self._numbers.get(class_of(name), np.int32(NO_LABEL))
+
+  def all_labels(self, most_read: int = 0) -> np.ndarray | None:
+    """Returns the label of each example, as `Examples` does; no file is read."""
+    return np.array([self._label_of(name) for name in self.files.names], np.int32) if self.classes else None
+
+  def name(self, i: int) -> str:
+    """Returns the name of file i, below the folder of its split."""
+    return self.files.names[i]
 
   def where(self, i: int) -> str:
     """Names example i, for error messages."""
@@ -78,7 +99,9 @@ def open_image_files(path: str, size: int) -> Splits:
     return _open_splits(_files_per_path(path), size, trusted=True)
   files = find_files(path)
   if not len(files):
-    raise ValueError(f"no image below {files.path}; files must end in one of {', '.join(decode.SUFFIXES)}")
+    raise ValueError(
+      f"no image below {files.path}; files must end in one of {', '.join(decode.SUFFIXES)}{but_skipped(files.skipped)}"
+    )
   return _open_splits(_split_by_folder(files) or {"train": _Named(files)}, size, trusted=False)
 
 
@@ -110,16 +133,17 @@ def _split_by_folder(files: Files) -> dict[str, _Named]:
   return splits
 
 
-def split_by_hash(files: Files, held_out: float) -> dict[str, Files]:
-  """Splits files into training and validation files.
+def split_by_hash(files: Files, of: str = "", share: float = HELD_OUT) -> dict[str, tuple[Files, str]]:
+  """Splits files into training and validation files, each with a phrase on how they came about.
 
-  Validation gets the share `held_out` with the lowest SHA-256 of the name, and at least one file.
+  Args:
+    files: of both.
+    of: these in words, or "".
+    share: for validation; the files with the lowest SHA-256 of the name, at least one.
   """
-  chosen = hold_out(map(encoded, files.names), held_out)
-  return {
-    "train": files.subset(np.flatnonzero(~chosen).tolist()),
-    "validation": files.subset(np.flatnonzero(chosen).tolist()),
-  }
+  held_out = hold_out(map(encoded, files.names), share)
+  divided = parts(held_out, of, "name", share).items()
+  return {split: (files.subset(numbers.tolist()), origin) for split, (numbers, origin) in divided}
 
 
 def _open_splits(splits: dict[str, _Named], size: int, trusted: bool) -> Splits:
@@ -142,28 +166,19 @@ def _open_splits(splits: dict[str, _Named], size: int, trusted: bool) -> Splits:
   labelled = [splits["train"]] if "train" in splits else splits.values()
   classes = set().union(*(_classes_of(named.files) for named in labelled)) - {""}
   if set(splits) == {"train"}:
-    splits = _hold_out(splits["train"])
+    whole = splits["train"]
+    splits = {split: _Named(*part, whole.warnings) for split, part in split_by_hash(whole.files, whole.origin).items()}
   return {split: functools.partial(_open_split, named, size, classes) for split, named in splits.items()}
 
 
 def _open_split(named: _Named, size: int, classes: set[str]) -> Images:
   """Opens a split; one with most images in no class of the training split has no labels."""
-  files = named.files
-  unlabelled = [name for name in files.names if class_of(name) not in classes] if classes else []
-  labels = sorted(classes) if 2 * len(unlabelled) < len(files) else []
-  outcome = f"have the label {NO_LABEL}" if labels else "so the split has no labels"
-  warning = f"{len(unlabelled):,} of {len(files):,} images lie in no class of the training split, {outcome}"
-  warnings = (f"{warning}: {unlabelled[0]}",) if unlabelled else ()
-  return Images(files, size, labels).described(named.origin, named.warnings + warnings)
-
-
-def _hold_out(named: _Named) -> dict[str, _Named]:
-  of = f" of {named.origin}" if named.origin else ""
-  halves = split_by_hash(named.files, HELD_OUT)
-  return {
-    "train": _Named(halves["train"], f"95%{of}, by a hash of the name", named.warnings),
-    "validation": _Named(halves["validation"], f"5%{of}, held out by a hash of the name"),
-  }
+  images = Images(named.files, size, sorted(classes))
+  labels = images.all_labels()
+  if labels is None:
+    return images.described(named.origin, named.warnings)
+  kept, warnings = classes_of_split(labels, images.classes, images.name)
+  return Images(named.files, size, kept).described(named.origin, named.warnings + warnings)
 
 
 def _without_common_folders(splits: dict[str, _Named]) -> dict[str, _Named]:

@@ -1,23 +1,18 @@
 """npz files: a safe reader of untrusted ones, and a writer of large arrays."""
 
 import contextlib
-import lzma
 import math
 import pathlib
-import struct
 import tokenize
 import zipfile
-import zlib
 from collections.abc import Mapping
 
 import numpy as np
 
-# Errors of zipfile, the decompressors and numpy's header reader for a file that is damaged, encrypted, compressed by a
-# method that Python lacks (both RuntimeError), or larger than memory.
-UNREADABLE = (
-  OSError, EOFError, ValueError, TypeError, SyntaxError, RuntimeError, OverflowError, MemoryError, struct.error,
-  tokenize.TokenError, zipfile.BadZipFile, zlib.error, lzma.LZMAError,
-)  # fmt: skip
+from jet_jax.data import entries
+
+# Errors of numpy's header reader too, and of an array that is larger than memory.
+UNREADABLE = (*entries.UNREADABLE, ValueError, TypeError, SyntaxError, MemoryError, tokenize.TokenError)
 DEFLATE_LIMIT = 1100  # a byte of an npz expands to at most 1,032 bytes
 
 

@@ -18,7 +18,7 @@ from google.protobuf.message import DecodeError
 from jet_jax.data import decode
 from jet_jax.data.adapters import Chosen
 from jet_jax.data.decode import BadImage
-from jet_jax.data.splits import Examples, Splits, hold_out_numbers, match_splits
+from jet_jax.data.splits import Examples, Splits, hold_out_numbers, match_splits, parts
 
 REPAIR = "prepare or copy the data set again, or raise data.max_bad_images"
 INDEX_BYTES = 4096  # at the end of an array_record file, where the places of its records are listed
@@ -137,12 +137,10 @@ def _open_split(folder: pathlib.Path, split: str, size: int) -> Examples:
 
 
 def _open_part(folder: pathlib.Path, split: str, size: int, part: str) -> Examples:
-  """Opens the part "train" or "validation" of the only split, of which 5% are held out."""
+  """Opens the part "train" or "validation" of the only split, of which some are held out."""
   examples = _open_split(folder, split, size)
-  held_out = hold_out_numbers(len(examples))
-  words = f"5% of split {split}, held out" if part == "validation" else f"95% of split {split},"
-  chosen = Chosen(examples, np.flatnonzero(held_out == (part == "validation")))
-  return chosen.described(f"{words} by a hash of the number")
+  numbers, origin = parts(hold_out_numbers(len(examples)), examples.origin, "number")[part]
+  return Chosen(examples, numbers).described(origin)
 
 
 def find(name: str, data_dir: str) -> pathlib.Path:
@@ -212,6 +210,8 @@ def _image_format(feature: Any, folder) -> tuple[tuple[int, ...], bool]:
   shape, dtype, encoding = tuple(feature.shape), feature.np_dtype, getattr(feature, "_encoding", None)
   if isinstance(feature, tfds.features.Image):
     return (*shape[:2], 1 if shape[-1] == 1 else 3), True
-  if dtype == np.uint8 and len(shape) == 3 and None not in shape and encoding == tfds.features.Encoding.BYTES:
+  if dtype == np.uint8 and len(shape) == 3 and all(shape) and encoding == tfds.features.Encoding.BYTES:
     return shape, False
-  raise ValueError(f"{folder}: feature 'image' is {feature}; it must be an Image or a uint8 Tensor of encoded bytes")
+  raise ValueError(
+    f"{folder}: feature 'image' is {feature}; it must be an Image or a uint8 Tensor of encoded bytes and a fixed shape"
+  )

@@ -24,10 +24,11 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from jet_jax.config import local
+from jet_jax.config import check_ranges, local
 from jet_jax.data.adapters import Example, FewerLevels, OneShape, SkipUnreadable
 from jet_jax.data.array_splits import open_npz
 from jet_jax.data.builtin import open_digits, open_photos
+from jet_jax.data.entries import but_skipped
 from jet_jax.data.image_folder import open_image_files
 from jet_jax.data.levels import choose_step
 from jet_jax.data.records import open_records
@@ -59,6 +60,7 @@ def open_splits(
   Raises:
     ValueError: an unknown, missing or empty source or split, or a size or number of levels that the source lacks.
   """
+  check_ranges({"levels": levels, "data.size": size})
   for split in splits:
     if split not in SPLITS:
       raise ValueError(f"unknown split {split!r}; use one of {', '.join(SPLITS)}")
@@ -117,7 +119,10 @@ def _open_split(source: str, available: Splits, split: str) -> Any:
     raise ValueError(f"data.source={source!r} has no split {split!r}, which may be called {names}; it has {has}")
   examples = available[found]()
   if not len(examples):
-    raise ValueError(f"data.source={source!r} has no image in its split {found!r}; add some or use another split")
+    skipped = but_skipped(examples.files.skipped) if examples.files is not None else ""
+    raise ValueError(
+      f"data.source={source!r} has no image in its split {found!r}; add some or use another split{skipped}"
+    )
   if found != split:
     examples.described(f"the {found} split ({examples.origin}), as there is no {split} split")
   return examples
@@ -152,13 +157,6 @@ def open_both(config) -> tuple[Sequence[Example], Sequence[Example]]:
       "give both one shape, or set data.size"
     )
   return train, validation
-
-
-def file_names(examples: Any) -> Sequence[str] | None:
-  """Returns the name of each file of an opened split, by index, or None if its images are not in files of their own."""
-  while hasattr(examples, "examples"):  # see adapters.py
-    examples = examples.examples
-  return getattr(getattr(examples, "files", None), "names", None)
 
 
 def absolute(source: str) -> str:

@@ -7,10 +7,13 @@ import pathlib
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 
+from jet_jax.data.decode import BadImage
+
+NO_LABEL = -1  # of an image in no class, as in TFDS
 # Names of each split, in small or capital letters. The first are sure: a folder of such a name beside classes is
 # rejected. The others name splits only beside others that do: "dev" and "tr" may be classes.
 SURE_NAMES = {"train": ["train", "training"], "validation": ["validation", "val", "valid"], "test": ["test", "testing"]}
@@ -20,7 +23,7 @@ OTHER_NAMES = {
   "test": ["tst", "te", "ts"],
 }
 SPLIT_NAMES = {split: SURE_NAMES[split] + OTHER_NAMES[split] for split in SURE_NAMES}
-ALL_NAMES = list(itertools.chain(*SURE_NAMES.values()))  # the sure ones
+ALWAYS_SPLITS = list(itertools.chain(*SURE_NAMES.values()))
 SPLIT_OF = {name: split for split, names in SPLIT_NAMES.items() for name in names}
 HELD_OUT = 0.05  # share of the examples for validation if a data set has a training split alone, or no splits
 
@@ -32,11 +35,13 @@ class Examples(Sequence):
     classes: names of the labels; empty without labels.
     origin: a phrase on how the split came about, such as "folder train" or "5% held out by a hash of the name".
     warnings: a sentence each on what looks odd in the split, but was not rejected.
+    files: the `archives.Files` that the examples are read from; None for other sources.
   """
 
   classes: Sequence[str] = ()
   origin: str = ""
   warnings: tuple[str, ...] = ()
+  files: Any = None
 
   def entries(self) -> Iterator[bytes]:
     """Yields what tells the examples from others without reading them all, such as names and sizes, for `identity`."""
@@ -45,6 +50,30 @@ class Examples(Sequence):
   def where(self, i: int) -> str:
     """Names example i, for error messages."""
     return f"image {i} of {self.origin}"
+
+  def name(self, i: int) -> str | None:
+    """Returns the name of the file of example i, below the folder of its split; None if it has none."""
+    return None
+
+  def all_labels(self, most_read: int) -> np.ndarray | None:
+    """Returns the label of each example, integers (N,), `NO_LABEL` for none and for one that cannot be read.
+
+    Args:
+      most_read: None is returned if more examples must be read for it, and without classes.
+    """
+    if not len(self.classes) or len(self) > most_read:
+      return None
+    return np.array([self._label(i) for i in range(len(self))], np.int32)
+
+  def _label(self, i: int) -> int:
+    try:
+      return self[i]["label"]
+    except BadImage:
+      return NO_LABEL
+
+  def window(self, numbers: range) -> "Examples":
+    """Returns examples that have these numbers, under the same numbers, for a process that reads no others."""
+    return self
 
   def described(self, origin: str, warnings: Sequence[str] = ()) -> Self:
     """Sets the origin and adds warnings, in place. Returns the examples."""
@@ -62,7 +91,7 @@ def split_of(name: str) -> str | None:
 
 def is_split_name(folder: str) -> bool:
   """Returns True if a folder's name, in small or capital letters, is surely the name of a split."""
-  return folder.lower() in ALL_NAMES
+  return folder.lower() in ALWAYS_SPLITS
 
 
 def match_splits(available: Iterable[str], where: object) -> dict[str, str]:
@@ -125,8 +154,49 @@ def hold_out_numbers(count: int) -> np.ndarray:
   return hold_out(str(i).encode() for i in range(count))
 
 
+def parts(held_out: np.ndarray, of: str, by: str, share: float = HELD_OUT) -> dict[str, tuple[np.ndarray, str]]:
+  """Divides examples into those to train on and those that are held out.
+
+  Args:
+    held_out: of `hold_out`, bool (N,).
+    of: the examples in words, or "".
+    by: "name" or "number", of which the hash was.
+    share: as for `hold_out`.
+
+  Returns:
+    for "train" and "validation", the numbers of their examples and a phrase on how the part came about.
+  """
+  of = f" of {of}" if of else ""
+  return {
+    "train": (np.flatnonzero(~held_out), f"{100 * (1 - share):g}%{of}, by a hash of the {by}"),
+    "validation": (np.flatnonzero(held_out), f"{100 * share:g}%{of}, held out by a hash of the {by}"),
+  }
+
+
+def classes_of_split(
+  labels: np.ndarray, classes: Sequence[str], name: Callable[[int], str]
+) -> tuple[Sequence[str], tuple[str, ...]]:
+  """Decides if a split has labels: not if most of its images lie in no class of the training split.
+
+  Args:
+    labels: integers (N,), of the training split's classes; `NO_LABEL` for none.
+    classes: of the training split.
+    name: of image i.
+
+  Returns:
+    (the classes of the split, empty without labels; warnings that count the images in no class).
+  """
+  without = np.flatnonzero(labels == NO_LABEL)
+  if not len(without):
+    return classes, ()
+  kept = classes if 2 * len(without) < len(labels) else ()
+  outcome = f"and have the label {NO_LABEL}" if kept else "so the split has no labels"
+  count = f"{len(without):,} of {len(labels):,} images"
+  return kept, (f"{count} lie in no class of the training split, {outcome}: {name(int(without[0]))}",)
+
+
 # The word of a split within a name: "train2017", "imagesTr", "traindata", "my-test-set". Longer words come first.
-_SURE, _ANY = ("|".join(sorted(names, key=len, reverse=True)) for names in (ALL_NAMES, SPLIT_OF))
+_SURE, _ANY = ("|".join(sorted(names, key=len, reverse=True)) for names in (ALWAYS_SPLITS, SPLIT_OF))
 _WORD = re.compile(rf"(?i:{_SURE})|(?:(?<![A-Za-z])|(?<=[a-z])(?=[A-Z]))(?i:{_ANY})(?![a-z])")
 _NUMBERED = re.compile(rf"({_SURE})([\W_]*\d.*)?")
 

@@ -10,14 +10,13 @@ import tarfile
 from collections.abc import Iterator
 from typing import Any
 
-from jet_jax.data.entries import SKIPPED, SPECIAL, Link, plain
+from jet_jax.data.entries import AGAIN, SKIPPED, SPECIAL, Link, plain
 
 BLOCK = 512  # bytes
 MAX_EXTENSION = 2**24  # bytes of a long name, or of other facts about a file
 PAX_RECORD = re.compile(rb"(\d{1,20}) [^=]+=")
-TAR = re.compile(r".*\.(tar|tar\.(gz|bz2|xz|zst|lz4|lzma|z)|tgz|tbz2?|txz|tzst|tlz)", re.IGNORECASE | re.DOTALL)
+TAR = re.compile(r"(.*)\.(tar|tar\.(gz|bz2|xz|zst|lz4|lzma|z)|tgz|tbz2?|txz|tzst|tlz)", re.IGNORECASE | re.DOTALL)
 COMPRESSED = (b"\x1f\x8b", b"\x1f\x9d", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"\x04\x22\x4d\x18", b"LZIP\1")
-AGAIN = "copy or download it again, or pack it anew"
 
 
 def read_tar(path: pathlib.Path) -> Iterator[tuple[str, Any]]:
@@ -40,17 +39,30 @@ def _entries(file: Any, where: str, start: int = 0, folder: str = "") -> Iterato
   try:
     _check_extensions(file, at)
     file.seek(at)
-    with tarfile.open(fileobj=file, mode="r:", encoding="utf-8", errors="surrogateescape") as archive:
-      while (member := archive.next()) is not None:
-        archive.members = []  # type: ignore  tarfile keeps every header it has seen, too much for millions of files
-        _check_size(member)
-        at = archive.offset
-        yield from _entry(archive, member, where, start, folder)
-        _check_extensions(file, at)
+    for archive, member in _members(file):
+      _check_size(member)
+      at = archive.offset
+      yield from _entry(archive, member, where, start, folder)
+      _check_extensions(file, at)
   except tarfile.TarError as error:
     fault = f"damaged or cut short at byte {at:,} ({error})" if at else error
     raise ValueError(f"{where} is no readable .tar: {fault}; {AGAIN}") from error
   _check_end(file, at, where)
+
+
+def _members(file: Any) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
+  """Yields the opened archive with each of its members; any error of tarfile is a TarError."""
+  archive = None
+  while True:
+    try:
+      archive = archive or tarfile.open(fileobj=file, mode="r:", encoding="utf-8", errors="surrogateescape")  # noqa: SIM115
+      member = archive.next()
+    except (ValueError, IndexError) as error:  # a damaged table of the pieces of a file with holes
+      raise tarfile.ReadError(str(error)) from error
+    if member is None:
+      return
+    archive.members = []  # type: ignore  tarfile keeps every header it has seen, too much for millions of files
+    yield archive, member
 
 
 def _entry(archive: tarfile.TarFile, member: tarfile.TarInfo, where: str, start: int, folder: str):
@@ -79,7 +91,8 @@ def _inner(archive: tarfile.TarFile, member: tarfile.TarInfo, where: str, folder
     raise ValueError(f"{inner} is empty; pack {where} anew")
   if file.read(6).startswith(COMPRESSED):
     raise ValueError(f"{inner} is compressed, so that it can only be read from its start; uncompress it, or remove it")
-  entries = _entries(file, inner, member.offset_data, member.name[: -len(".tar")] + "/")
+  match: Any = TAR.fullmatch(member.name)
+  entries = _entries(file, inner, member.offset_data, match[1] + "/")
   if (first := next(entries, None)) is None:
     raise ValueError(f"{inner} has no files; remove it, or pack {where} anew")
   yield first
@@ -117,7 +130,7 @@ def _are_whole(records: bytes) -> bool:
   while at < len(records) and records[at]:
     record = PAX_RECORD.match(records, at)
     at = at + int(record[1]) if record else 0
-    if not record or at > len(records) or records[at - 1 : at] != b"\n":
+    if not record or not record.end() < at <= len(records) or records[at - 1 : at] != b"\n":
       return False
   return True
 

@@ -14,14 +14,14 @@ import zlib
 from collections.abc import Iterator
 from typing import Any
 
-from jet_jax.data.entries import Link, Reason
+from jet_jax.data.entries import AGAIN, UNREADABLE, Link, Reason
 
 END = struct.Struct("<4s4H2LH")  # PK56, number of this disk, of the table's disk, files here, in all, ...
 LOCAL = struct.Struct("<26x2H")  # the lengths of name and extra field of the header before a file's bytes
 DESCRIPTOR = 24  # bytes, at most, of checksum and sizes after a file's bytes
 UTF8 = 0x800  # flag
 UNICODE_PATH = 0x7075
-AGAIN = "copy or download it again, or pack it anew"
+MARKERS = (b"PK\7\x08", b"PK00")  # the first bytes of a zip in several parts, also if all fitted in one
 
 
 def read_zip(path: pathlib.Path) -> Iterator[tuple[str, Any]]:
@@ -88,7 +88,7 @@ def _link(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Link | Reason:
     return Reason("damaged link")
   try:
     return Link(archive.read(info).decode("utf-8", "surrogateescape"))
-  except (OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error):
+  except UNREADABLE:
     return Reason("damaged link")
 
 
@@ -112,12 +112,12 @@ def _check_every_byte(path: pathlib.Path, entries: list[zipfile.ZipInfo], end: i
   """Raises an error if bytes before `end`, the start of the table of contents, belong to none of its files."""
   ordered = sorted({info.header_offset: info for info in entries}.values(), key=lambda info: info.header_offset)
   first = ordered[0].header_offset if ordered else end
-  if first:
-    raise ValueError(
-      f"{path} is no readable .zip: {first:,} bytes before its first file belong to none, as in zips joined by cat; "
-      "unpack each and pack them anew"
-    )
   with path.open("rb") as file:
+    if first != (len(MARKERS[0]) if file.read(4) in MARKERS else 0):
+      raise ValueError(
+        f"{path} is no readable .zip: {first:,} bytes before its first file belong to none, as in zips joined by cat; "
+        "unpack each and pack them anew"
+      )
     ends = itertools.chain((info.header_offset for info in ordered[1:]), [end])
     for info, stop in zip(ordered, ends, strict=True):
       fixed = LOCAL.size + len(_raw_name(info)) + info.compress_size

@@ -88,7 +88,12 @@ def is_writer() -> bool:
 def say(text: str) -> None:
   """Prints a line, once for all processes."""
   if is_writer():
-    print(text, flush=True)
+    print(printable(text), flush=True)
+
+
+def printable(text: str) -> str:
+  """Writes what is no Unicode, in names of files for example, as escape sequences: printing it would fail."""
+  return text.encode(errors="backslashreplace").decode()
 
 
 def exchange(text: str = "", topic: str = "main") -> list[str]:
@@ -128,7 +133,7 @@ def agreed():
   try:
     yield
   except Exception as error:
-    exchange(f"{status_of(error)} {str(error) or repr(error)}")
+    exchange(printable(f"{status_of(error)} {str(error) or repr(error)}"))
     raise
   for number, message in enumerate(exchange()):
     if message:

@@ -1,8 +1,8 @@
 """A trained flow in Python: bits per dimension of images, and samples."""
 
-import functools
 import pathlib
-from typing import Any, NamedTuple, cast
+import warnings
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -15,7 +15,7 @@ from jet_jax.sampling.sampler import CHUNK, Sampler
 from jet_jax.workdir import load_run
 from jet_jax.workdir.trained import Step
 
-NOISE_SEED = 0  # as in training/evaluator.py
+_bits = jax.jit(likelihood.evaluation_bits, static_argnames=("model", "levels"))
 
 
 class TrainedFlow(NamedTuple):
@@ -43,8 +43,9 @@ class TrainedFlow(NamedTuple):
       float64 (N,).
 
     Raises:
-      ValueError: images of another shape, dtype or range.
+      ValueError: images of another shape, dtype or range, or no draw.
     """
+    _check_positive("noise_samples", noise_samples)
     images, shape, levels = np.asarray(images), tuple(self.config.image_shape), self.config.levels
     if images.shape[1:] != shape or images.dtype != np.uint8 or images.max(initial=0) >= levels:
       raise ValueError(
@@ -55,7 +56,7 @@ class TrainedFlow(NamedTuple):
     for start in range(0, len(images), chunk):
       part = images[start : start + chunk]
       index = np.arange(start, start + len(part), dtype=np.int32)
-      keys = [jax.random.fold_in(make_key(NOISE_SEED), draw) for draw in range(noise_samples)]
+      keys = [jax.random.fold_in(make_key(likelihood.NOISE_SEED), draw) for draw in range(noise_samples)]
       draws = [_bits(self.variables, part, index, key, model=self.model, levels=levels) for key in keys]
       bits.append(np.mean(draws, axis=0, dtype=np.float64))
     return np.concatenate(bits) if bits else np.zeros(0)
@@ -69,22 +70,27 @@ class TrainedFlow(NamedTuple):
       temperature: factor on the latents; below 1 samples are smoother and less varied.
 
     Returns:
-      uint8 (num, H, W, C) in {0 .. levels - 1}.
+      uint8 (num, H, W, C) in {0 .. levels - 1}. A RuntimeWarning counts images whose pixels mean nothing.
+
+    Raises:
+      ValueError: no image.
     """
+    _check_positive("num", num)
     config, mesh = self.config, sharding.nearest_mesh(self.config.mesh)
     sampler = Sampler(self.model, config.image_shape, config.levels, num, mesh, self._at_once())
-    return sampler(self.variables, seed, temperature)
+    images = sampler(self.variables, seed, temperature)
+    if sampler.warning:
+      warnings.warn(sampler.warning, RuntimeWarning, stacklevel=2)
+    return images
 
   def _at_once(self) -> int:
     """Images in a pass through the flow: as many as fitted in training, at most CHUNK."""
     return min(CHUNK, self.config.batch_size // self.config.microbatches)
 
 
-@functools.partial(jax.jit, static_argnames=("model", "levels"))
-def _bits(variables, images, index, key, *, model: Jet, levels: int):
-  x = likelihood.dequantize(images, likelihood.example_keys(key, index), levels)
-  z, logdet = cast(tuple, model.apply(variables, x))
-  return likelihood.bits_per_dim(z, logdet, levels, model.find_prior())
+def _check_positive(name: str, value: int) -> None:
+  if value < 1:
+    raise ValueError(f"{name}={value} must be at least 1; give a positive number")
 
 
 def load(workdir: str | pathlib.Path, step: Step = None) -> TrainedFlow:

@@ -85,6 +85,16 @@ class Sampler:
     """Draws all images: uint8 (num, H, W, C) in {0 .. levels - 1}; arguments as for `chunks`."""
     return np.concatenate(list(self.chunks(variables, seed, temperature)))
 
+  @property
+  def warning(self) -> str:
+    """Counts the images of the last call whose pixels mean nothing, in a sentence; "" without any."""
+    if not self.num_nonfinite:
+      return ""
+    return (
+      f"{self.num_nonfinite:,} of {self.num:,} images have NaN or infinite numbers, and their pixels mean nothing; "
+      "lower the temperature, take an earlier step, or train with model.scale_floor"
+    )
+
   def chunks(self, variables, seed: int = 0, temperature: float = 1.0) -> Iterator[np.ndarray]:
     """Yields images in chunks, while the devices draw the next chunk. Image i depends on `seed` and i alone.
 

@@ -5,18 +5,15 @@ import functools
 import jax
 import numpy as np
 
-from jet_jax import data
+from jet_jax import data, likelihood
 from jet_jax.devices import in_turn, sharding
 from jet_jax.devices.compile import compile_to_fit, key_shape, on_mesh
 from jet_jax.devices.settings import make_key
-from jet_jax.training.step import eval_step
-
-NOISE_SEED = 0  # fixed, so that differences between runs and steps come from the models
 
 
 def eval_program(model, levels: int, mesh):
   """(variables, images uint8 (B, H, W, C), index int32 (B,), key) -> bits per dimension (B,), on every device."""
-  step = functools.partial(eval_step, model=model, levels=levels)
+  step = functools.partial(likelihood.evaluation_bits, model=model, levels=levels)
   return jax.jit(on_mesh(mesh, step), out_shardings=sharding.replicated(mesh))
 
 
@@ -74,7 +71,7 @@ class Evaluator:
     Returns:
       The index of each image in the data set, ascending, int32 (N,), and its bits per dimension, float64 (N,).
     """
-    keys = [jax.random.fold_in(make_key(NOISE_SEED), draw) for draw in range(noise_samples)]
+    keys = [jax.random.fold_in(make_key(likelihood.NOISE_SEED), draw) for draw in range(noise_samples)]
 
     def dispatched():
       for batch in data.eval_batches(self.source, self.batch_size):

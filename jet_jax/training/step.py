@@ -1,13 +1,13 @@
 """One step on the devices: pure functions of the state, a batch and a key."""
 
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import struct
-from jaxtyping import Array, Float, Integer, Key, UInt8
+from jaxtyping import Array, Key, UInt8
 
 from jet_jax import likelihood
 from jet_jax.jet import Jet
@@ -80,26 +80,6 @@ def fresh_state(variables, optimizer: optax.GradientTransformation, with_ema: bo
   )
 
 
-def bits_per_dim(
-  model: Jet, variables, images: Images, noise_keys: Key[Array, "batch"], levels: int
-) -> Float[Array, "batch"]:
-  """Bits per dimension of each image under one draw of the dequantization noise.
-
-  Args:
-    model: the flow.
-    variables: its `params` and `permutations`.
-    images: uint8 (B, H, W, C) in {0 .. levels - 1}.
-    noise_keys: PRNG keys (B,).
-    levels: number of pixel values.
-
-  Returns:
-    float32 (B,).
-  """
-  x = likelihood.dequantize(images, noise_keys, levels)
-  z, logdet = cast(tuple, model.apply(variables, x))
-  return likelihood.bits_per_dim(z, logdet, levels, model.find_prior())
-
-
 def train_step(
   state: TrainState,
   images: Images,
@@ -131,7 +111,7 @@ def train_step(
 
   def loss(params, images, noise_keys):
     variables = {"params": params, "permutations": state.permutations}
-    return jnp.mean(bits_per_dim(model, variables, images, noise_keys, levels))
+    return jnp.mean(likelihood.bits_of_images(model, variables, images, noise_keys, levels))
 
   def add_microbatch(total, rows):
     return jax.tree.map(jnp.add, total, jax.value_and_grad(loss)(state.params, *rows)), None
@@ -158,27 +138,3 @@ def train_step(
   state = nonfinite.guard(state, updated, jnp.isfinite(value) & jnp.isfinite(grad_norm), max_nonfinite)
   counts = {"skipped": state.skipped, "skipped_in_a_row": state.skipped_in_a_row}
   return state, {"bits_per_dim": value, "grad_norm": grad_norm, **counts}
-
-
-def eval_step(
-  variables,
-  images: Images,
-  index: Integer[Array | np.ndarray, "batch"],
-  key: Key[Array, ""],
-  *,
-  model: Jet,
-  levels: int,
-) -> Float[Array, "batch"]:
-  """Bits per dimension of each image; the noise of an image depends on `key` and its `index` in the data set alone.
-
-  Args:
-    variables: `params` and `permutations`.
-    images: uint8 (B, H, W, C).
-    index: int32 (B,).
-    key: PRNG key of this draw of the noise.
-    model, levels: constants of the run.
-
-  Returns:
-    float32 (B,).
-  """
-  return bits_per_dim(model, variables, images, likelihood.example_keys(key, index), levels)

@@ -101,7 +101,7 @@ def test_no_images_have_no_bits(workdir):
 
 def test_images_without_files_have_no_names():
   (digits,) = open_splits("digits", 0, 17, ["validation"])
-  assert sources.file_names(digits) is None
+  assert digits.name(0) is None
 
 
 def test_the_bits_of_an_image_do_not_depend_on_the_batch_size(workdir):

@@ -76,7 +76,7 @@ def test_files_that_are_skipped_are_counted_by_reason(tmp_path, kind):
   skipped |= {"$Recycle.Bin/S-1/a.png": b"", "System Volume Information/a.png": b"", "__MACOSX/train/._1.png": b""}
   files = find_files(write(tmp_path / kind, contents | skipped))
   assert files.names == sorted(contents)
-  assert files.passed_over == {
+  assert files.skipped == {
     "hidden": (2, ("train/.cache/", "train/cat/._1.png")),
     "no image suffix": (2, ("README", "train/shard.00017")),
     "no image suffix (.txt)": (5, ("train/0.TXT", "train/1.TXT", "train/2.TXT")),
@@ -88,7 +88,7 @@ def test_files_that_are_skipped_are_counted_by_reason(tmp_path, kind):
     "of the system (lost+found)": (1, ("lost+found/",)),
   }
   window = files.subset([1, 2, 3]).window(range(1, 3))
-  assert window.passed_over == files.passed_over
+  assert window.skipped == files.skipped
   assert window.length(2) == len(picture(5))
   assert [files.length(i) for i in range(4)] == [len(files[i]) for i in range(4)]
 
@@ -99,7 +99,7 @@ def test_links_of_a_folder_that_lead_nowhere_are_counted(tmp_path):
     (path / name).symlink_to(target)
   os.mkfifo(path / "pipe.png")
   assert open_files(path).names == ["train/1.png"]
-  assert open_files(path).passed_over == {
+  assert open_files(path).skipped == {
     "link to a folder that it lies in": (1, ("train/up/",)),
     "link without a target": (3, ("me", "train/2.png", "val")),
     "neither a file nor a folder": (1, ("pipe.png",)),
@@ -113,7 +113,7 @@ def test_images_may_have_any_suffix_of_their_formats(tmp_path):
   train, validation = sources.open_splits(f"folder:{path}", 4, 256, ["train", "validation"])
   assert np.allclose([example["image"][0, 0, 0] for example in train], range(0, 240, 40), atol=2)  # JPEG
   assert len(validation) == 1
-  assert find_files(path).passed_over == {"no image suffix (.heic)": (1, ("val/1.heic",))}
+  assert find_files(path).skipped == {"no image suffix (.heic)": (1, ("val/1.heic",))}
 
 
 @pytest.mark.parametrize("form", ["NFC", "NFD"])
@@ -147,7 +147,7 @@ def test_the_last_of_two_files_of_one_name_is_used_and_the_other_counted(tmp_pat
   (tmp_path / "set.tar").write_bytes(buffer.getvalue())
   files = open_files(tmp_path / "set.tar")
   assert list(files) == [picture(3), picture(2)]
-  assert files.passed_over == {"replaced by a later file of the same name": (1, ("set/a.png",))}
+  assert files.skipped == {"replaced by a later file of the same name": (1, ("set/a.png",))}
 
 
 def linked_folder(path):
@@ -177,9 +177,9 @@ def test_links_in_an_archive_are_followed_as_in_a_folder(tmp_path, kind):
   assert packed.names == folder.names
   assert {f"train/{name}.png" for name in ("cat/6", "cat/7", "dog/3", "dog2/3", "all/4")} < set(folder.names)
   assert list(packed) == list(folder)
-  assert packed.passed_over == folder.passed_over
-  assert folder.passed_over["link without a target"].count == 4
-  assert folder.passed_over["link to a folder that it lies in"].names == ("train/cat/up/",)
+  assert packed.skipped == folder.skipped
+  assert folder.skipped["link without a target"].count == 4
+  assert folder.skipped["link to a folder that it lies in"].names == ("train/cat/up/",)
 
 
 @pytest.mark.fault(27)

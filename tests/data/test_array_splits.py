@@ -4,6 +4,7 @@ import re
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from jet_jax.data import sources
 
@@ -97,7 +98,56 @@ def test_a_label_that_training_lacks_is_none(tmp_path):
   arrays = {"train_images": IMAGES, "train_labels": LABELS, "val_images": IMAGES[:3], "val_labels": [2, 5, 0]}
   _, validation = both(write(tmp_path, **arrays))
   assert [int(example["label"]) for example in validation] == [2, -1, 0]
-  assert validation.warnings == ("1 of 3 images have no label, or one that does not occur in the training split",)
+  assert validation.warnings == ("1 of 3 images lie in no class of the training split, and have the label -1: image 1",)
+
+
+def test_a_split_of_which_training_lacks_most_labels_has_none_as_a_folder_has_none(tmp_path):
+  arrays = {"train_images": IMAGES, "train_labels": LABELS, "val_images": IMAGES[:3], "val_labels": [5, 5, 0]}
+  _, validation = both(write(tmp_path, **arrays))
+  assert (validation.classes, "label" in validation[0]) == ((), False)
+  for name in ("train/0/a.png", "train/2/a.png", "val/5/a.png", "val/5/b.png", "val/2/a.png"):
+    (tmp_path / "set" / name).parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(IMAGES[0]).save(tmp_path / "set" / name)
+  _, folder = sources.open_splits(f"folder:{tmp_path}/set", 4, 256, ["train", "validation"])
+  assert (folder.classes, "label" in folder[0]) == ((), False)
+  said = "2 of 3 images lie in no class of the training split, so the split has no labels"
+  assert (validation.warnings, folder.warnings) == ((f"{said}: image 0",), (f"{said}: 5/a.png",))
+
+
+def test_images_without_a_split_are_for_training_beside_those_of_another(tmp_path):
+  train, test = both(write(tmp_path, images=IMAGES, labels=LABELS, test_images=IMAGES[:5], test_labels=LABELS[:5]))
+  np.testing.assert_array_equal(pixels(train), IMAGES)
+  assert [int(example["label"]) for example in train] == LABELS.tolist()
+  assert (len(test), train.warnings) == (5, ())
+
+
+@pytest.mark.parametrize("named", [{}, {"x_train": IMAGES[:9], "y_train": LABELS[:9]}])
+def test_arrays_that_are_not_used_are_told(tmp_path, named):
+  """As `np.savez(FILE, x, y, x_test, y_test)` stores the last two."""
+  np.savez(tmp_path / "set.npz", IMAGES, LABELS, IMAGES[:9], LABELS[:9], **named)
+  unused = [f"arr_{k}" for k in range(4) if named or k > 1]
+  for examples in both(f"npz:{tmp_path}/set.npz"):
+    assert len(examples) < 40
+    assert len(examples.warnings) == 1
+    assert sorted(examples.warnings[0].partition("not used: ")[2].split(", ")) == unused
+
+
+def test_a_file_of_a_split_with_images_of_another_is_refused(tmp_path):
+  np.savez(tmp_path / "s_train.npz", x_train=IMAGES, x_test=IMAGES)
+  np.savez(tmp_path / "s_val.npz", x_test=IMAGES[:7])
+  with pytest.raises(
+    ValueError, match=r"s_val.npz is the file of the validation split .* of another: x_test; call them"
+  ):
+    both(f"npz:{tmp_path}/s_{{split}}.npz")
+  np.savez(tmp_path / "s_val.npz", x=IMAGES[:7])
+  train, validation = both(f"npz:{tmp_path}/s_{{split}}.npz")
+  assert (len(train), len(validation)) == (40, 7)
+  assert train.warnings == (f"{tmp_path}/s_train.npz has arrays that are not used: x_test",)
+
+
+def test_images_without_pixels_are_refused_by_name(tmp_path):
+  with pytest.raises(ValueError, match=r"set.npz: images is uint8 \(4, 0, 8, 3\), images without a pixel"):
+    both(write(tmp_path, images=np.zeros((4, 0, 8, 3), np.uint8)))
 
 
 @pytest.mark.parametrize(
@@ -135,9 +185,16 @@ def test_images_of_other_shapes_and_types_are_refused_with_the_line_that_mends_t
     ),
     ({}, "no images .* it has no array. Write np.savez"),
     ({"x_train": IMAGES, "train_images": IMAGES}, "has x_train and train_images, which mean the same; keep one"),
-    ({"images": IMAGES, "labels": np.eye(3)[LABELS]}, r"integers \(40,\).* In numpy: labels = labels.argmax\(1\)"),
+    ({"images": IMAGES, "labels": np.array([b"a"] * 40)}, r"In numpy: labels = labels.astype\(str\)"),
+    (
+      {"images": IMAGES, "labels": np.eye(3)[LABELS]},
+      r"integers or texts \(40,\).* In numpy: labels = labels.argmax\(1\)",
+    ),
     ({"images": IMAGES, "labels": LABELS / 1}, r"In numpy: labels = labels.astype\(int\)"),
-    ({"images": IMAGES, "labels": LABELS[:9]}, r"labels is int64 \(9,\); it must be integers \(40,\), one for each"),
+    (
+      {"images": IMAGES, "labels": LABELS[:9]},
+      r"labels is int64 \(9,\); it must be integers or texts \(40,\), one for each",
+    ),
   ],
 )
 def test_other_arrays_are_refused_with_what_there_is(tmp_path, arrays, message):

@@ -141,3 +141,13 @@ def test_images_left_out_and_folders_called_as_a_split_are_told(tmp_path):
 )
 def test_masks_are_found_by_their_folder_or_by_the_image_beside_them(names, masks):
   assert find_masks(names) == masks
+
+
+@pytest.mark.parametrize("place", ["{}", "{}/{{split}}"])
+def test_a_folder_without_an_image_names_what_was_skipped(tmp_path, place):
+  write_images(tmp_path / "train", [".cache/1.png", ".cache/2.png"])
+  (tmp_path / "train/photo.heic").touch()
+  with pytest.raises(
+    ValueError, match=r"no image .*1 hidden \(.*\.cache/\); 1 no image suffix \(\.heic\) \(.*photo\.heic"
+  ):
+    sources.open_splits(f"folder:{place.format(tmp_path)}", 4, 256, ["train"])

@@ -56,6 +56,12 @@ def test_pixels_that_fill_neither_the_levels_nor_eight_bits_are_refused(tmp_path
     both(write(tmp_path, high), levels)
 
 
+@pytest.mark.parametrize("levels", [0, 1, 257, 512])
+def test_numbers_of_levels_that_no_pixel_has_are_refused(tmp_path, levels):
+  with pytest.raises(ValueError, match=f"levels={levels} must be at least 2 and at most 256"):
+    both(write(tmp_path, 255), levels)
+
+
 def test_all_bits_of_dark_or_constant_images_are_kept_with_a_warning(tmp_path):
   train, validation = both(write(tmp_path, 1), 256)
   assert values(train) == {0, 1}

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from jet_jax.data import sources, splits
+from jet_jax.data import adapters, sources, splits
 from pictures import write_images
 
 
@@ -47,6 +47,20 @@ def test_wrappers_describe_a_split_as_it_describes_itself():
   plain = sources.open_all("photos", 8)["train"]
   assert (wrapped.origin, wrapped.warnings) == (plain.origin, plain.warnings)
   assert wrapped.examples.examples.described("anew", ["odd"]).warnings == ("odd",)
+
+
+def test_wrappers_give_the_names_labels_and_entries_of_what_they_wrap(tmp_path):
+  files = write_images(
+    tmp_path / "set", [f"{split}/{name}/{k}.png" for split in ("train", "val") for name in "ab" for k in (0, 1)]
+  )
+  wrapped = sources.open_source(f"folder:{files}", 0, 32, "train", max_bad_images=3)
+  plain = sources.open_all(f"folder:{files}", 0)["train"]
+  chosen = adapters.Chosen(wrapped, np.array([3, 0]))
+  assert [wrapped.name(i) for i in range(4)] == plain.files.names == ["a/0.png", "a/1.png", "b/0.png", "b/1.png"]
+  assert [chosen.name(0), chosen.name(1)] == ["b/1.png", "a/0.png"]
+  assert [wrapped.all_labels(0).tolist(), chosen.all_labels(0).tolist()] == [[0, 0, 1, 1], [1, 0]]
+  assert list(wrapped.entries()) == list(plain.entries()) == list(chosen.entries())
+  assert chosen.files is plain.files or chosen.files.path == plain.files.path
 
 
 @pytest.mark.parametrize(

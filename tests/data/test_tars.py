@@ -89,6 +89,27 @@ def test_a_damaged_extended_header_is_refused(tmp_path):
     opened(tmp_path, data)
 
 
+@pytest.mark.parametrize("length", [b"00", b"05", b"99"])  # 00 was read in circles
+def test_a_record_of_an_impossible_length_is_refused(tmp_path, length):
+  member = tarfile.TarInfo("a.png")
+  member.pax_headers = {"a": "bc", "x": "yz"}  # two records of seven bytes
+  data = bytearray(member.tobuf(tarfile.PAX_FORMAT) + b"\0" * 1024)
+  start = data.index(b"7 x=yz\n")
+  data[start - 7 : start + 7] = b"6 a=b\n" + length + b" x=y\n" + b"\n"
+  with pytest.raises(ValueError, match=r"set\.tar is no readable \.tar: a damaged extended header"):
+    opened(tmp_path, data)
+
+
+@pytest.mark.parametrize("table", [b"", b"x\n", b"2\n0\nx\n", b"9\n0\n1\n"])
+def test_a_damaged_table_of_pieces_is_refused_by_the_name_of_the_archive(tmp_path, table):
+  member = tarfile.TarInfo("a.png")
+  member.size = 512
+  member.pax_headers = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.realsize": "4"}
+  data = tar({"0.png": b"0"})[:1024] + member.tobuf(tarfile.PAX_FORMAT) + table.ljust(512, b"\0") + b"\0" * 1024
+  with pytest.raises(ValueError, match=r"set\.tar is no readable \.tar: damaged or cut short at byte 1,024 \("):
+    opened(tmp_path, data)
+
+
 def test_joined_tars_are_refused_with_the_byte_of_the_second(tmp_path):
   one, two = tar({"a.png": b"a"}), tar({"b.png": b"b"})
   for joined in (one + two, one[: 512 * 3] + two, one + b"\0" * 3 + b"text"):
@@ -105,9 +126,10 @@ def test_an_inner_archive_is_read_or_refused_by_name(tmp_path):
   mac = {"._n0.tar": b"Mac OS X" * 40, "__MACOSX/._n0.tar": b"", "@eaDir/n0.tar": b""}
   files = opened(tmp_path, tar(mac | {"n0.tar": inner}))
   assert files.names == names
-  assert {reason: count for reason, (count, _) in files.passed_over.items()} == {
+  assert {reason: count for reason, (count, _) in files.skipped.items()} == {
     "hidden": 1, "of the system (__MACOSX)": 1, "of the system (@eaDir)": 1,
   }  # fmt: skip
+  assert opened(tmp_path, tar({"n0.TAR.gz": inner})).names == names  # uncompressed in spite of its name
   cut = inner[:1700]
   flipped = bytearray(inner)
   flipped[1024] ^= 1
@@ -138,10 +160,10 @@ def test_what_is_no_file_is_counted_or_refused(tmp_path):
     return member.tobuf(tarfile.GNU_FORMAT) + tar(CONTENTS)
 
   for kind in (b"D", b"V", b"5"):  # folders, and the label of a volume
-    assert opened(tmp_path, of_type(kind)).passed_over == {}
+    assert opened(tmp_path, of_type(kind)).skipped == {}
   for kind in (b"3", b"6", b"Z"):  # a device, a pipe, and what nobody knows
     files = opened(tmp_path, of_type(kind))
-    assert files.passed_over == {"neither a file nor a folder": (1, ("x.png",))}
+    assert files.skipped == {"neither a file nor a folder": (1, ("x.png",))}
     assert all_files(files) == CONTENTS
   with pytest.raises(ValueError, match="one of several volumes: x.png begins in the one before"):
     opened(tmp_path, of_type(b"M"))

@@ -10,7 +10,9 @@ import zlib
 
 import pytest
 
+from jet_jax.data import zips
 from jet_jax.data.archives import open_files
+from jet_jax.data.decode import BadImage
 
 CONTENTS = {f"train/a/{k}.png": bytes([k]) * 70 for k in range(5)}  # never decoded here
 
@@ -82,7 +84,7 @@ def test_links_are_followed_inside_the_archive(tmp_path):
   files = opened(tmp_path, buffer.getvalue())
   linked = {name.replace("train", "val"): data for name, data in CONTENTS.items()}
   assert all_files(files) == CONTENTS | linked | {"b.png": CONTENTS["train/a/1.png"]}
-  assert files.passed_over == {"link without a target": (2, ("c.png", "d.png"))}
+  assert files.skipped == {"link without a target": (2, ("c.png", "d.png"))}
 
 
 def test_every_cut_of_a_zip_is_refused(tmp_path):
@@ -110,6 +112,47 @@ def test_a_comment_with_the_sign_of_an_end_is_a_comment(tmp_path):
   with zipfile.ZipFile(buffer, "a") as archive:
     archive.comment = b"made by PK " + b"x" * 30
   assert all_files(opened(tmp_path, buffer.getvalue())) == CONTENTS
+
+
+@pytest.mark.parametrize("marker", [b"PK\7\x08", b"PK00"])
+def test_a_zip_in_parts_of_which_one_was_enough_is_read(tmp_path, marker):
+  """As `zip -s 64k` writes it: a marker, then the zip, whose table counts the marker's bytes."""
+  buffer = io.BytesIO(marker)
+  with zipfile.ZipFile(buffer, "a") as archive:
+    for name, data in CONTENTS.items():
+      archive.writestr(name, data)
+  data = buffer.getvalue()
+  assert all_files(opened(tmp_path, data)) == CONTENTS
+  with pytest.raises(ValueError, match="4 bytes before its first file belong to none"):
+    opened(tmp_path, b"PK01" + data[4:], "other.zip")
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_flipped_bit_is_a_named_error_or_leaves_the_files_as_they_were(tmp_path, method):
+  """Some bits lie in a name: it is another one then, and its file unreadable or no image."""
+  contents, path = {"café.png": b"abc" * 20}, tmp_path / "set.zip"
+  buffer = io.BytesIO()
+  with zipfile.ZipFile(buffer, "w", method) as archive:
+    archive.writestr("café.png", contents["café.png"])
+    link = zipfile.ZipInfo("b.png")
+    link.create_system, link.external_attr, link.compress_type = 3, (stat.S_IFLNK | 0o777) << 16, method
+    archive.writestr(link, "café.png")
+  data = buffer.getvalue()
+  path.write_bytes(data)
+  with path.open("r+b", buffering=0) as file:
+    for byte in range(len(data)):
+      for value in (data[byte] ^ 1 << byte % 8, data[byte] ^ 64, data[byte]):
+        file.seek(byte)
+        file.write(bytes([value]))
+        zips.opened_zip.cache_clear()
+        try:
+          files = open_files(path)
+          for number, name in enumerate(files.names):
+            assert files[number] == contents["café.png"] or name == "b.png"  # no longer marked as a link
+        except BadImage:
+          continue
+        except ValueError as error:
+          assert str(path) in str(error)
 
 
 def listed(whole, keep):

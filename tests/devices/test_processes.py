@@ -122,3 +122,11 @@ def test_an_error_in_another_process_has_its_status_here(monkeypatch):
     with pytest.raises(processes.Failure, match=f"^process 1: {re.escape(str(error))}$") as met, processes.agreed():
       pass
     assert processes.status_of(met.value) == status
+
+
+def test_an_error_about_a_name_that_is_no_unicode_reaches_the_other_processes(monkeypatch):
+  sent = []
+  monkeypatch.setattr(processes, "exchange", sent.append)
+  with pytest.raises(ValueError, match="broken"), processes.agreed():
+    raise ValueError("caf\udce9.png is broken")
+  assert sent[0].encode() == b"2 caf\\udce9.png is broken"

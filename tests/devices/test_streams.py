@@ -26,6 +26,13 @@ def test_a_stream_that_is_gone_is_told_once_on_the_other(monkeypatch):
   assert errors.getvalue().count("standard output is gone ([Errno 32] Broken pipe); the run goes on") == 1
 
 
+def test_names_that_are_no_unicode_are_escaped(monkeypatch):
+  raw = io.BytesIO()
+  monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="utf-8", errors="strict"))
+  processes.say("skipped caf\udce9.png of été")
+  assert raw.getvalue().decode() == "skipped caf\\udce9.png of été\n"
+
+
 def test_characters_that_the_locale_cannot_write_are_replaced():
   raw = io.BytesIO()
   stream = streams._Lasting(io.TextIOWrapper(raw, encoding="ascii"), "standard output", "stderr")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 
 import numpy as np
 import pytest
@@ -42,7 +43,7 @@ def test_a_folder_is_described_in_words_and_as_json(tmp_path, capsys):
   assert lines[5].startswith("  unreadable: 1 of these, the first: dog/0.png (image 3)")
   assert "skipped: 1 hidden (train/cat/.DS_Store)" in lines
   assert lines[-1] == f"training rejects it: {result['rejected']}"
-  assert result["passed_over"] == {"hidden": 1, "no image suffix (.txt)": 1}
+  assert result["skipped"] == {"hidden": 1, "no image suffix (.txt)": 1}
   train, validation = result["splits"]["train"], result["splits"]["validation"]
   assert (train["images"], train["classes"], train["labels"]) == (5, ["cat", "dog"], {"cat": 3, "dog": 2})
   assert (validation["images"], validation["labels"]) == (1, {"cat": 1, "dog": 0})
@@ -67,7 +68,7 @@ def test_arrays_are_described_with_the_levels_of_a_run(tmp_path, capsys, levels,
   assert result["splits"]["train"]["values"] == [0, 255]
   assert result["rejected"].startswith(rejected)
   assert result["splits"]["test"]["labels"] is None
-  assert result["passed_over"] == {}
+  assert result["skipped"] == {}
 
 
 def test_pixels_of_a_large_set_are_those_of_a_sample(capsys):
@@ -108,8 +109,33 @@ def test_names_that_are_not_unicode_are_shown(tmp_path, capsys):
   assert r"  files: \udcff.png" in lines
   assert r"skipped: 2 no image suffix (.txt) (train/\udcfe.txt, ...)" in lines
   assert result["splits"]["train"]["names"] == [os.fsdecode(b"\xff.png")]
-  train, validation = sources.open_splits(f"folder:{tmp_path}", 8, 256, ["train", "validation"])
-  "\n".join(describe("folder:x", {"train": train, "validation": validation}, (8, 8, 3))).encode()
+
+
+@pytest.mark.parametrize(
+  ("flag", "message"),
+  [
+    ("--levels=512", "levels=512 must be at least 2 and at most 256"),
+    ("--levels=1", "levels=1 must be"),
+    ("--levels=0", "levels=0 must be"),
+    ("--size=-3", "data.size=-3 must be at least 0"),
+  ],
+)
+def test_numbers_are_checked_as_a_run_checks_them(tmp_path, flag, message):
+  with pytest.raises(SystemExit, match=f"error: {message}"):
+    describe_data.main([f"--source=folder:{make_folder(tmp_path)}", flag])
+
+
+def test_the_command_that_shows_the_rest_can_be_pasted(tmp_path, capsys):
+  path = make_folder(tmp_path / "my set")
+  for name in ("a.csv", "b.json", "c.md"):
+    (path / "train" / name).touch()
+  source = f"folder:{path}"
+  last = describe(source, sources.open_all(source, 8), (8, 8, 3))[-1]
+  command = shlex.split(last.partition("python -m tools.describe_data ")[2])
+  assert command == [f"--source={source}"]
+  assert len([line for line in described(capsys, *command)[0] if line.startswith("skipped: ")]) == 5
+  last = describe("tfds:birds", sources.open_all(source, 8), (8, 8, 3), "/my data")[-1]
+  assert shlex.split(last)[-2:] == ["--source=tfds:birds", "--data_dir=/my data"]
 
 
 @pytest.mark.parametrize("arguments", ["--source=folder:missing", "--source=nothing", "--source=digits --size=9"])

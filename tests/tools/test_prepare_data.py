@@ -325,6 +325,21 @@ def test_of_records_of_a_training_split_alone_some_are_held_out(tmp_path):
   assert [example["index"] for example in validation] == list(range(len(validation)))
   assert validation.origin == "5% of split train, held out by a hash of the number"
   assert validation.where(0).startswith(f"record {values[1][0]} in any-train.array_record")
+  assert (validation.name(0), validation.all_labels(99)) == (None, None)
+
+
+def test_labels_of_records_are_read_up_to_a_number(tmp_path):
+  features = {
+    "image": tfds.features.Tensor(shape=(2, 2, 3), dtype=np.uint8, encoding="bytes"),
+    "label": tfds.features.ClassLabel(names=["cat", "dog"]),
+  }
+  examples = [{"image": bytes(12 if k != 3 else 11), "label": k % 2} for k in range(40)]  # one is too short
+  records_of(tmp_path / "any/1.0.0", features, examples)
+  whole = sources.open_all("tfds:any", 0, str(tmp_path))
+  labels = {split: examples.all_labels(40) for split, examples in whole.items()}
+  assert whole["train"].all_labels(39) is None
+  for split, part in whole.items():
+    assert labels[split].tolist() == [-1 if number == 3 else number % 2 for number in part.numbers]
 
 
 @pytest.mark.process
@@ -630,7 +645,9 @@ def test_a_member_of_a_release_that_is_too_long_is_not_read(tmp_path, monkeypatc
     (cifar, cifar.cifar10, "MAX_BYTES"),
     (imagenet_npz, imagenet_npz.imagenet_resized, "MAX_BATCH_BYTES"),
   ):
-    assert len(read(tmp_path, 32).splits["train"]) > 0
+    train = read(tmp_path, 32).splits["train"]
+    place = {cifar: "image 1 of the training batches of ", imagenet_npz: "image 0 in "}[module]
+    assert train.where(1).startswith(f"{place}{tmp_path}/")  # each batch has one image
     imagenet_npz._read_batch.cache_clear()
     monkeypatch.setattr(module, limit, 3000)
     with pytest.raises(ValueError, match=r"is broken .* bytes, more than 3,?000.*get it again"):

@@ -19,7 +19,6 @@ from jet_jax.jet import Jet
 from jet_jax.train import Run, prepare, train
 from jet_jax.training import transfer
 from jet_jax.training.optimizer import make_optimizer
-from jet_jax.training.step import bits_per_dim
 from jet_jax.workdir.checkpoint import Checkpoints, saved_steps
 from jet_jax.workdir.trained import load_run
 from tools import import_big_vision
@@ -109,7 +108,7 @@ def test_its_first_step_has_the_loss_of_the_source(make_source, small, tmp_path)
   batch = prepare(config, source).batches[0]
   _, noise_key = jax.random.split(jax.random.key(config.seed))
   keys = likelihood.example_keys(jax.random.fold_in(noise_key, 0), jnp.arange(config.batch_size))
-  bits = bits_per_dim(trained.model, trained.variables, batch["image"], keys, config.levels)
+  bits = likelihood.bits_of_images(trained.model, trained.variables, batch["image"], keys, config.levels)
   np.testing.assert_allclose(after["train/bits_per_dim"], bits.mean(), rtol=1e-5)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import jet_jax
 from jet_jax import evaluate, likelihood, sample, train
 from jet_jax.data import sources
 from jet_jax.data.npz import NpzWriter
@@ -140,6 +141,16 @@ def test_samples_that_are_not_finite_are_counted_and_told(workdir, tmp_path, mon
   output = capsys.readouterr()
   assert json.loads(output.out.splitlines()[-1])["num_nonfinite"] == sum(bad)
   assert f"warning: {sum(bad)} of 6 images have NaN or infinite numbers" in output.err
+  with pytest.warns(RuntimeWarning, match=f"{sum(bad)} of 6 images have NaN or infinite numbers, .*; lower the temp"):
+    jet_jax.load(workdir).sample(6)
+
+
+def test_no_image_and_no_draw_are_refused_in_python(workdir):
+  flow = jet_jax.load(workdir)
+  with pytest.raises(ValueError, match="num=0 must be at least 1"):
+    flow.sample(0)
+  with pytest.raises(ValueError, match="noise_samples=0 must be at least 1"):
+    flow.bits_per_dim(np.zeros((2, 8, 8, 1), np.uint8), noise_samples=0)
 
 
 @pytest.mark.fault(22)

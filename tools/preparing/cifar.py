@@ -38,7 +38,12 @@ def cifar10(path: pathlib.Path, size: int) -> Release:
   except Exception as error:  # a broken pickle raises many types; each means a broken file
     raise ValueError(f"{file} is broken ({type(error).__name__}: {error}); get it again from {PAGE}") from error
   train = Arrays(np.concatenate(pixels[:5]), np.concatenate(labels[:5]), CLASSES)
-  return Release("cifar10", {"train": train, "test": Arrays(pixels[5], labels[5], CLASSES)}, [file], UNCHANGED)
+  test = Arrays(pixels[5], labels[5], CLASSES)
+  splits = {
+    "train": train.described(f"the training batches of {file}"),
+    "test": test.described(f"test_batch of {file}"),
+  }
+  return Release("cifar10", splits, [file], UNCHANGED)
 
 
 def _read_binary(archive: tarfile.TarFile, name: str) -> tuple[np.ndarray, np.ndarray]:

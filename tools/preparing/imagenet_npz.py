@@ -43,10 +43,19 @@ class _Batches(Examples):
   def __len__(self):
     return int(self.ends[-1])
 
-  def __getitem__(self, i):
+  def where(self, i: int) -> str:
+    """Names example i, for error messages."""
+    k, row = self._place(i)
+    return f"image {row} in {' '.join(map(str, self.batches[k]))}"
+
+  def _place(self, i: int) -> tuple[int, int]:
+    """Returns the number of the batch that holds example i, and its row there."""
     k = int(np.searchsorted(self.ends, i, side="right"))
+    return k, i - int(self.ends[k - 1] if k else 0)
+
+  def __getitem__(self, i):
+    k, row = self._place(i)
     pixels, labels = _read_batch(*self.batches[k], self.size)
-    row = i - (self.ends[k - 1] if k else 0)
     image = einops.rearrange(pixels[row], "(c h w) -> h w c", c=3, h=self.size)
     return {"image": image, "index": np.int32(i), "label": np.int32(labels[row] - 1)}  # the release counts from 1
 

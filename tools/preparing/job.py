@@ -70,7 +70,7 @@ class Job:
     for split, k, count in self.shards:
       examples = self.release.splits[split]
       numbers = range(k * self.shard_examples, min((k + 1) * self.shard_examples, len(examples)))
-      own = examples.window(numbers) if hasattr(examples, "window") else examples
+      own = examples.window(numbers)
       tasks[self.shard_name(split, k, count)] = (write_shard, self.settings, split, k, count, own, numbers)
     return tasks
 
@@ -115,13 +115,13 @@ def _serialized(settings: ShardSettings, split: str, examples, numbers: range, b
   serializer = ExampleSerializer(settings.features.get_serialized_info())  # type: ignore
   for i in numbers:
     try:
-      example = _example(settings, split, examples, i)
+      example = _example(settings, examples, i)
     except BadImage as error:
       bad.append(str(error))
       if len(bad) > settings.max_bad_images:
         raise
       continue
-    name = examples.files.names[i] if isinstance(examples, image_folder.Images) else f"{split}_{i}"
+    name = examples.name(i) or f"{split}_{i}"
     values: dict[str, Any] = {"name": image_folder.encoded(name)}
     values["image"] = _png(example["image"]) if settings.encoding == "png" else example["image"].tobytes()
     if settings.classes:
@@ -129,12 +129,11 @@ def _serialized(settings: ShardSettings, split: str, examples, numbers: range, b
     yield serializer.serialize_example(values)
 
 
-def _example(settings: ShardSettings, split: str, examples, i: int) -> dict[str, Any]:
+def _example(settings: ShardSettings, examples, i: int) -> dict[str, Any]:
   example = examples[i]
   shape = example["image"].shape
   if shape != settings.shape:
-    where = examples.where(i) if hasattr(examples, "where") else f"image {i} of {split}"
-    raise BadImage(f"{where} is {shape} and the first image {settings.shape}; give --size")
+    raise BadImage(f"{examples.where(i)} is {shape} and the first image {settings.shape}; give --size")
   return example
 
 

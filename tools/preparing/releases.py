@@ -70,8 +70,8 @@ def imagenet21k(path: pathlib.Path, size: int) -> Release:
     )
   files = image_folder.find_files(file)
   classes = sorted({image_folder.class_of(name) for name in files.names})
-  halves = image_folder.split_by_hash(files, HELD_OUT_21K)
-  splits = {split: image_folder.Images(some, size, classes) for split, some in halves.items()}
+  halves = image_folder.split_by_hash(files, share=HELD_OUT_21K).items()
+  splits = {split: image_folder.Images(some, size, classes).described(origin) for split, (some, origin) in halves}
   return Release(f"imagenet21k/{size}x{size}", splits, [file], RESIZED)
 
 
