@@ -25,6 +25,7 @@ from jet_jax.training.step import TrainState
 from jet_jax.workdir import Checkpoints, choose_step, fingerprint, load_run, verify
 from jet_jax.workdir.atomic import write_json
 from jet_jax.workdir.checkpoint import check_resumable, saved_steps
+from jet_jax.workdir.trained import check_own_code
 
 # The fields of `config.model` that decide which function the parameters compute.
 FUNCTION = (
@@ -45,7 +46,8 @@ def settle(config: config_lib.Config, workdir: str | pathlib.Path) -> str:
     workdir: of the new run.
 
   Raises:
-    ValueError: no such work directory or step, another flow, a run that started from another source, or a slim copy.
+    ValueError: no such work directory or step, another flow, a run that started from another source, a slim copy, or
+      a source whose own predictor or prior has changed since.
   """
   path, step = path_and_step(config.init_from) if config.init_from else ("", "")
   if saved_steps(workdir):
@@ -63,6 +65,7 @@ def settle(config: config_lib.Config, workdir: str | pathlib.Path) -> str:
   source = config_lib.load(path)
   step = choose_step(path, "best" if step == "best" else int(step) if step else None)
   _check(config, source)
+  check_own_code(path, source)
   return f"{path}@{step}"
 
 

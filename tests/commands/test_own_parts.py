@@ -9,6 +9,7 @@ import linecache
 import math
 import pathlib
 import re
+import shutil
 import sys
 
 import jax
@@ -159,8 +160,15 @@ def test_a_file_whose_prior_has_changed_is_told_from_that_of_training(workdir, c
   (tmp_path / "own_file.py").write_text(text.replace("temperature * jax.random.logistic", "jax.random.logistic"))
   with pytest.raises(SystemExit, match="was trained with another own_file:Logistic: its source has changed since"):
     evaluate.main([f"--workdir={workdir}"])
-  with pytest.raises(ValueError, match="holds a run with own_code=.*own_file:Logistic"):
+  with pytest.raises(ValueError, match="was trained with another own_file:Logistic: .*, set own_code to \\[\\] in"):
     train.prepare(config, workdir)
+  started = config_lib.override(config.copy_and_resolve_references(), {"init_from": str(workdir)})
+  with pytest.raises(ValueError, match="was trained with another own_file:Logistic"):
+    train.prepare(started, tmp_path / "started")
+  shutil.copytree(workdir, tmp_path / "copy")
+  written = tmp_path / "copy" / "config.json"
+  written.write_text(json.dumps(json.loads(written.read_text()) | {"own_code": []}))  # as the error advises
+  assert "own_file:Logistic" in train.prepare(config, tmp_path / "copy").run.config.own_code[1]
   monkeypatch.delitem(sys.modules, "own_file")
   (tmp_path / "own_file.py").write_text(text + "\n\nmore = 1\n")
   importlib.invalidate_caches()
