@@ -102,7 +102,7 @@ def prepare(config: Config, workdir: str | pathlib.Path, flag_overrides=(), acce
   config.mesh.fsdp = str(mesh.shape["fsdp"])
   run = Run.from_config(config, len(train_source), mesh)
   config.own_code = run.model.own_code()
-  config.init_from = transfer.settle(config, workdir)
+  config.init_from = transfer.resolve_source(config, workdir)
   rows = sharding.local_rows(mesh, config.batch_size)
   batches = data.train_batches(train_source, config.batch_size, config.seed, config.data.flip, rows)
   return Job(run, claim_workdir(workdir, config, images, accept_changed_data), batches, train_source, validation_source)
@@ -120,6 +120,8 @@ def start_state(job: Job, init_key, checkpoints: Checkpoints) -> TrainState:
     state = transfer.start(run, job.workdir)
     checkpoints.save(state.items())  # from here on it needs its source no more
     return state
+  if processes.is_writer():  # of a start whose first save failed: this run has no source
+    (job.workdir / transfer.RECORD).unlink(missing_ok=True)
   return run.initial_state(init_key, job.first_images(), compile_lib.memory_limit(jax.local_devices()))
 
 

@@ -35,7 +35,7 @@ FUNCTION = (
 RECORD = "init_from.json"  # in the work directory: source, step, weights and digest that the run started from
 
 
-def settle(config: config_lib.Config, workdir: str | pathlib.Path) -> str:
+def resolve_source(config: config_lib.Config, workdir: str | pathlib.Path) -> str:
   """Checks that a run can start from its source, and returns `config.init_from` with absolute path and step number.
 
   A run with a checkpoint of its own does not need its source any more. Its `init_from` must still name that source, by
@@ -90,7 +90,11 @@ def _check(config: config_lib.Config, source: config_lib.Config) -> None:
 
 
 def start(run: Run, workdir: pathlib.Path) -> TrainState:
-  """Returns the state at step 0 of a run whose `config.init_from` is settled; prints and records its source.
+  """Returns the state at step 0 of a run that starts from another; prints and records its source.
+
+  Args:
+    run: its `config.init_from` is that of `resolve_source`.
+    workdir: of the run.
 
   Raises:
     ValueError: the checkpoint is damaged, or was deleted.

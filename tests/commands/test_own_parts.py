@@ -208,13 +208,13 @@ def test_operations_of_an_own_predictor_are_counted(own):
 def test_another_run_starts_from_its_parameters_with_another_prior_but_not_on_another_size(workdir, config, tmp_path):
   other = config_lib.resolve(config_lib.override(config.copy_and_resolve_references(), {"prior": "normal"}))
   other.init_from, other.image_shape = str(workdir), DIGITS
-  assert transfer.settle(other, tmp_path) == f"{pathlib.Path(workdir).resolve()}@4"
+  assert transfer.resolve_source(other, tmp_path) == f"{pathlib.Path(workdir).resolve()}@4"
   other.image_shape = (16, 16, 1)
   with pytest.raises(ValueError, match=r"images of \(8, 8, 1\), .*own_file:Mixer have other shapes; train on the size"):
-    transfer.settle(other, tmp_path)
+    transfer.resolve_source(other, tmp_path)
   other.model.predictor = "vit"
   with pytest.raises(ValueError, match="another flow: model.predictor='own_file:Mixer' there and 'vit' here"):
-    transfer.settle(other, tmp_path)
+    transfer.resolve_source(other, tmp_path)
 
 
 def test_the_schedule_scales_the_learning_rate(config):
