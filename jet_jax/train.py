@@ -99,7 +99,7 @@ def prepare(config: Config, workdir: str | pathlib.Path, flag_overrides=(), acce
   config_lib.set_from_data(config, read, flag_overrides)
   processes.say("\n".join(data.describe(config.data.source, splits, config.image_shape)))
   mesh = choose_mesh(config, len(train_source), limit=compile_lib.memory_limit(jax.local_devices()))
-  config.mesh.fsdp = str(mesh.shape["fsdp"])
+  config.mesh.fsdp = mesh.shape["fsdp"]
   run = Run.from_config(config, len(train_source), mesh)
   config.own_code = run.model.own_code()
   config.init_from = transfer.resolve_source(config, workdir)
