@@ -26,7 +26,7 @@ from jet_jax.data import BadImage, ReaderDied, sources
 from jet_jax.devices import InFlight, Stop, processes, settings, sharding, streams
 from jet_jax.devices import compile as compile_lib
 from jet_jax.sampling import Sampler
-from jet_jax.training import Evaluator, NonFiniteMonitor, Run, TrainState, choose_mesh, cost, transfer
+from jet_jax.training import Evaluator, NonFiniteMonitor, Run, TrainState, choose_run, cost, transfer
 from jet_jax.workdir import Checkpoints, MetricLog, bad_images, claim_workdir, holding, versions
 from jet_jax.workdir.wandb_page import check_wandb
 
@@ -85,12 +85,14 @@ def prepare(config: Config, workdir: str | pathlib.Path, flag_overrides=(), acce
   """
   with processes.agreed():  # what fails in one process fails in all, before they compare their images
     config, workdir = config_lib.resolve(config), config_lib.of_run(workdir)
-    check_wandb(config.wandb_project)
+    if processes.is_writer():  # the others report nothing there
+      check_wandb(config.wandb_project)
     config.data.source = sources.absolute(config.data.source)
     if config.data.data_dir or config.data.source.startswith("tfds:"):  # else $TFDS_DATA_DIR is of no concern
       config.data.data_dir = sources.absolute_data_dir(config.data.data_dir)
-    sizes = config.mesh if config.mesh.fsdp != "auto" else None
-    sharding.check_batch_size(config.batch_size, sharding.make_mesh(sizes), config.microbatches)
+    is_auto = config.mesh.fsdp == "auto"  # `choose_split` decides, which compiles
+    mesh = sharding.make_mesh(None if is_auto else config.mesh)
+    sharding.check_batch_size(config.batch_size, mesh, config.microbatches)
     train_source, validation_source = sources.open_both(config)
     splits = {"train": train_source, "validation": validation_source}
     images = data.identity(splits)
@@ -98,14 +100,32 @@ def prepare(config: Config, workdir: str | pathlib.Path, flag_overrides=(), acce
   read = {"image_shape": train_source[0]["image"].shape, "data.num_examples": len(train_source)}
   config_lib.set_from_data(config, read, flag_overrides)
   processes.say("\n".join(data.describe(config.data.source, splits, config.image_shape)))
-  mesh = choose_mesh(config, len(train_source), limit=compile_lib.memory_limit(jax.local_devices()))
-  config.mesh.fsdp = mesh.shape["fsdp"]
   run = Run.from_config(config, len(train_source), mesh)
+  config.mesh.fsdp = "auto" if is_auto else mesh.shape["fsdp"]
   config.own_code = run.model.own_code()
   config.init_from = transfer.resolve_source(config, workdir)
-  rows = sharding.local_rows(mesh, config.batch_size)
-  batches = data.train_batches(train_source, config.batch_size, config.seed, config.data.flip, rows)
+  batches = training_batches(run, train_source)
   return Job(run, claim_workdir(workdir, config, images, accept_changed_data), batches, train_source, validation_source)
+
+
+def training_batches(run: Run, training: Sequence) -> grain.MapDataset:
+  """Batches of training images, of which this process reads the rows on its devices; see `data.train_batches`."""
+  config = run.config
+  rows = sharding.local_rows(run.mesh, config.batch_size)
+  return data.train_batches(training, config.batch_size, config.seed, config.data.flip, rows)
+
+
+def choose_split(job: Job) -> Job:
+  """Returns the job on its mesh: for mesh.fsdp="auto" it is chosen by compiling, and then written to `config.json`."""
+  config = job.run.config
+  if config.mesh.fsdp != "auto":
+    return job
+  limit = compile_lib.memory_limit(jax.local_devices())
+  run = choose_run(config, job.run.num_examples, limit=limit)
+  config.mesh.fsdp = run.mesh.shape["fsdp"]
+  if processes.is_writer():
+    config_lib.save(config, job.workdir / "config.json")
+  return dataclasses.replace(job, run=run, batches=training_batches(run, job.training))
 
 
 def start_state(job: Job, init_key, checkpoints: Checkpoints) -> TrainState:
@@ -163,9 +183,10 @@ def train(job: Job) -> TrainState:
   Returns:
     The last state, which is saved.
   """
-  run = job.run
-  init_key, noise_key = jax.random.split(settings.make_key(run.config.seed))
+  init_key, noise_key = jax.random.split(settings.make_key(job.run.config.seed))
   with holding(job.workdir), Stop() as stop, job.open_checkpoints() as checkpoints:
+    job = choose_split(job)
+    run = job.run
     if run.is_over(*checkpoints.progress()):  # as it seems; a corrupted checkpoint makes an earlier one the latest
       state = start_state(job, init_key, checkpoints)
       if run.is_over(int(state.step), checkpoints.best):

@@ -145,7 +145,7 @@ def benchmark_data(config, workers: list[int], seconds: float, turns: int) -> di
       print(f"{row['set']:40} {row['workers']} workers {row['images_per_second']:10,.0f} images/s")
     memory = memory_by_epoch(sets["raw"], min(config.batch_size, len(sets["raw"])), 10)
     result = {"rows": rows, "memory_mib_by_epoch": memory}
-    return result | waiting(job, steps_per_turn=5, turns=turns) if turns else result
+    return result | waiting(train.choose_split(job), steps_per_turn=5, turns=turns) if turns else result
 
 
 def compile_settings(args, what: list[str]) -> tuple[list[timing.Program], list[dict], jax.sharding.Mesh]:

@@ -31,7 +31,7 @@ def make_mesh(config_mesh=None, devices=None) -> Mesh:
   devices = jax.devices() if devices is None else devices
   sizes = dict(config_mesh) if config_mesh else {"data": -1, "fsdp": 1}
   if sizes["fsdp"] == "auto":
-    raise ValueError("mesh.fsdp=auto depends on the training step; take the run of `choose_run`, or set a number")
+    raise ValueError("mesh.fsdp=auto depends on the training step; take the mesh of `choose_mesh`, or set a number")
   shape = _fill(sizes, len(devices))
   return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 
