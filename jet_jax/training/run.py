@@ -65,9 +65,8 @@ class Run:
       raise ValueError(
         f"the warm-up of {warmup_steps:,} steps must be shorter than the run of {total_steps:,}; set less"
       )
-    optimizer = make_optimizer(config, total_steps, warmup_steps)
     schedule = find_schedule(config, total_steps, warmup_steps)
-    return cls(config, model, optimizer, schedule, mesh, num_examples, total_steps)
+    return cls(config, model, make_optimizer(config, schedule), schedule, mesh, num_examples, total_steps)
 
   def fits(self, limit: int) -> bool:
     """True if the training step fits devices of so many bytes, on all processes; compiles it if the state does."""

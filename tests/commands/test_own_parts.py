@@ -31,6 +31,8 @@ PARTS = {"predictor": "own_file:Mixer", "prior": "own_file:Logistic", "schedule"
 DIGITS = (8, 8, 1)
 PAGE = pathlib.Path("docs/guide/own-parts.md")
 MORE = """
+import numpy as np
+
 def mixer(flow):
   return Mixer(flow.width, flow.block_depth, flow.dtype)
 
@@ -62,6 +64,14 @@ def endless(config, total_steps):
 
 def no_schedule(config):
   return config
+
+
+def branches(config, total_steps):
+  return lambda step: 1.0 if step < 5 else 0.5
+
+
+def in_numpy(config, total_steps):
+  return lambda step: np.ones(total_steps)[step]
 """
 
 
@@ -254,7 +264,13 @@ def test_results_that_would_broadcast_are_refused(own):
 
 
 @pytest.mark.parametrize(
-  ("name", "message"), [("endless", "at its first and last step it is"), ("no_schedule", "calling it fails")]
+  ("name", "message"),
+  [
+    ("endless", "at its first and last step it is"),
+    ("no_schedule", "calling it fails"),
+    ("branches", "jax.jit cannot trace it: use jnp.where in place of if"),
+    ("in_numpy", "jax.jit cannot trace it: .* jnp in place of np"),
+  ],
 )
 def test_a_schedule_that_breaks_its_contract_is_refused(config, name, message):
   config = config_lib.override(config.copy_and_resolve_references(), {"schedule": f"own_file:{name}"})

@@ -13,7 +13,7 @@ import small_runs
 from flows import new_state
 from jet_jax import likelihood
 from jet_jax.jet import Jet
-from jet_jax.training.optimizer import make_optimizer
+from jet_jax.training.optimizer import make_optimizer, schedule
 from jet_jax.training.step import train_step
 from jet_jax.workdir.checkpoint import Checkpoints
 
@@ -24,7 +24,7 @@ SETTINGS = {"total_steps": 40, "eval_steps": 0, "sample_steps": 0, "checkpoint_s
 def take_steps(monkeypatch, tiny_config):
   """Makes a function from a string of steps, "x" for those with a NaN, to the states and metrics after each."""
   model = Jet(couplings=2, block_depth=1, width=8, heads=2, patch_size=2)
-  optimizer = make_optimizer(tiny_config(), total_steps=10, warmup_steps=1)
+  optimizer = make_optimizer(tiny_config(), schedule(total_steps=10, warmup_steps=1))
   dequantize = likelihood.dequantize
 
   def breaking(images, keys, levels):

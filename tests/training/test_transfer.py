@@ -18,7 +18,6 @@ from jet_jax.flow import splits
 from jet_jax.jet import Jet
 from jet_jax.train import Run, prepare, train
 from jet_jax.training import transfer
-from jet_jax.training.optimizer import make_optimizer
 from jet_jax.training.step import bits_per_dim
 from jet_jax.workdir.checkpoint import Checkpoints, saved_steps
 from jet_jax.workdir.trained import load_run
@@ -322,4 +321,3 @@ def test_the_state_lies_where_the_mesh_wants_it(make_source, small, tmp_path):
   run, state = begin(small(init_from=str(make_source())), tmp_path / "run")
   shardings = sharding.state(state, run.mesh)
   assert all(jax.tree.leaves(jax.tree.map(lambda x, where: x.sharding == where, state, shardings)))
-  assert isinstance(make_optimizer(run.config, 4, 1), type(run.optimizer))
