@@ -58,7 +58,7 @@ def main(argv=None) -> None:
       raise ValueError(
         f"{config.data.source} has images of {shape}, the flow is for {config.image_shape}; give another --source"
       )
-    evaluator = Evaluator(model, config.levels, source, config.batch_size // config.microbatches, mesh)
+    evaluator = Evaluator(model, config.levels, source, config_lib.microbatch_size(config), mesh)
     index, bits = evaluator.per_image(variables, args.noise_samples)
     result = evaluator.summary(bits, args.noise_samples)
     if args.per_image and processes.is_writer():

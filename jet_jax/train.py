@@ -68,7 +68,7 @@ class Job:
       return sharding.place_batch(np.zeros((mesh.size, *config.image_shape), np.uint8), mesh)
     # Some of each device's rows, as in `train_step`, so the same images for any number of processes.
     batch: Any = self.batches[0]
-    return sharding.place_batch(batch["image"][:: config.microbatches], mesh, config.batch_size // config.microbatches)
+    return sharding.place_batch(batch["image"][:: config.microbatches], mesh, config_lib.microbatch_size(config))
 
 
 def prepare(config: Config, workdir: str | pathlib.Path, flag_overrides=(), accept_changed_data: bool = False) -> Job:
@@ -167,7 +167,7 @@ def compile_all(job: Job) -> Programs:
 
   variables = state.variables()
   beside = state_bytes - compile_lib.bytes_a_device(variables)
-  at_once = config.batch_size // config.microbatches
+  at_once = config_lib.microbatch_size(config)
   evaluator = Evaluator(run.model, config.levels, job.validation, at_once, run.mesh)
   sampler = Sampler(run.model, config.image_shape, config.levels, config.sample_num, run.mesh, at_once)
   if run.interval("eval"):

@@ -40,7 +40,7 @@ from jet_jax.devices import compile as compile_lib
 from jet_jax.devices import settings
 from jet_jax.training import choose_mesh
 from tools import prepare_data
-from tools.compile_pod import EXAMPLES, image_shape_of
+from tools.compile_pod import image_shape_of, num_examples_of
 from tools.measuring import timing
 from tools.preparing import releases
 
@@ -166,7 +166,7 @@ def compile_settings(args, what: list[str]) -> tuple[list[timing.Program], list[
     config = config_lib.from_file(f"{path}:{','.join(filter(None, [argument, setting]))}")
     config.image_shape = image_shape_of(config)
     limit = compile_lib.memory_limit(jax.local_devices())
-    mesh = choose_mesh(config, config.data.num_examples or EXAMPLES, limit=limit)
+    mesh = choose_mesh(config, num_examples_of(config), limit=limit)
     for what_runs in what:
       try:
         program = timing.prepare(what_runs, setting, config, mesh, states)

@@ -15,6 +15,11 @@ from jet_jax.config.durations import DURATIONS, UNITS
 Config = Any  # a ConfigDict; type checkers cannot see its fields
 
 
+def microbatch_size(config: Config) -> int:
+  """Images that go through the flow at once: in a training step, and at most in evaluation and sampling."""
+  return config.batch_size // config.microbatches
+
+
 def default_config() -> Config:  # noqa: PLR0915  a line a field
   """Returns all fields with their defaults. The optimizer's defaults are Jet's released ImageNet-64 recipe."""
   config = ConfigDict()
@@ -80,7 +85,7 @@ def default_config() -> Config:  # noqa: PLR0915  a line a field
 
   config.eval_noise_samples = 1  # draws of dequantization noise per image, during training
   config.sample_num = 64  # images in each picture of samples, during training
-  config.sample_temperature = 1.0  # of these: factor on the latents; below 1 smoother, less varied
+  config.sample_temperature = 1.0  # factor on the latents of these pictures; below 1 smoother, less varied
   config.checkpoint_keep = 2  # number of latest checkpoints to keep
   config.wandb_project = ""  # Weights & Biases project; empty is off
   return config
