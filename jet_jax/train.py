@@ -23,7 +23,7 @@ from jet_jax import config as config_lib
 from jet_jax import data
 from jet_jax.config import Config
 from jet_jax.data import BadImage, ReaderDied, sources
-from jet_jax.devices import InFlight, Stop, processes, settings, sharding, streams
+from jet_jax.devices import Stop, processes, settings, sharding, streams
 from jet_jax.devices import compile as compile_lib
 from jet_jax.sampling import Sampler
 from jet_jax.training import Evaluator, NonFiniteMonitor, Run, TrainState, choose_run, cost, transfer
@@ -205,7 +205,7 @@ def run_steps(job: Job, programs: Programs, state: TrainState, noise_key, checkp
   run, config = job.run, job.run.config
   step = start = int(state.step)
   alone = jax.process_count() == 1  # several processes end and save together
-  monitor, flight = NonFiniteMonitor(config.max_nonfinite_steps, checkpoints), InFlight()
+  monitor = NonFiniteMonitor(config.max_nonfinite_steps, checkpoints)
   reader = data.Reader(
     job.batches, start, config.data.workers, config.data.max_bad_images, lambda: alone and stop.due(step)
   )
@@ -219,8 +219,7 @@ def run_steps(job: Job, programs: Programs, state: TrainState, noise_key, checkp
           break
         state, metrics = programs.train_step(state, batch, noise_key)
         step += 1
-        monitor.add(step, metrics)
-        for finished, _ in flight.add((step, metrics)):
+        for finished in monitor.add(step, metrics):
           log.finished(finished)
         if run.is_due("log", step) or step == 1:
           values = monitor.check()
@@ -239,14 +238,19 @@ def run_steps(job: Job, programs: Programs, state: TrainState, noise_key, checkp
       if step > start and alone:  # of several processes the others go on, and a save needs all
         monitor.check()
         checkpoints.save(state.items())
-      tell_skipped(job, reader.bad.union(getattr(job.training, "reasons", ())))
-      raise type(error)(f"{error}{REPAIRED if isinstance(error, BadImage) else ''}") from error
+      raise end_of_reading(job, reader, error) from error
     monitor.check()
     if step:
       checkpoints.save(state.items())  # the end is saved whatever the config says, and before the log is closed
     reader.share_bad()
     tell_skipped(job, reader.bad)
   return state
+
+
+def end_of_reading(job: Job, reader: data.Reader, error: BadImage | ReaderDied) -> BadImage | ReaderDied:
+  """Names and lists the images that were skipped, and returns the error of a reader with advice for the next start."""
+  tell_skipped(job, reader.bad.union(getattr(job.training, "reasons", ())))
+  return type(error)(f"{error}{REPAIRED if isinstance(error, BadImage) else ''}")
 
 
 def tell_skipped(job: Job, trained_without: set[int]) -> None:

@@ -90,11 +90,12 @@ class MetricLog:
       self._send("terminal", "doing", "")
 
   def announce(self, step: int, kinds: list[str]) -> None:
-    """Prints which pauses begin."""
+    """Notes that the devices have finished a step, and prints which pauses begin after it."""
+    self.finished(step)
     self._print(step, f"pauses for {', '.join(kinds)}")
 
   def train(self, step: int, metrics: dict[str, float]) -> None:
-    """Logs training metrics, named without the prefix "train/", and the speed since the last call."""
+    """Logs metrics of a finished step, named without the prefix "train/", and the speed since the last call."""
     self.finished(step)
     speed = self.batch_size / self._clock.seconds_a_step()
     self._write(step, {f"train/{name}": value for name, value in (metrics | {"images_per_second": speed}).items()})

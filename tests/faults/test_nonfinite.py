@@ -13,6 +13,7 @@ import small_runs
 from flows import new_state
 from jet_jax import likelihood
 from jet_jax.jet import Jet
+from jet_jax.training.nonfinite import NonFiniteMonitor
 from jet_jax.training.optimizer import make_optimizer, schedule
 from jet_jax.training.step import train_step
 from jet_jax.workdir.checkpoint import Checkpoints
@@ -76,6 +77,24 @@ def test_one_too_many_halts_for_good(take_steps, kinds, most):
   for state, metrics in frozen:
     assert metrics["skipped_in_a_row"] == -1
     chex.assert_trees_all_equal(state.replace(skipped_in_a_row=last_good[0].skipped_in_a_row), last_good[0])
+
+
+@pytest.mark.fault(20)
+def test_the_monitor_returns_finished_steps_once_and_ends_at_a_frozen_one(tmp_path):
+  def metrics(row=0):
+    return {"bits_per_dim": np.float32(3), "grad_norm": np.float32(1), "skipped": 0, "skipped_in_a_row": np.int32(row)}
+
+  with Checkpoints(tmp_path) as checkpoints:
+    monitor = NonFiniteMonitor(0, checkpoints)
+    assert monitor.check() == {}
+    finished = [monitor.add(step, metrics()) for step in range(1, 5)]
+    assert finished == [[], [], [1], [2]]
+    assert monitor.check() == monitor.check() == {"bits_per_dim": 3, "grad_norm": 1}
+    assert [monitor.add(step, metrics()) for step in (5, 6, 7)] == [[], [], [5]]
+    monitor.add(8, metrics(-1))
+    monitor.add(9, metrics(-1))
+    with pytest.raises(ValueError, match="step 8: the loss is 3.0 bits/dim .*; there is no checkpoint yet"):
+      monitor.add(10, metrics(-1))
 
 
 @pytest.mark.fault(20)
