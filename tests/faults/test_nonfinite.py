@@ -113,7 +113,7 @@ def test_a_run_ends_before_a_nan_is_applied_and_says_where(tmp_path, cache):
 def test_processes_halt_alike_at_an_image_that_one_of_them_has(tmp_path, cache):
   started = small_runs.start_several(tmp_path, cache, 2, sabotage={"nan_from": 13, "nan_to": 14}, **SETTINGS)
   said = [process.communicate(timeout=100)[1].splitlines()[-1] for process in started]
-  assert [process.returncode for process in started] == [1, 1]
+  assert [process.returncode for process in started] == [2, 2]
   assert all(line.startswith("error: step 13: the loss is nan") for line in said), said
   assert small_runs.saved_steps(tmp_path) == [5, 10]
 
