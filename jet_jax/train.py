@@ -117,7 +117,7 @@ def training_batches(run: Run, training: Sequence) -> grain.MapDataset:
 
 def choose_split(job: Job) -> Job:
   """Returns the job on its mesh: for mesh.fsdp="auto" it is chosen by compiling, and then written to `config.json`."""
-  config = job.run.config
+  config = config_lib.resolve(job.run.config)  # a copy: the given job stays "auto"
   if config.mesh.fsdp != "auto":
     return job
   limit = compile_lib.memory_limit(jax.local_devices())
