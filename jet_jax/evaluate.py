@@ -38,18 +38,19 @@ def main(argv=None) -> None:
     "--data_dir", type=config_lib.local, help="folder of prepared data sets; by default that of the run"
   )
   parser.add_argument(
-    "--per_image", type=config_lib.check_output,
+    "--per_image", type=config_lib.local, metavar="FILE",
     help="file to write: index, file name if there is one, bits/dim; .csv or .npz",
   )  # fmt: skip
   args = parser.parse_args(argv)
   settings.settle()
   try:
-    if args.per_image and args.per_image.suffix not in (".csv", ".npz"):
-      raise ValueError(f"--per_image={args.per_image} must end in .csv or .npz")
     if args.noise_samples < 1:
       raise ValueError(f"--noise_samples={args.noise_samples} must be at least 1")
     processes.join()
     keep_compiled()
+    with processes.agreed():
+      if args.per_image and processes.is_writer():  # other hosts may have no such folder
+        config_lib.check_output(args.per_image, ".csv", ".npz")
     config, model, variables, step, mesh = load_run(args.workdir, args.step)
     source = _open_split(config, args)
     shape = source[0]["image"].shape
@@ -57,7 +58,7 @@ def main(argv=None) -> None:
       raise ValueError(
         f"{config.data.source} has images of {shape}, the flow is for {config.image_shape}; give another --source"
       )
-    evaluator = Evaluator(model, config.levels, source, config.batch_size // config.microbatches, mesh)
+    evaluator = Evaluator(model, config.levels, source, config_lib.microbatch_size(config), mesh)
     index, bits = evaluator.per_image(variables, args.noise_samples)
     result = evaluator.summary(bits, args.noise_samples)
     if args.per_image and processes.is_writer():
@@ -103,7 +104,7 @@ def _write_per_image(path: Path, index: np.ndarray, bits: np.ndarray, names: Seq
   if readable:
     columns = {"index": index, "file_name": np.asarray(readable), "bits_per_dim": bits}
   with atomic.replacing(path) as temporary:
-    if path.suffix == ".npz":
+    if path.suffix.lower() == ".npz":
       with temporary.open("wb") as file:
         np.savez(file, **columns)  # pyright: ignore[reportArgumentType]  its other arguments have other types
     else:

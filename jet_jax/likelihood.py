@@ -13,6 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Integer, Key, UInt8
 
+from jet_jax.devices.settings import PRNG
+
 Images = Float[Array | np.ndarray, "batch height width channels"]
 PerImage = Float[Array | np.ndarray, "batch"]  # nats or bits
 Keys = Key[Array, "batch"]
@@ -23,9 +25,6 @@ NOISE_SEED = 0  # of evaluation noise; fixed, so that differences between runs a
 # roundings of a number below 2 at 256 levels (4 * 2**-24 * 255 / 2), so quantize undoes dequantize for every draw, and
 # without noise too. It changes one draw in 4096, by less than 2**-13 of a bin.
 EDGE = 2.0**-13
-# The generator of all noise and latents, whatever JAX_DEFAULT_PRNG_IMPL is: with others the draws of a vmap depend on
-# the whole batch. It is JAX's own default.
-PRNG = "threefry2x32"
 
 
 def bin_width(levels: int = LEVELS) -> float:
@@ -43,11 +42,11 @@ def example_keys(key: Key[Array, ""], index: Integer[Array | np.ndarray, "batch"
   Returns:
     PRNG keys (B,).
   """
-  key = by_example(key)
+  key = as_threefry(key)
   return jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
 
 
-def by_example(keys: Key[Array, "..."]) -> Key[Array, "..."]:
+def as_threefry(keys: Key[Array, "..."]) -> Key[Array, "..."]:
   """PRNG keys of the generator `PRNG`, for keys of any generator: their first 64 bits. An rbg key begins with them."""
   if jax.random.key_impl(keys) == PRNG:
     return keys
@@ -67,7 +66,7 @@ def dequantize(
   Returns:
     float32 (B, H, W, C) in [-1, 1 + bin_width).
   """
-  noise = jax.vmap(lambda key: jax.random.uniform(key, images.shape[1:], jnp.float32))(by_example(noise_keys))
+  noise = jax.vmap(lambda key: jax.random.uniform(key, images.shape[1:], jnp.float32))(as_threefry(noise_keys))
   noise = jnp.clip(noise, EDGE, 1 - EDGE)
   return jnp.asarray(images, jnp.float32) * bin_width(levels) - 1 + noise * bin_width(levels)
 
@@ -121,8 +120,8 @@ def sample_prior(
     ValueError: `sample` returns another shape.
   """
   if prior is None:
-    return temperature * jax.vmap(lambda key: jax.random.normal(key, image_shape, jnp.float32))(by_example(keys))
-  z = jax.vmap(lambda key: prior.sample(key, tuple(image_shape), temperature))(by_example(keys))
+    return temperature * jax.vmap(lambda key: jax.random.normal(key, image_shape, jnp.float32))(as_threefry(keys))
+  z = jax.vmap(lambda key: prior.sample(key, tuple(image_shape), temperature))(as_threefry(keys))
   wanted = (len(keys), *image_shape)
   return _of_shape(wanted, z, "sample(key, shape, temperature)", "draw one image of the shape").astype(jnp.float32)
 

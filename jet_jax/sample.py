@@ -66,7 +66,7 @@ def main(argv=None) -> None:
     config, model, variables, step, mesh = load_run(args.workdir, args.step, dtype=args.dtype)
   except ValueError as error:
     processes.fail(error)
-  at_once = config.batch_size // config.microbatches
+  at_once = config_lib.microbatch_size(config)
   sampler = Sampler(model, config.image_shape, config.levels, args.num, mesh, at_once)
   try:
     _write(args, sampler.chunks(variables, args.seed, args.temperature), config)

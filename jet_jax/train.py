@@ -23,10 +23,10 @@ from jet_jax import config as config_lib
 from jet_jax import data
 from jet_jax.config import Config
 from jet_jax.data import BadImage, ReaderDied, sources
-from jet_jax.devices import InFlight, Stop, processes, settings, sharding, streams
+from jet_jax.devices import Stop, processes, settings, sharding, streams
 from jet_jax.devices import compile as compile_lib
 from jet_jax.sampling import Sampler
-from jet_jax.training import Evaluator, NonFiniteMonitor, Run, TrainState, choose_mesh, cost, transfer
+from jet_jax.training import Evaluator, NonFiniteMonitor, Run, TrainState, choose_run, cost, transfer
 from jet_jax.workdir import Checkpoints, MetricLog, bad_images, claim_workdir, holding, versions
 from jet_jax.workdir.wandb_page import check_wandb
 
@@ -68,7 +68,7 @@ class Job:
       return sharding.place_batch(np.zeros((mesh.size, *config.image_shape), np.uint8), mesh)
     # Some of each device's rows, as in `train_step`, so the same images for any number of processes.
     batch: Any = self.batches[0]
-    return sharding.place_batch(batch["image"][:: config.microbatches], mesh, config.batch_size // config.microbatches)
+    return sharding.place_batch(batch["image"][:: config.microbatches], mesh, config_lib.microbatch_size(config))
 
 
 def prepare(config: Config, workdir: str | pathlib.Path, flag_overrides=(), accept_changed_data: bool = False) -> Job:
@@ -85,12 +85,14 @@ def prepare(config: Config, workdir: str | pathlib.Path, flag_overrides=(), acce
   """
   with processes.agreed():  # what fails in one process fails in all, before they compare their images
     config, workdir = config_lib.resolve(config), config_lib.of_run(workdir)
-    check_wandb(config.wandb_project)
+    if processes.is_writer():  # the others report nothing there
+      check_wandb(config.wandb_project)
     config.data.source = sources.absolute(config.data.source)
     if config.data.data_dir or config.data.source.startswith("tfds:"):  # else $TFDS_DATA_DIR is of no concern
       config.data.data_dir = sources.absolute_data_dir(config.data.data_dir)
-    sizes = config.mesh if config.mesh.fsdp != "auto" else None
-    sharding.check_batch_size(config.batch_size, sharding.make_mesh(sizes), config.microbatches)
+    is_auto = config.mesh.fsdp == "auto"  # `choose_split` decides, which compiles
+    mesh = sharding.make_mesh(None if is_auto else config.mesh)
+    sharding.check_batch_size(config.batch_size, mesh, config.microbatches)
     train_source, validation_source = sources.open_both(config)
     splits = {"train": train_source, "validation": validation_source}
     images = data.identity(splits)
@@ -98,14 +100,32 @@ def prepare(config: Config, workdir: str | pathlib.Path, flag_overrides=(), acce
   read = {"image_shape": train_source[0]["image"].shape, "data.num_examples": len(train_source)}
   config_lib.set_from_data(config, read, flag_overrides)
   processes.say("\n".join(data.describe(config.data.source, splits, config.image_shape, config.data.data_dir)))
-  mesh = choose_mesh(config, len(train_source), limit=compile_lib.memory_limit(jax.local_devices()))
-  config.mesh.fsdp = str(mesh.shape["fsdp"])
   run = Run.from_config(config, len(train_source), mesh)
+  config.mesh.fsdp = "auto" if is_auto else mesh.shape["fsdp"]
   config.own_code = run.model.own_code()
-  config.init_from = transfer.settle(config, workdir)
-  rows = sharding.local_rows(mesh, config.batch_size)
-  batches = data.train_batches(train_source, config.batch_size, config.seed, config.data.flip, rows)
+  config.init_from = transfer.resolve_source(config, workdir)
+  batches = training_batches(run, train_source)
   return Job(run, claim_workdir(workdir, config, images, accept_changed_data), batches, train_source, validation_source)
+
+
+def training_batches(run: Run, training: Sequence) -> grain.MapDataset:
+  """Batches of training images, of which this process reads the rows on its devices; see `data.train_batches`."""
+  config = run.config
+  rows = sharding.local_rows(run.mesh, config.batch_size)
+  return data.train_batches(training, config.batch_size, config.seed, config.data.flip, rows)
+
+
+def choose_split(job: Job) -> Job:
+  """Returns the job on its mesh: for mesh.fsdp="auto" it is chosen by compiling, and then written to `config.json`."""
+  config = config_lib.resolve(job.run.config)  # a copy: the given job stays "auto"
+  if config.mesh.fsdp != "auto":
+    return job
+  limit = compile_lib.memory_limit(jax.local_devices())
+  run = choose_run(config, job.run.num_examples, limit=limit)
+  config.mesh.fsdp = run.mesh.shape["fsdp"]
+  if processes.is_writer():
+    config_lib.save(config, job.workdir / "config.json")
+  return dataclasses.replace(job, run=run, batches=training_batches(run, job.training))
 
 
 def start_state(job: Job, init_key, checkpoints: Checkpoints) -> TrainState:
@@ -120,6 +140,8 @@ def start_state(job: Job, init_key, checkpoints: Checkpoints) -> TrainState:
     state = transfer.start(run, job.workdir)
     checkpoints.save(state.items())  # from here on it needs its source no more
     return state
+  if processes.is_writer():  # of a start whose first save failed: this run has no source
+    (job.workdir / transfer.RECORD).unlink(missing_ok=True)
   return run.initial_state(init_key, job.first_images(), compile_lib.memory_limit(jax.local_devices()))
 
 
@@ -145,7 +167,7 @@ def compile_all(job: Job) -> Programs:
 
   variables = state.variables()
   beside = state_bytes - compile_lib.bytes_a_device(variables)
-  at_once = config.batch_size // config.microbatches
+  at_once = config_lib.microbatch_size(config)
   evaluator = Evaluator(run.model, config.levels, job.validation, at_once, run.mesh)
   sampler = Sampler(run.model, config.image_shape, config.levels, config.sample_num, run.mesh, at_once)
   if run.interval("eval"):
@@ -161,9 +183,10 @@ def train(job: Job) -> TrainState:
   Returns:
     The last state, which is saved.
   """
-  run = job.run
-  init_key, noise_key = jax.random.split(settings.make_key(run.config.seed))
+  init_key, noise_key = jax.random.split(settings.make_key(job.run.config.seed))
   with holding(job.workdir), Stop() as stop, job.open_checkpoints() as checkpoints:
+    job = choose_split(job)
+    run = job.run
     if run.is_over(*checkpoints.progress()):  # as it seems; a corrupted checkpoint makes an earlier one the latest
       state = start_state(job, init_key, checkpoints)
       if run.is_over(int(state.step), checkpoints.best):
@@ -182,7 +205,7 @@ def run_steps(job: Job, programs: Programs, state: TrainState, noise_key, checkp
   run, config = job.run, job.run.config
   step = start = int(state.step)
   alone = jax.process_count() == 1  # several processes end and save together
-  monitor, flight = NonFiniteMonitor(config.max_nonfinite_steps, checkpoints), InFlight()
+  monitor = NonFiniteMonitor(config.max_nonfinite_steps, checkpoints)
   reader = data.Reader(
     job.batches, start, config.data.workers, config.data.max_bad_images, lambda: alone and stop.due(step)
   )
@@ -196,8 +219,7 @@ def run_steps(job: Job, programs: Programs, state: TrainState, noise_key, checkp
           break
         state, metrics = programs.train_step(state, batch, noise_key)
         step += 1
-        monitor.add(step, metrics)
-        for finished, _ in flight.add((step, metrics)):
+        for finished in monitor.add(step, metrics):
           log.finished(finished)
         if run.is_due("log", step) or step == 1:
           values = monitor.check()
@@ -216,14 +238,19 @@ def run_steps(job: Job, programs: Programs, state: TrainState, noise_key, checkp
       if step > start and alone:  # of several processes the others go on, and a save needs all
         monitor.check()
         checkpoints.save(state.items())
-      tell_skipped(job, reader.bad.union(getattr(job.training, "reasons", ())))
-      raise type(error)(f"{error}{REPAIRED if isinstance(error, BadImage) else ''}") from error
+      raise end_of_reading(job, reader, error) from error
     monitor.check()
     if step:
       checkpoints.save(state.items())  # the end is saved whatever the config says, and before the log is closed
     reader.share_bad()
     tell_skipped(job, reader.bad)
   return state
+
+
+def end_of_reading(job: Job, reader: data.Reader, error: BadImage | ReaderDied) -> BadImage | ReaderDied:
+  """Names and lists the images that were skipped, and returns the error of a reader with advice for the next start."""
+  tell_skipped(job, reader.bad.union(getattr(job.training, "reasons", ())))
+  return type(error)(f"{error}{REPAIRED if isinstance(error, BadImage) else ''}")
 
 
 def tell_skipped(job: Job, trained_without: set[int]) -> None:

@@ -13,7 +13,7 @@ from PIL import Image
 COMMANDS = {"train", "evaluate", "sample"}
 # What each wing of jet_jax may import of the others: a folder, or a file that stands on top. Commands may import all.
 ALLOWED = {
-  "likelihood": set(),
+  "likelihood": {"devices"},
   "config": set(),
   "devices": set(),
   "flow": {"devices"},

@@ -41,7 +41,7 @@ from jet_jax.devices import compile as compile_lib
 from jet_jax.devices import settings
 from jet_jax.training import choose_mesh
 from tools import prepare_data
-from tools.compile_pod import EXAMPLES, image_shape_of
+from tools.compile_pod import image_shape_of, num_examples_of
 from tools.measuring import timing
 from tools.preparing import releases
 
@@ -133,7 +133,7 @@ def benchmark_data(config, workers: list[int], seconds: float, turns: int) -> di
       print(f"{row['set']:40} {row['workers']} workers {row['images_per_second']:10,.0f} images/s")
     memory = memory_by_epoch(sets["raw"], min(config.batch_size, len(sets["raw"])), 10)
     result = {"rows": rows, "memory_mib_by_epoch": memory}
-    return result | waiting(job, steps_per_turn=5, turns=turns) if turns else result
+    return result | waiting(train.choose_split(job), steps_per_turn=5, turns=turns) if turns else result
 
 
 def compile_settings(args, what: list[str]) -> tuple[list[timing.Program], list[dict], jax.sharding.Mesh]:
@@ -154,7 +154,7 @@ def compile_settings(args, what: list[str]) -> tuple[list[timing.Program], list[
     config = config_lib.from_file(f"{path}:{','.join(filter(None, [argument, setting]))}")
     config.image_shape = image_shape_of(config)
     limit = compile_lib.memory_limit(jax.local_devices())
-    mesh = choose_mesh(config, config.data.num_examples or EXAMPLES, limit=limit)
+    mesh = choose_mesh(config, num_examples_of(config), limit=limit)
     for what_runs in what:
       try:
         program = timing.prepare(what_runs, setting, config, mesh, states)

@@ -74,16 +74,21 @@ def image_shape_of(config) -> tuple[int, int, int]:
   return sources.open_config(config, ["train"])[0][0]["image"].shape
 
 
+def num_examples_of(config) -> int:
+  """Training images of a config. Their number affects only constants of programs, so that a guess serves."""
+  return config.data.num_examples or EXAMPLES
+
+
 def run_of(config, mesh) -> Run:
-  """The run of a config. The number of examples affects only constants of its programs, so a guess serves."""
-  return Run.from_config(config, config.data.num_examples or EXAMPLES, mesh)
+  """The run of a config."""
+  return Run.from_config(config, num_examples_of(config), mesh)
 
 
 def batch_of(program: str, config, mesh) -> int:
   """Images in a call of one of `PROGRAMS`: the whole batch in training, otherwise at most a microbatch."""
   if program == "train":
     return config.batch_size
-  microbatch = config.batch_size // config.microbatches
+  microbatch = config_lib.microbatch_size(config)
   count = microbatch if program == "eval" else min(microbatch, sampler.CHUNK, config.sample_num)
   return sharding.round_up(count, mesh)
 
@@ -309,7 +314,7 @@ def main(argv=None) -> None:
     config.image_shape = image_shape_of(config)
     hbm_gib = args.hbm_gib or HBM.get(devices[0].device_kind)
     limit = None if hbm_gib is None else int(USABLE * hbm_gib * 2**30)
-    mesh = choose_mesh(config, config.data.num_examples or EXAMPLES, devices, limit)
+    mesh = choose_mesh(config, num_examples_of(config), devices, limit)
     if args.find_batch:
       find_batch(config, mesh, hbm_gib)
     result = report(config, mesh, chosen, hbm_gib, args.hlo)

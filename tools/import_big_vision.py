@@ -29,7 +29,7 @@ from jet_jax.data.npz import Npz
 from jet_jax.devices import settings
 from jet_jax.flow.splits import PATTERNS, Splits, patterns_of
 from jet_jax.jet import Jet
-from jet_jax.training.optimizer import make_optimizer
+from jet_jax.training.optimizer import make_optimizer, schedule
 from jet_jax.training.step import fresh_state
 from jet_jax.workdir import Checkpoints
 
@@ -327,7 +327,7 @@ def write_workdir(workdir: pathlib.Path, model: Jet, variables, image_shape, sou
   if source is not None:
     sources.open_config(config, ["validation"])
   workdir.mkdir(parents=True, exist_ok=True)
-  optimizer = make_optimizer(config, total_steps=1, warmup_steps=0)
+  optimizer = make_optimizer(config, schedule(total_steps=1, warmup_steps=0))
   state = fresh_state(jax.tree.map(jnp.asarray, variables), optimizer, with_ema=False)
   with Checkpoints(workdir, keep=config.checkpoint_keep) as checkpoints:
     checkpoints.save(state.items())

@@ -155,7 +155,7 @@ def _initial_run(config_argument: str):
   config.image_shape = source[0]["image"].shape
   model, key = Jet(**config.model), settings.make_key(config.seed)
   model.check(config.image_shape)
-  count = min(len(source), config.batch_size // config.microbatches)
+  count = min(len(source), config_lib.microbatch_size(config))
   images = np.stack(
     [source[i]["image"] for i in range(count if model.layers else 1)]
   )  # for layers that start from data

@@ -4,13 +4,14 @@ from jet_jax.config.checks import check_ranges, resolve, set_from_data
 from jet_jax.config.command_line import Parser
 from jet_jax.config.describe import describe_fields
 from jet_jax.config.durations import duration_in_steps
-from jet_jax.config.fields import Config, default_config
+from jet_jax.config.fields import Config, default_config, microbatch_size
 from jet_jax.config.files import differences, from_file, load, save, split_argument
 from jet_jax.config.overrides import override, with_argument
 from jet_jax.config.paths import check_output, local, of_run
 
 __all__ = [
   "Config", "Parser", "check_output", "check_ranges", "default_config", "describe_fields", "differences",
-  "duration_in_steps", "from_file", "load", "local", "of_run", "override", "resolve", "save", "set_from_data",
+  "duration_in_steps", "from_file", "load", "local", "microbatch_size", "of_run", "override", "resolve", "save",
+  "set_from_data",
   "split_argument", "with_argument",
 ]  # fmt: skip

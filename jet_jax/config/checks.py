@@ -4,6 +4,7 @@ Limits that depend on the data or the model are checked where the data or the mo
 """
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -47,6 +48,7 @@ def resolve(config: Config) -> Config:
   """
   resolved = complete(config)
   resolved.keep_best = resolved.keep_best or resolved.patience > 0
+  resolved.mesh.fsdp = _devices_or_auto(resolved)
   _check_durations(resolved)
   _check_values(resolved)
   return resolved
@@ -69,6 +71,16 @@ def set_from_data(config: Config, values: dict[str, Any], flag_overrides=()) -> 
     if given not in (None, value) and (name in flag_overrides or name == "image_shape"):
       raise ValueError(f"{name}={given}, but the data has {value}; it is read from the data, so leave it away")
     set_field(config, name, value)
+
+
+def _devices_or_auto(config) -> int | str:
+  """Returns `mesh.fsdp` as a number, which a `config.json` may have as text, or "auto". Raises ValueError."""
+  fsdp, data = config.mesh.fsdp, config.mesh.data
+  if fsdp == "auto" and data != -1:
+    raise ValueError(f"mesh.data={data} leaves mesh.fsdp=auto no choice; set mesh.data=-1")
+  if fsdp != "auto" and (type(fsdp) not in (int, str) or not re.fullmatch(r"-1|[1-9]\d*", str(fsdp), re.ASCII)):
+    raise ValueError(f"mesh.fsdp={fsdp!r} must be a number of devices, -1 for all that mesh.data leaves, or auto")
+  return fsdp if fsdp == "auto" else int(fsdp)
 
 
 def _check_durations(config) -> None:

@@ -7,12 +7,17 @@ The comment behind each field is its meaning in `python -m jet_jax.train --help`
 
 from typing import Any
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
 from ml_collections.config_dict import placeholder
 
 from jet_jax.config.durations import DURATIONS, UNITS
 
 Config = Any  # a ConfigDict; type checkers cannot see its fields
+
+
+def microbatch_size(config: Config) -> int:
+  """Images that go through the flow at once: in a training step, and at most in evaluation and sampling."""
+  return config.batch_size // config.microbatches
 
 
 def default_config() -> Config:  # noqa: PLR0915  a line a field
@@ -58,7 +63,9 @@ def default_config() -> Config:  # noqa: PLR0915  a line a field
   config.microbatches = 1  # split each batch into this many, computed one after another to save memory
   config.mesh = ConfigDict()  # number of devices on each axis, see devices/sharding.py
   config.mesh.data = -1  # devices, or groups of them, with a copy of the state each; -1 takes those that fsdp leaves
-  config.mesh.fsdp = "1"  # devices that share one copy of the state; auto: as few as the training step fits on
+  config.mesh.fsdp = FieldReference(
+    1, field_type=object
+  )  # devices that share one copy of the state; auto: as few as the training step fits on
 
   config.lr = 3e-4  # learning rate at its peak
   config.schedule = "cosine"  # of lr and wd: warm-up from 0, then a cosine to 0; or module:name of your own
@@ -78,7 +85,7 @@ def default_config() -> Config:  # noqa: PLR0915  a line a field
 
   config.eval_noise_samples = 1  # draws of dequantization noise per image, during training
   config.sample_num = 64  # images in each picture of samples, during training
-  config.sample_temperature = 1.0  # of these: factor on the latents; below 1 smoother, less varied
+  config.sample_temperature = 1.0  # factor on the latents of these pictures; below 1 smoother, less varied
   config.checkpoint_keep = 2  # number of latest checkpoints to keep
   config.wandb_project = ""  # Weights & Biases project; empty is off
   return config

@@ -99,10 +99,9 @@ def set_field(config: Config, name: str, value: Any) -> None:
   *parents, leaf = known_as.split(".")
   for parent in parents:
     config = config[parent]
-  value = str(value) if kind is str and type(value) is int else value  # mesh.fsdp=16, or a folder named 16
   example = ", such as ('one',) or ()" if kind is tuple else ""
   wrong_type = f"{name}={value!r} has the wrong type; give a value of type {kind.__name__}{example}"
-  if value is None and known_as not in OPTIONAL and not split_unit(known_as):
+  if value is None and kind is not object and known_as not in OPTIONAL and not split_unit(known_as):
     raise ValueError(wrong_type)
   try:
     config[leaf] = tuple(value) if isinstance(value, list) else value

@@ -54,19 +54,19 @@ def of_run(workdir: str | pathlib.Path) -> pathlib.Path:
   return path
 
 
-def check_output(path: str | pathlib.Path, suffix: str = "") -> pathlib.Path:
+def check_output(path: str | pathlib.Path, *suffixes: str) -> pathlib.Path:
   """Returns the path of a file that can be written; folders that are missing are made when it is.
 
   Args:
     path: of the file.
-    suffix: that its name must have, such as ".png"; "" allows any.
+    suffixes: of which its name must have one, such as ".png", in letters of any case; none allow any name.
 
   Raises:
     BadPath: as `local`, another suffix, a folder in its place, or a folder that cannot be written.
   """
   file = local(path)
-  if suffix and file.suffix.lower() != suffix:
-    raise BadPath(f"{path} must end in {suffix}; the file has that format")
+  if suffixes and file.suffix.lower() not in suffixes:
+    raise BadPath(f"{path} must end in {' or '.join(suffixes)}; the file has that format")
   if file.is_dir():
     raise BadPath(f"{path} is a folder; give the path of a file")
   folder = next(parent for parent in file.absolute().parents if os.path.lexists(parent))

@@ -37,7 +37,7 @@ class InFlight:
 
 
 def in_turn(results: Iterable[T], ahead: int = AHEAD) -> Iterator[T]:
-  """Yields results in order, each once it is computed; takes at most `ahead` more, each of which is dispatched then."""
+  """Yields results in order, each once it is computed, with at most `ahead` more of them in flight."""
   flight = InFlight(ahead)
   for result in results:
     yield from flight.add(result)

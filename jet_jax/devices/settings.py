@@ -2,7 +2,9 @@
 
 import jax
 
-PRNG = "threefry2x32"  # the generator of a run's keys; JAX's default
+# The generator of a run's keys, and of all noise and latents, whatever JAX_DEFAULT_PRNG_IMPL is: with others the draws
+# of a vmap depend on the whole batch. It is JAX's own default.
+PRNG = "threefry2x32"
 # JAX's defaults. JAX_ENABLE_X64=1 and the like change dtypes, draws, or what is allowed.
 SETTINGS = {
   "jax_enable_x64": False,

@@ -21,34 +21,32 @@ def make_mesh(config_mesh=None, devices=None) -> Mesh:
   """A mesh over all devices.
 
   Args:
-    config_mesh: `config.mesh`, the size of each axis; -1 for one of them takes the devices that the other leaves. For
-      fsdp="auto" see `training.run.choose_mesh`. None is a copy of the state on every device.
+    config_mesh: resolved `config.mesh`, the size of each axis; -1 for one of them takes the devices that the other
+      leaves. None is a copy of the state on every device.
     devices: those to use; all of all processes by default.
 
   Raises:
-    ValueError: the sizes do not multiply to the number of devices.
+    ValueError: the sizes do not multiply to the number of devices, or fsdp is "auto", which the training step decides.
   """
   devices = jax.devices() if devices is None else devices
   sizes = dict(config_mesh) if config_mesh else {"data": -1, "fsdp": 1}
+  if sizes["fsdp"] == "auto":
+    raise ValueError("mesh.fsdp=auto depends on the training step; take the mesh of `choose_mesh`, or set a number")
   shape = _fill(sizes, len(devices))
   return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 
 
 def nearest_mesh(config_mesh) -> Mesh:
-  """Makes the mesh of `config.mesh`, adapted to the number of devices at hand."""
-  count, fsdp = jax.device_count(), _size("fsdp", config_mesh.fsdp)
-  return make_mesh({"data": -1, "fsdp": math.gcd(count if fsdp == -1 else fsdp, count)})
+  """Makes the mesh of a resolved `config.mesh`, adapted to the number of devices at hand.
+
+  fsdp="auto", of a run that was killed before it chose, is all of them: the state then fits if it fits at all.
+  """
+  count, fsdp = jax.device_count(), config_mesh.fsdp
+  return make_mesh({"data": -1, "fsdp": count if fsdp in (-1, "auto") else math.gcd(fsdp, count)})
 
 
-def _size(axis: str, value: int | str) -> int:
-  try:
-    return int(value)
-  except ValueError as error:
-    raise ValueError(f"mesh.{axis}={value!r} must be a number of devices, -1 or, for fsdp, auto") from error
-
-
-def _fill(sizes: Mapping[str, int | str], count: int) -> tuple[int, ...]:
-  given = [_size(axis, sizes[axis]) for axis in AXES]
+def _fill(sizes: Mapping[str, int], count: int) -> tuple[int, ...]:
+  given = [sizes[axis] for axis in AXES]
   known = int(np.prod([size for size in given if size != -1]))
   wrong = f"mesh.data={sizes['data']}, mesh.fsdp={sizes['fsdp']} must multiply to the {count} devices there are"
   if any(size < 1 and size != -1 for size in given) or given.count(-1) > 1 or count % known:

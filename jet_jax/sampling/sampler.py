@@ -54,15 +54,20 @@ class Sampler:
     model: the flow.
     image_shape: (H, W, C).
     levels: number of pixel values.
-    num: images of a call.
+    num: images of a call, at least 1.
     mesh: devices.
     at_once: images in one pass through the flow, at most CHUNK.
+
+  Raises:
+    ValueError: less than one image.
 
   Attributes:
     num_nonfinite: images of the last call with a NaN or infinite number; their pixels mean nothing.
   """
 
   def __init__(self, model, image_shape, levels: int, num: int, mesh, at_once: int = CHUNK):
+    if num < 1:
+      raise ValueError(f"num={num} must be at least 1; give the number of images to draw")
     self.num, self.mesh, self.num_nonfinite = num, mesh, 0
     self.chunk = sharding.round_up(min(num, at_once, CHUNK), mesh)
     self._program = self._step = sample_program(model, image_shape, levels, mesh)

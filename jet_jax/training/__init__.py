@@ -2,7 +2,7 @@
 
 from jet_jax.training.evaluator import Evaluator
 from jet_jax.training.nonfinite import NonFiniteMonitor
-from jet_jax.training.run import Run, choose_mesh
+from jet_jax.training.run import Run, choose_mesh, choose_run
 from jet_jax.training.step import TrainState
 
-__all__ = ["Evaluator", "NonFiniteMonitor", "Run", "TrainState", "choose_mesh"]
+__all__ = ["Evaluator", "NonFiniteMonitor", "Run", "TrainState", "choose_mesh", "choose_run"]

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-CAPACITY = 1000  # steps whose metrics are kept on the devices
+from jet_jax.devices import InFlight
 
 
 def guard(state, updated, is_finite, max_nonfinite: int):
@@ -26,9 +26,7 @@ def guard(state, updated, is_finite, max_nonfinite: int):
 
 
 class NonFiniteMonitor:
-  """Detects in the metrics of steps that `guard` has frozen training.
-
-  Until `check` nothing waits for the devices.
+  """The steps in flight, each of which is checked once it is finished: `guard` may have frozen training in it.
 
   Args:
     max_nonfinite: steps in a row that may be skipped.
@@ -37,36 +35,37 @@ class NonFiniteMonitor:
 
   def __init__(self, max_nonfinite: int, checkpoints):
     self.max_nonfinite, self.checkpoints = max_nonfinite, checkpoints
-    self._pending = []  # since the last check: (step, metrics on the devices)
+    self._flight, self._last = InFlight(), {}
 
-  def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
-    """Takes the metrics that a step returned."""
-    self._pending.append((step, metrics))
-    if len(self._pending) > CAPACITY:
-      self.check()
-
-  def check(self) -> dict[str, float]:
-    """Waits for the last step and returns its metrics, with the number of skipped steps if any may be skipped.
+  def add(self, step: int, metrics: dict[str, jax.Array]) -> list[int]:
+    """Takes the metrics that a step returned, and returns the steps that it has waited for, in order.
 
     Raises:
-      ValueError: training has halted; names the step, its loss, its gradient norm and the latest checkpoint.
+      ValueError: training has halted in one of them; names the step, its loss, its gradient norm and the latest
+        checkpoint.
     """
-    if not self._pending:
-      return {}
-    metrics = jax.device_get(self._pending[-1][1])
-    if metrics["skipped_in_a_row"] < 0:
-      raise ValueError(self._reason())
-    self._pending = self._pending[-1:]
-    skipped = {"skipped_steps": int(metrics["skipped"])} if self.max_nonfinite else {}
-    return {name: float(metrics[name]) for name in ("bits_per_dim", "grad_norm")} | skipped
+    return [self._finish(*result) for result in self._flight.add((step, metrics))]
 
-  def _reason(self) -> str:
-    step, values = next(
-      (step, values) for step, values in jax.device_get(self._pending) if values["skipped_in_a_row"] < 0
-    )
-    self.checkpoints.wait()
-    return (
-      f"step {step}: the loss is {values['bits_per_dim']} bits/dim and the norm of the gradient {values['grad_norm']}; "
-      f"max_nonfinite_steps={self.max_nonfinite} in a row may be skipped. Nothing of this step was applied or saved; "
-      f"{self.checkpoints.name_latest()}. Set a lower lr, look at the images of this step, or skip more"
-    )
+  def check(self) -> dict[str, float]:
+    """Waits for all steps and returns the metrics of the last, with the number of skipped ones if any may be skipped.
+
+    Raises:
+      ValueError: training has halted, as for `add`.
+    """
+    for result in self._flight.drain():
+      self._finish(*result)
+    return self._last
+
+  def _finish(self, step: int, metrics: dict[str, jax.Array]) -> int:
+    values = jax.device_get(metrics)
+    if values["skipped_in_a_row"] < 0:
+      self.checkpoints.wait()
+      raise ValueError(
+        f"step {step}: the loss is {values['bits_per_dim']} bits/dim and the norm of the gradient "
+        f"{values['grad_norm']}; max_nonfinite_steps={self.max_nonfinite} in a row may be skipped. Nothing of this "
+        f"step was applied or saved; {self.checkpoints.name_latest()}. Set a lower lr, look at the images of this "
+        "step, or skip more"
+      )
+    skipped = {"skipped_steps": int(values["skipped"])} if self.max_nonfinite else {}
+    self._last = {name: float(values[name]) for name in ("bits_per_dim", "grad_norm")} | skipped
+    return step

@@ -40,6 +40,7 @@ class Run:
   mesh: Mesh
   num_examples: int
   total_steps: int
+  _compiled: dict = dataclasses.field(default_factory=dict, init=False, repr=False, compare=False)  # by limit
 
   @classmethod
   def from_config(cls, config: Config, num_examples: int, mesh: Mesh | None = None) -> "Run":
@@ -48,7 +49,7 @@ class Run:
     Args:
       config: resolved, with `image_shape`.
       num_examples: images to train on.
-      mesh: devices; `config.mesh` over all of them by default.
+      mesh: devices; `config.mesh` over all of them by default, which must not be "auto" (`choose_run`).
 
     Raises:
       ValueError: a flow that these images or devices cannot run, a batch that the devices cannot share, or a warm-up
@@ -64,9 +65,8 @@ class Run:
       raise ValueError(
         f"the warm-up of {warmup_steps:,} steps must be shorter than the run of {total_steps:,}; set less"
       )
-    optimizer = make_optimizer(config, total_steps, warmup_steps)
     schedule = find_schedule(config, total_steps, warmup_steps)
-    return cls(config, model, optimizer, schedule, mesh, num_examples, total_steps)
+    return cls(config, model, make_optimizer(config, schedule), schedule, mesh, num_examples, total_steps)
 
   def fits(self, limit: int) -> bool:
     """True if the training step fits devices of so many bytes, on all processes; compiles it if the state does."""
@@ -155,7 +155,7 @@ class Run:
     )
 
   def compile_train_step(self, limit: int | None, name: str = "the training step") -> Any:
-    """Compiles `train_program`; remat="auto" takes the first of `Jet.remats` that fits.
+    """Compiles `train_program`, once for a limit; remat="auto" takes the first of `Jet.remats` that fits.
 
     Args:
       limit: bytes of memory of a device, None if unknown.
@@ -168,6 +168,8 @@ class Run:
     def compile_with(remat):
       return compile_to_fit(f"{name} (remat={remat})", self.train_program(remat).lower(*self.train_arguments), limit)
 
+    if limit in self._compiled:
+      return self._compiled[limit]
     *faster, last = self.model.remats(self.mesh.devices.flat[0].platform)
     for remat in faster:
       compiled, problem = None, ""
@@ -176,8 +178,11 @@ class Run:
       except ValueError as error:
         problem = str(error)
       if not any(processes.exchange(problem)):  # all processes must run the same program
-        return compiled
-    return compile_with(last)
+        break
+    else:
+      compiled = compile_with(last)
+    self._compiled[limit] = compiled
+    return compiled
 
   @property
   def _with_ema(self) -> bool:
@@ -194,26 +199,37 @@ class Run:
 
 
 def choose_mesh(config: Config, num_examples: int, devices=None, limit: int | None = None) -> Mesh:
-  """The mesh of a config; mesh.fsdp="auto" is the smallest split of the state whose training step fits.
+  """The mesh of a config; for mesh.fsdp="auto" that of `choose_run`, whose arguments these are.
+
+  Raises:
+    ValueError: sizes that do not multiply to the number of devices.
+  """
+  if config.mesh.fsdp != "auto":
+    return sharding.make_mesh(config.mesh, devices)
+  return choose_run(config, num_examples, devices, limit).mesh
+
+
+def choose_run(config: Config, num_examples: int, devices=None, limit: int | None = None) -> Run:
+  """The run of a config on the mesh with the smallest split of the state whose training step fits: mesh.fsdp="auto".
+
+  The run keeps the training step that was compiled to find out.
 
   Args:
     config: resolved, with `image_shape`.
     num_examples: images to train on.
     devices: those to use; all of all processes by default.
-    limit: bytes of memory of a device; if None, unknown, "auto" does not split.
+    limit: bytes of memory of a device; if None, unknown, nothing is split.
 
   Raises:
-    ValueError: sizes that do not multiply to the number of devices, or "auto" beside a size of `mesh.data`.
+    ValueError: as for `Run.from_config`.
   """
   devices = jax.devices() if devices is None else devices
-  if config.mesh.fsdp != "auto":
-    return sharding.make_mesh(config.mesh, devices)
-  if config.mesh.data != -1:
-    raise ValueError(f"mesh.data={config.mesh.data} leaves mesh.fsdp=auto no choice; set mesh.data=-1")
   sizes = [size for size in range(1, len(devices) + 1) if len(devices) % size == 0]
-  for size in sizes:
-    mesh = sharding.make_mesh({"data": -1, "fsdp": size}, devices)
-    if limit is None or size == sizes[-1] or Run.from_config(config, num_examples, mesh).fits(limit):
-      processes.say(f"mesh.fsdp=auto: the state is split over {size} of {len(devices)} devices")
+  for size in sizes[:-1]:
+    run = Run.from_config(config, num_examples, sharding.make_mesh({"data": -1, "fsdp": size}, devices))
+    if limit is None or run.fits(limit):
       break
-  return mesh
+  else:
+    run = Run.from_config(config, num_examples, sharding.make_mesh({"data": -1, "fsdp": len(devices)}, devices))
+  processes.say(f"mesh.fsdp=auto: the state is split over {run.mesh.shape['fsdp']} of {len(devices)} devices")
+  return run

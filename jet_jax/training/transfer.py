@@ -25,6 +25,7 @@ from jet_jax.training.step import TrainState
 from jet_jax.workdir import Checkpoints, choose_step, fingerprint, load_run, verify
 from jet_jax.workdir.atomic import write_json
 from jet_jax.workdir.checkpoint import check_resumable, saved_steps
+from jet_jax.workdir.trained import check_own_code
 
 # The fields of `config.model` that decide which function the parameters compute.
 FUNCTION = (
@@ -34,7 +35,7 @@ FUNCTION = (
 RECORD = "init_from.json"  # in the work directory: source, step, weights and digest that the run started from
 
 
-def settle(config: config_lib.Config, workdir: str | pathlib.Path) -> str:
+def resolve_source(config: config_lib.Config, workdir: str | pathlib.Path) -> str:
   """Checks that a run can start from its source, and returns `config.init_from` with absolute path and step number.
 
   A run with a checkpoint of its own does not need its source any more. Its `init_from` must still name that source, by
@@ -45,7 +46,8 @@ def settle(config: config_lib.Config, workdir: str | pathlib.Path) -> str:
     workdir: of the new run.
 
   Raises:
-    ValueError: no such work directory or step, another flow, a run that started from another source, or a slim copy.
+    ValueError: no such work directory or step, another flow, a run that started from another source, a slim copy, or
+      a source whose own predictor or prior has changed since.
   """
   path, step = path_and_step(config.init_from) if config.init_from else ("", "")
   if saved_steps(workdir):
@@ -63,6 +65,7 @@ def settle(config: config_lib.Config, workdir: str | pathlib.Path) -> str:
   source = config_lib.load(path)
   step = choose_step(path, "best" if step == "best" else int(step) if step else None)
   _check(config, source)
+  check_own_code(path, source)
   return f"{path}@{step}"
 
 
@@ -87,7 +90,11 @@ def _check(config: config_lib.Config, source: config_lib.Config) -> None:
 
 
 def start(run: Run, workdir: pathlib.Path) -> TrainState:
-  """Returns the state at step 0 of a run whose `config.init_from` is settled; prints and records its source.
+  """Returns the state at step 0 of a run that starts from another; prints and records its source.
+
+  Args:
+    run: its `config.init_from` is that of `resolve_source`.
+    workdir: of the run.
 
   Raises:
     ValueError: the checkpoint is damaged, or was deleted.

@@ -12,10 +12,11 @@ from jet_jax.workdir.atomic import write_json
 from jet_jax.workdir.checkpoint import saved_steps
 from jet_jax.workdir.lock import hold, release
 from jet_jax.workdir.metrics import check_places
+from jet_jax.workdir.trained import check_own_code
 
-# A run cannot change these fields, or those below them, and still be the same run. `same_data` compares the images, and
-# `data.size` shows in their shape.
-FIXED = ("seed", "levels", "batch_size", "data.flip", "image_shape", "model", "own_code")
+# A run cannot change these fields, or those below them, and still be the same run. `same_data` compares the images,
+# whose shape shows `data.size`, and `check_own_code` the source of the model's own parts.
+FIXED = ("seed", "levels", "batch_size", "data.flip", "image_shape", "model")
 FREE = ("model.remat", "model.attention")
 
 
@@ -79,11 +80,11 @@ def _holds_run(workdir: pathlib.Path) -> bool:
 
 def _check_same_run(workdir: pathlib.Path, before: config_lib.Config, config: config_lib.Config) -> None:
   """Raises ValueError, naming the field and both values, if the work directory holds another run."""
-  # The digests of a user's own parts last: where another part is named, its name says more.
-  for name, old, new in sorted(config_lib.differences(before, config), key=lambda found: found[0] == "own_code"):
+  for name, old, new in config_lib.differences(before, config):
     is_fixed = name not in FREE and any(f"{name}.".startswith(f"{fixed}.") for fixed in FIXED)
     if is_fixed or (name == "ema_decay" and 0 in (old, new)):
       raise ValueError(
         f"{workdir} holds a run with {name}={old!r}, and this one has {name}={new!r}; "
         "use another --workdir, or the same value"
       )
+  check_own_code(workdir, before)  # last: where another part is named, its name says more

@@ -28,8 +28,8 @@ UPLOAD = 60  # seconds that the end of a run waits for Weights & Biases
 class MetricLog:
   """A log of the steps after `start`. Lines of later steps, from an interrupted run, are dropped: they come again.
 
-  Only the first of several processes writes. Nothing here raises or waits for long: a place that cannot be written is
-  told once, and training goes on.
+  Only the first of several processes writes. Nothing here raises or waits for long: of a place that cannot be written
+  one warning is printed, and training goes on.
 
   Args:
     workdir: of the run.
@@ -73,7 +73,7 @@ class MetricLog:
     return "file" in self._sinks and self._sinks["file"].failed
 
   def finished(self, step: int) -> None:
-    """Tells that the devices have finished a step, and moves the progress bar."""
+    """Notes that the devices have finished a step, and moves the progress bar."""
     self._clock.finished(step)
     if self._has_bar and time.monotonic() - self._moved > BAR:
       self._moved = time.monotonic()
@@ -90,11 +90,12 @@ class MetricLog:
       self._send("terminal", "doing", "")
 
   def announce(self, step: int, kinds: list[str]) -> None:
-    """Prints which pauses begin."""
+    """Notes that the devices have finished a step, and prints which pauses begin after it."""
+    self.finished(step)
     self._print(step, f"pauses for {', '.join(kinds)}")
 
   def train(self, step: int, metrics: dict[str, float]) -> None:
-    """Logs training metrics, named without the prefix "train/", and the speed since the last call."""
+    """Logs metrics of a finished step, named without the prefix "train/", and the speed since the last call."""
     self.finished(step)
     speed = self.batch_size / self._clock.seconds_a_step()
     self._write(step, {f"train/{name}": value for name, value in (metrics | {"images_per_second": speed}).items()})

@@ -14,7 +14,7 @@ MARK = 1  # seconds between two readings of the clock
 
 
 class Clock:
-  """Time of a run: of its steps, from those that are finished, and of its pauses.
+  """Stopwatch of a run, which estimates the time left from the steps that are finished and the pauses so far.
 
   Args:
     step: that training starts from.
@@ -34,7 +34,7 @@ class Clock:
     return time.perf_counter() - self._paused
 
   def finished(self, step: int) -> None:
-    """Tells that the devices have finished a step."""
+    """Notes that the devices have finished a step."""
     self.step, now = step, self._now()
     if not self._marks or now - self._marks[-1][0] >= MARK:
       self._marks.append((now, step))

@@ -14,13 +14,13 @@ PATIENCE = 20  # seconds that the end of a run waits for a place
 
 
 class Sink:
-  """A place behind a thread. Its first failure is told in one line; later reports are tried again, or dropped.
+  """Queue of reports to a place, with the thread that delivers them; of failures, the first alone is printed.
 
   Args:
     name: of the place in messages, such as its path.
     place: an object with some methods, and `close`. Their errors are caught here.
     loss: a clause that says what a failure costs.
-    retries: False drops all reports after a failure.
+    retries: False drops all reports after a failure; True tries the later ones again.
     patience: seconds that `close` waits.
 
   Attributes:
@@ -31,6 +31,8 @@ class Sink:
     self.name, self.loss, self.retries, self.patience = name, loss, retries, patience
     self.failed = False
     self._place, self._told = place, False
+    self._awaited = threading.Event()  # set by the thread once it has come to the end of the last `wait`
+    self._awaited.set()
     self._queue = queue.Queue(CAPACITY)
     self._thread = threading.Thread(target=self._run, name=f"sink {name}", daemon=True)
     self._thread.start()
@@ -43,11 +45,13 @@ class Sink:
       self._tell("it takes no more")
 
   def wait(self, seconds: float) -> None:
-    """Waits until the place has done what it was asked to, or for some seconds."""
-    done = threading.Event()
-    with contextlib.suppress(queue.Full):
-      self._queue.put_nowait((done, ()))
-      done.wait(seconds)
+    """Waits until the place has done what it was asked to, or for some seconds; once while it hangs."""
+    if self._awaited.is_set():
+      done = threading.Event()
+      with contextlib.suppress(queue.Full):
+        self._queue.put_nowait((done, ()))
+        self._awaited = done
+        done.wait(seconds)
 
   def close(self) -> None:
     """Ends the place, and says so if it takes longer than its patience."""

@@ -51,11 +51,7 @@ def load_run(
   model = Jet(**config.model)
   model = model.clone(dtype=dtype or model.dtype)
   model.check(config.image_shape, draws_splits=False)
-  if changed := [known for known in config.own_code if known not in model.own_code()]:
-    raise ValueError(
-      f"{workdir} was trained with another {changed[0].split()[0]}: its source has changed since. Restore it, or "
-      "if the change alters no number, set own_code to [] in config.json"
-    )
+  check_own_code(workdir, config)
   mesh = sharding.nearest_mesh(config.mesh) if mesh is None else mesh
   device = mesh.devices.flat[0]
   try:
@@ -76,6 +72,24 @@ def load_run(
       except Damaged as error:
         damaged = error
   raise damaged
+
+
+def check_own_code(workdir: str | pathlib.Path, config: config_lib.Config) -> None:
+  """Checks that the source of the user's own predictor and prior is that of training, as far as it is recorded.
+
+  Args:
+    workdir: of the run.
+    config: as `config.json` has it; a digest that `own_code` lacks is not compared.
+
+  Raises:
+    ValueError: a part whose source has changed, or that cannot be imported here.
+  """
+  here = Jet(**config.model).own_code()
+  if changed := [known for known in config.own_code if known not in here]:
+    raise ValueError(
+      f"{workdir} was trained with another {changed[0].split()[0]}: its source has changed since. Restore it, or "
+      "if the change alters no number, set own_code to [] in config.json"
+    )
 
 
 def _candidates(workdir: str | pathlib.Path, step: Step, checkpoints: Checkpoints) -> Iterator[int]:

@@ -67,17 +67,19 @@ def record(workdir: pathlib.Path, step: int) -> None:
   if not processes.is_writer():
     return
   path, now = workdir / NAME, versions()
-  before = path.read_text(errors="replace") if path.exists() else ""
-  changes = describe_changes(last_line(before), now)
-  if changes:
-    processes.say(f"changed since the last start: {changes}; results may differ in the last digits")
   time = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
   try:
+    before = path.read_text(errors="replace") if path.exists() else ""
+    changes = describe_changes(last_line(before), now)
+    if changes:
+      processes.say(f"changed since the last start: {changes}; results may differ in the last digits")
     with path.open("a") as file:
       file.write("\n" * (before != "" and not before.endswith("\n")))  # after a torn line
       file.write(json.dumps({"step": step, "time": time, **now}) + "\n")
   except OSError as error:
-    print(f"warning: {path} cannot be written ({error.strerror}); training goes on", file=sys.stderr, flush=True)
+    print(
+      f"warning: {path} cannot be read and written ({error.strerror}); training goes on", file=sys.stderr, flush=True
+    )
 
 
 def last_line(text: str) -> dict[str, Any]:

@@ -130,6 +130,20 @@ def test_a_run_starts_from_another_on_any_mesh_and_number_of_processes(tmp_path,
   assert len(set(records)) == 1
 
 
+def test_auto_is_chosen_after_every_check_and_its_training_step_is_compiled_once(tmp_path):
+  command = [sys.executable, "-m", "jet_jax.train", f"--workdir={tmp_path}"]
+  config = f"--config=configs/digits.py:{SETTINGS},total_steps=1,eval_steps=0,sample_steps=0,mesh.fsdp=auto"
+  (printed,) = outputs(start([*command, config], 1, devices=2))
+  assert "the state is split over 1 of 2 devices" in printed
+  assert printed.count("compiled the training step") == 1
+  assert json.loads((tmp_path / "config.json").read_text())["mesh"]["fsdp"] == 1
+  (process,) = start([*command, f"{config},seed=1"], 1, devices=2)
+  printed, errors = process.communicate(timeout=200)
+  assert process.returncode == 2
+  assert "holds a run with seed=0" in errors
+  assert "compiled" not in printed
+
+
 def test_two_processes_evaluate_and_sample_as_one_does_and_one_writes(tmp_path, straight):
   workdir = tmp_path / "run"
   shutil.copytree(straight / "run", workdir)

@@ -48,7 +48,7 @@ def test_a_run_resumes_bit_for_bit_where_its_images_moved_and_is_evaluated_there
   straight = train.train(train.prepare(config("images"), tmp_path / "straight"))
   job = train.prepare(config("images"), tmp_path / "run")
   with contextlib.suppress(KeyboardInterrupt), pytest.MonkeyPatch.context() as patch:
-    patch.setattr(train.InFlight, "add", stop_after(3))
+    patch.setattr(train.NonFiniteMonitor, "add", stop_after(3))
     train.train(job)
   (tmp_path / "images").rename(tmp_path / "moved")
   resumed = train.train(train.prepare(config("moved"), tmp_path / "run"))
@@ -71,14 +71,13 @@ def test_a_run_resumes_bit_for_bit_where_its_images_moved_and_is_evaluated_there
 
 
 def stop_after(step):
-  """A stand-in for `InFlight.add` that kills the run in a step."""
-  seen = []
+  """A stand-in for `NonFiniteMonitor.add` that kills the run in a step."""
+  original = train.NonFiniteMonitor.add
 
-  def add(*_):
-    seen.append(1)
-    if len(seen) == step:
+  def add(monitor, number, metrics):
+    if number == step:
       raise KeyboardInterrupt
-    return ()
+    return original(monitor, number, metrics)
 
   return add
 

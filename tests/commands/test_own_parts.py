@@ -9,6 +9,7 @@ import linecache
 import math
 import pathlib
 import re
+import shutil
 import sys
 
 import jax
@@ -30,6 +31,8 @@ PARTS = {"predictor": "own_file:Mixer", "prior": "own_file:Logistic", "schedule"
 DIGITS = (8, 8, 1)
 PAGE = pathlib.Path("docs/guide/own-parts.md")
 MORE = """
+import numpy as np
+
 def mixer(flow):
   return Mixer(flow.width, flow.block_depth, flow.dtype)
 
@@ -61,6 +64,14 @@ def endless(config, total_steps):
 
 def no_schedule(config):
   return config
+
+
+def branches(config, total_steps):
+  return lambda step: 1.0 if step < 5 else 0.5
+
+
+def in_numpy(config, total_steps):
+  return lambda step: np.ones(total_steps)[step]
 """
 
 
@@ -159,8 +170,15 @@ def test_a_file_whose_prior_has_changed_is_told_from_that_of_training(workdir, c
   (tmp_path / "own_file.py").write_text(text.replace("temperature * jax.random.logistic", "jax.random.logistic"))
   with pytest.raises(SystemExit, match="was trained with another own_file:Logistic: its source has changed since"):
     evaluate.main([f"--workdir={workdir}"])
-  with pytest.raises(ValueError, match="holds a run with own_code=.*own_file:Logistic"):
+  with pytest.raises(ValueError, match="was trained with another own_file:Logistic: .*, set own_code to \\[\\] in"):
     train.prepare(config, workdir)
+  started = config_lib.override(config.copy_and_resolve_references(), {"init_from": str(workdir)})
+  with pytest.raises(ValueError, match="was trained with another own_file:Logistic"):
+    train.prepare(started, tmp_path / "started")
+  shutil.copytree(workdir, tmp_path / "copy")
+  written = tmp_path / "copy" / "config.json"
+  written.write_text(json.dumps(json.loads(written.read_text()) | {"own_code": []}))  # as the error advises
+  assert "own_file:Logistic" in train.prepare(config, tmp_path / "copy").run.config.own_code[1]
   monkeypatch.delitem(sys.modules, "own_file")
   (tmp_path / "own_file.py").write_text(text + "\n\nmore = 1\n")
   importlib.invalidate_caches()
@@ -200,13 +218,13 @@ def test_operations_of_an_own_predictor_are_counted(own):
 def test_another_run_starts_from_its_parameters_with_another_prior_but_not_on_another_size(workdir, config, tmp_path):
   other = config_lib.resolve(config_lib.override(config.copy_and_resolve_references(), {"prior": "normal"}))
   other.init_from, other.image_shape = str(workdir), DIGITS
-  assert transfer.settle(other, tmp_path) == f"{pathlib.Path(workdir).resolve()}@4"
+  assert transfer.resolve_source(other, tmp_path) == f"{pathlib.Path(workdir).resolve()}@4"
   other.image_shape = (16, 16, 1)
   with pytest.raises(ValueError, match=r"images of \(8, 8, 1\), .*own_file:Mixer have other shapes; train on the size"):
-    transfer.settle(other, tmp_path)
+    transfer.resolve_source(other, tmp_path)
   other.model.predictor = "vit"
   with pytest.raises(ValueError, match="another flow: model.predictor='own_file:Mixer' there and 'vit' here"):
-    transfer.settle(other, tmp_path)
+    transfer.resolve_source(other, tmp_path)
 
 
 def test_the_schedule_scales_the_learning_rate(config):
@@ -246,7 +264,13 @@ def test_results_that_would_broadcast_are_refused(own):
 
 
 @pytest.mark.parametrize(
-  ("name", "message"), [("endless", "at its first and last step it is"), ("no_schedule", "calling it fails")]
+  ("name", "message"),
+  [
+    ("endless", "at its first and last step it is"),
+    ("no_schedule", "calling it fails"),
+    ("branches", "jax.jit cannot trace it: use jnp.where in place of if"),
+    ("in_numpy", "jax.jit cannot trace it: .* jnp in place of np"),
+  ],
 )
 def test_a_schedule_that_breaks_its_contract_is_refused(config, name, message):
   config = config_lib.override(config.copy_and_resolve_references(), {"schedule": f"own_file:{name}"})

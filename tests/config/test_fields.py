@@ -49,7 +49,7 @@ def test_flags_take_none_and_booleans_in_small_letters():
   flags = {"eval_steps": "None", "data.flip": "true", "model.layers": "('actnorm',)", "lr": "1", "mesh.fsdp": "1"}
   config = config_lib.from_file("configs/digits.py", flags)
   assert (config.eval_steps, config.data.flip, config.model.layers) == (None, True, ("actnorm",))
-  assert (config.lr, config.mesh.fsdp) == (1.0, "1")
+  assert (config.lr, config.mesh.fsdp) == (1.0, 1)
 
 
 @pytest.mark.fault(23)
@@ -115,6 +115,21 @@ def test_a_config_survives_its_json_file(tmp_path):
   assert config_lib.load(tmp_path) == config
 
 
+@pytest.mark.parametrize(("value", "expected"), [(8, 8), ("8", 8), (-1, -1), ("auto", "auto")])
+def test_the_split_of_the_state_is_a_number_or_auto_in_a_file_a_flag_and_json(tmp_path, value, expected):
+  (tmp_path / "mine.py").write_text(
+    "from configs import digits\n"
+    f"def get_config():\n  config = digits.get_config()\n  config.mesh.fsdp = {value!r}\n  return config\n"
+  )
+  config = config_lib.from_file(str(tmp_path / "mine.py"))
+  assert config == config_lib.from_file("configs/digits.py", {"mesh.fsdp": str(value)})
+  assert config.mesh.fsdp == expected
+  config.image_shape = (8, 8, 1)
+  config.mesh.fsdp = value  # "8" is that of a run of before
+  config_lib.save(config, tmp_path / "config.json")
+  assert config_lib.load(tmp_path).mesh.fsdp == expected
+
+
 def test_plain_configs_with_some_fields_are_completed():
   config = resolve(ConfigDict({"total_steps": 5, "model": {"couplings": 3}}))
   assert config.model.couplings == 3
@@ -161,6 +176,11 @@ def test_unknown_variants_are_refused():
     ({"clip_norm": 0.0}, "clip_norm"),
     ({"eval_steps": -5}, "eval_steps=-5"),
     ({"total_steps": 0}, "no length"),
+    ({"mesh.fsdp": 0}, "mesh.fsdp=0 must be a number of devices, -1 for all that mesh.data leaves, or auto"),
+    ({"mesh.fsdp": "many"}, "mesh.fsdp='many' must be"),
+    ({"mesh.fsdp": 2.0}, "mesh.fsdp=2.0 must be"),
+    ({"mesh.fsdp": None}, "mesh.fsdp=None must be"),
+    ({"mesh.fsdp": "auto", "mesh.data": 2}, "mesh.data=2 leaves mesh.fsdp=auto no choice"),
     ({"total_percent": 3.0}, "no length; set total_steps, total_epochs or total_examples"),
   ],
 )

@@ -78,7 +78,7 @@ def test_one_process_has_every_row_and_places_it():
 
 
 @pytest.mark.parametrize(
-  ("devices", "fsdp", "nearest"), [(8, 1, 1), (8, 4, 4), (4, 16, 4), (1, 16, 1), (6, 4, 2), (8, -1, 8)]
+  ("devices", "fsdp", "nearest"), [(8, 1, 1), (8, 4, 4), (4, 16, 4), (1, 16, 1), (6, 4, 2), (8, -1, 8), (8, "auto", 8)]
 )
 def test_a_mesh_for_other_devices_keeps_as_many_parts_as_they_can_share(monkeypatch, devices, fsdp, nearest):
   monkeypatch.setattr(jax, "device_count", lambda: devices)

@@ -13,7 +13,8 @@ import small_runs
 from flows import new_state
 from jet_jax import likelihood
 from jet_jax.jet import Jet
-from jet_jax.training.optimizer import make_optimizer
+from jet_jax.training.nonfinite import NonFiniteMonitor
+from jet_jax.training.optimizer import make_optimizer, schedule
 from jet_jax.training.step import train_step
 from jet_jax.workdir.checkpoint import Checkpoints
 
@@ -24,7 +25,7 @@ SETTINGS = {"total_steps": 40, "eval_steps": 0, "sample_steps": 0, "checkpoint_s
 def take_steps(monkeypatch, tiny_config):
   """Makes a function from a string of steps, "x" for those with a NaN, to the states and metrics after each."""
   model = Jet(couplings=2, block_depth=1, width=8, heads=2, patch_size=2)
-  optimizer = make_optimizer(tiny_config(), total_steps=10, warmup_steps=1)
+  optimizer = make_optimizer(tiny_config(), schedule(total_steps=10, warmup_steps=1))
   dequantize = likelihood.dequantize
 
   def breaking(images, keys, levels):
@@ -79,6 +80,24 @@ def test_one_too_many_halts_for_good(take_steps, kinds, most):
 
 
 @pytest.mark.fault(20)
+def test_the_monitor_returns_finished_steps_once_and_ends_at_a_frozen_one(tmp_path):
+  def metrics(row=0):
+    return {"bits_per_dim": np.float32(3), "grad_norm": np.float32(1), "skipped": 0, "skipped_in_a_row": np.int32(row)}
+
+  with Checkpoints(tmp_path) as checkpoints:
+    monitor = NonFiniteMonitor(0, checkpoints)
+    assert monitor.check() == {}
+    finished = [monitor.add(step, metrics()) for step in range(1, 5)]
+    assert finished == [[], [], [1], [2]]
+    assert monitor.check() == monitor.check() == {"bits_per_dim": 3, "grad_norm": 1}
+    assert [monitor.add(step, metrics()) for step in (5, 6, 7)] == [[], [], [5]]
+    monitor.add(8, metrics(-1))
+    monitor.add(9, metrics(-1))
+    with pytest.raises(ValueError, match="step 8: the loss is 3.0 bits/dim .*; there is no checkpoint yet"):
+      monitor.add(10, metrics(-1))
+
+
+@pytest.mark.fault(20)
 def test_a_run_ends_before_a_nan_is_applied_and_says_where(tmp_path, cache):
   process = small_runs.start(tmp_path, cache, sabotage={"nan_from": 13, "nan_to": 14}, **SETTINGS)
   _, errors = process.communicate(timeout=100)
@@ -94,7 +113,7 @@ def test_a_run_ends_before_a_nan_is_applied_and_says_where(tmp_path, cache):
 def test_processes_halt_alike_at_an_image_that_one_of_them_has(tmp_path, cache):
   started = small_runs.start_several(tmp_path, cache, 2, sabotage={"nan_from": 13, "nan_to": 14}, **SETTINGS)
   said = [process.communicate(timeout=100)[1].splitlines()[-1] for process in started]
-  assert [process.returncode for process in started] == [1, 1]
+  assert [process.returncode for process in started] == [2, 2]
   assert all(line.startswith("error: step 13: the loss is nan") for line in said), said
   assert small_runs.saved_steps(tmp_path) == [5, 10]
 

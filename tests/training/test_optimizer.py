@@ -22,7 +22,7 @@ def test_schedule_warms_up_linearly_and_falls_as_a_cosine():
 
 def test_update_is_that_of_the_recipe():
   config = override(get_config(), {"lr": 0.01, "wd": 0.1, "clip_norm": 1.0, "adam_mu_dtype": "float32"})
-  optimizer = make_optimizer(config, total_steps=100, warmup_steps=10)
+  optimizer = make_optimizer(config, schedule(total_steps=100, warmup_steps=10))
   params = {"w": jnp.array([3.0, -2.0]), "b": jnp.array([0.5])}
   grads = {"w": jnp.array([3.0, 0.0]), "b": jnp.array([-4.0])}  # norm 5, clipped to 1
   state = optimizer.init(params)
@@ -46,7 +46,7 @@ PARTS = {"vit": {"embed": jnp.ones(3), "block0": {"kernel": jnp.ones(2), "bias":
 def steps_of(rules, n=4):
   """Parameters after some updates of the recipe."""
   config = override(get_config(), {"lr": 0.1, "wd": 0.1, "part_rates": rules, "adam_mu_dtype": "float32"})
-  optimizer = make_optimizer(config, total_steps=10, warmup_steps=1)
+  optimizer = make_optimizer(config, schedule(total_steps=10, warmup_steps=1))
   params, state = PARTS, optimizer.init(PARTS)
   for step in range(n):
     grads = jax.tree.map(lambda p, step=step: jnp.sin(p + step), params)
@@ -81,6 +81,6 @@ def test_a_rule_that_matches_no_parameter_is_rejected():
 
 def test_first_moment_is_kept_in_bfloat16_and_second_in_float32():
   params = {"w": jnp.ones(3)}
-  adam = next(s for s in make_optimizer(get_config(), 10, 1).init(params) if hasattr(s, "mu"))
+  adam = next(s for s in make_optimizer(get_config(), schedule(10, 1)).init(params) if hasattr(s, "mu"))
   assert adam.mu["w"].dtype == jnp.bfloat16
   assert adam.nu["w"].dtype == jnp.float32

@@ -34,6 +34,11 @@ def test_a_flow_that_cannot_run_is_refused_when_it_is_assembled(tiny_config, set
     assemble(tiny_config(**settings))
 
 
+def test_a_run_of_which_auto_would_choose_the_mesh_says_who_chooses(tiny_config):
+  with pytest.raises(ValueError, match="mesh.fsdp=auto depends on the training step; take the mesh of `choose_mesh`"):
+    assemble(tiny_config(**{"mesh.fsdp": "auto"}))
+
+
 def test_only_layers_that_start_from_data_depend_on_the_images(tiny_config):
   images = [jnp.full((16, 8, 8, 1), value, "uint8") for value in (3, 9)]
   for layers, differs in (((), False), (("actnorm",), True)):

@@ -15,7 +15,7 @@ from jet_jax import likelihood
 from jet_jax.config import resolve
 from jet_jax.jet import Jet
 from jet_jax.sampling.sampler import sample_step
-from jet_jax.training.optimizer import make_optimizer
+from jet_jax.training.optimizer import make_optimizer, schedule
 from jet_jax.training.step import train_step as one_step
 
 SHAPE, LEVELS = (4, 4, 2), 17
@@ -53,8 +53,8 @@ def test_a_step_is_a_function_of_state_batch_and_key(state):
 @pytest.mark.parametrize("microbatches", [1, 2])
 def test_a_step_keeps_all_dtypes_in_double_precision(microbatches):
   step = functools.partial(
-    one_step, model=MODEL, optimizer=make_optimizer(resolve(digits.get_config()), 10, 2), levels=LEVELS, ema_decay=0.9,
-    microbatches=microbatches,
+    one_step, model=MODEL, optimizer=make_optimizer(resolve(digits.get_config()), schedule(10, 2)), levels=LEVELS,
+    ema_decay=0.9, microbatches=microbatches,
   )  # fmt: skip
 
   def states():

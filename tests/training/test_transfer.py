@@ -18,7 +18,6 @@ from jet_jax.flow import splits
 from jet_jax.jet import Jet
 from jet_jax.train import Run, prepare, train
 from jet_jax.training import transfer
-from jet_jax.training.optimizer import make_optimizer
 from jet_jax.workdir.checkpoint import Checkpoints, saved_steps
 from jet_jax.workdir.trained import load_run
 from tools import import_big_vision
@@ -165,11 +164,11 @@ def test_the_best_step_can_be_asked_for_and_a_path_may_have_an_at(make_source, s
   shutil.copytree(make_source(keep_best=True), source)
   best = json.loads((source / "checkpoints/4/digests/metadata").read_text())["notes"]["step"]
   monkeypatch.chdir(tmp_path)
-  settled = {
+  found = {
     text: prepare(small(init_from=f"{start}{text}"), tmp_path / "run").run.config.init_from
     for start, text in (("name@4", ""), (source, "@best"), ("x/../name@4", "@2"))
   }
-  assert settled == {"": f"{source}@4", "@best": f"{source}@{best}", "@2": f"{source}@2"}
+  assert found == {"": f"{source}@4", "@best": f"{source}@{best}", "@2": f"{source}@2"}
 
 
 @pytest.mark.slow
@@ -198,6 +197,12 @@ def test_a_run_from_scratch_cannot_get_a_source_later(make_source, small, tmp_pa
   train(prepare(small(total_steps=1), tmp_path / "run"))
   with pytest.raises(ValueError, match="holds a run that started from scratch, and this one has init_from="):
     prepare(small(init_from=str(make_source())), tmp_path / "run")
+
+
+def test_a_start_that_was_never_saved_does_not_count_as_the_source_of_a_later_run(make_source, small, tmp_path):
+  begin(small(init_from=str(make_source())), tmp_path / "run")  # and its first save failed
+  for _ in ("from scratch", "resumed"):
+    train(prepare(small(total_steps=1), tmp_path / "run"))
 
 
 def test_a_source_that_moved_is_recognized_by_its_checkpoint(make_source, small, tmp_path):
@@ -315,4 +320,3 @@ def test_the_state_lies_where_the_mesh_wants_it(make_source, small, tmp_path):
   run, state = begin(small(init_from=str(make_source())), tmp_path / "run")
   shardings = sharding.state(state, run.mesh)
   assert all(jax.tree.leaves(jax.tree.map(lambda x, where: x.sharding == where, state, shardings)))
-  assert isinstance(make_optimizer(run.config, 4, 1), type(run.optimizer))

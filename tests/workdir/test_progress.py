@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from jet_jax import train
 from jet_jax.workdir import progress
 from jet_jax.workdir.progress import Clock, Terminal
 
@@ -59,6 +60,16 @@ def test_nothing_is_left_at_the_end(passes):
     passes(2)
     clock.finished(step)
   assert clock.left() == "ETA 0:00:00"
+
+
+def test_training_notes_steps_in_order_and_a_pause_after_its_step(tiny_config, tmp_path, monkeypatch):
+  noted, finished, pause = [], Clock.finished, Clock.pause
+  monkeypatch.setattr(Clock, "finished", lambda clock, step: noted.append(step) or finished(clock, step))
+  monkeypatch.setattr(Clock, "pause", lambda clock, name: noted.append(clock.step) or pause(clock, name))
+  config = tiny_config(total_steps=12, log_steps=4, eval_steps=6, sample_steps=0, checkpoint_steps=6)
+  train.train(train.prepare(config, tmp_path))
+  assert noted == sorted(noted)  # neither the bar nor the estimate goes back
+  assert noted.count(6) == 3  # as it ends, and in the pauses for evaluation and checkpoint
 
 
 def test_a_line_is_printed_whatever_the_locale(monkeypatch):

@@ -57,6 +57,21 @@ def test_nothing_waits_for_a_place_that_hangs(place, capsys):
   assert capsys.readouterr().err == "warning: Weights & Biases: it takes no more; training goes on, without it\n"
 
 
+def test_a_place_that_hangs_is_waited_for_once_until_it_goes_on(place):
+  sink, began = Sink("DIR/metrics.jsonl", place, "without it"), time.monotonic()
+  place.problem = "hangs"
+  for value in range(20):
+    sink.send("note", value)
+    sink.wait(0.5)
+  assert 0.5 <= time.monotonic() - began < 5
+  place.free.set()
+  sink._awaited.wait(10)
+  sink.send("note", "last")
+  sink.wait(10)
+  assert place.done[-1] == "last"
+  sink.close()
+
+
 def test_a_place_that_does_not_end_is_told(place, capsys):
   place.problem = "hangs"
   sink = Sink("Weights & Biases", place, "without it", patience=0.1)

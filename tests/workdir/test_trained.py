@@ -14,6 +14,7 @@ import jet_jax
 from jet_jax import evaluate, likelihood, sample, train
 from jet_jax.data import sources
 from jet_jax.data.npz import NpzWriter
+from jet_jax.devices import sharding
 from jet_jax.sampling import sampler
 from jet_jax.training import evaluator
 from jet_jax.workdir.metrics import MetricLog
@@ -189,6 +190,11 @@ def test_a_draw_that_is_broken_off_leaves_the_old_file(tmp_path):
     raise KeyboardInterrupt
   np.testing.assert_array_equal(np.load(path)["images"], np.ones((2, 3)))
   assert [one.name for one in path.parent.iterdir()] == ["a.npz"]
+
+
+def test_a_sampler_of_no_images_is_rejected():
+  with pytest.raises(ValueError, match="num=0 must be at least 1; give the number of images to draw"):
+    sampler.Sampler(None, (8, 8, 1), 17, 0, sharding.make_mesh())
 
 
 @pytest.mark.process

@@ -6,6 +6,8 @@ import types
 import numpy as np
 import pytest
 
+from jet_jax import train
+from jet_jax.devices import processes
 from jet_jax.workdir.wandb_page import WandbPage, check_wandb
 
 
@@ -48,6 +50,14 @@ def test_a_key_is_asked_for_unless_the_page_stays_offline(wandb, monkeypatch):
     wandb.login = lambda: None
   monkeypatch.setenv("WANDB_MODE", "offline")
   check_wandb("x")
+
+
+def test_only_the_process_that_reports_needs_a_key(wandb, tiny_config, tmp_path, monkeypatch):
+  wandb.api.api_key = None
+  with pytest.raises(ValueError, match="nobody is logged in"):
+    train.prepare(tiny_config(wandb_project="x"), tmp_path)
+  monkeypatch.setattr(processes, "is_writer", lambda: False)
+  train.prepare(tiny_config(wandb_project="x"), tmp_path)
 
 
 def test_a_page_gets_figures_and_pictures_and_stays_that_of_its_run(wandb, tmp_path):

@@ -36,21 +36,20 @@ class _Walk:
 
   def contains(self, name: str, operations: str) -> bool:
     """True if a computation, or one that it calls, has one of some operations."""
-    return any(
-      instruction.does(operations) or any(self.contains(called, operations) for called in instruction.called)
-      for instruction in self.computations.instructions[name]
-    )
+    return any(self.has(instruction, operations) for instruction in self.computations.instructions[name])
+
+  def has(self, instruction: Instruction, operations: str) -> bool:
+    """True if an instruction, or a computation that it calls, has one of some operations."""
+    return instruction.does(operations) or any(self.contains(called, operations) for called in instruction.called)
 
   def kind(self, instruction: Instruction) -> str:
     """One of `KINDS`, or "indexed" for a gather or scatter."""
-    has = lambda operations: (
-      instruction.does(operations) or any(self.contains(called, operations) for called in instruction.called)
-    )
-    if has("convolution|dot"):
+    if self.has(instruction, "convolution|dot"):
       return "matmul"
     if instruction.does("copy|transpose") or instruction.name.startswith(("copy", "transpose")):
       return "copies"
-    return "indexed" if has("gather|scatter") and not ESTIMATE.search(instruction.text) else "elementwise"
+    is_indexed = self.has(instruction, "gather|scatter") and not ESTIMATE.search(instruction.text)
+    return "indexed" if is_indexed else "elementwise"
 
   def rows(self, name: str, times: int = 1) -> list[tuple[int, str, str, str]]:
     """(cycles, place, kind, scope) of each operation of a computation that runs a number of times."""

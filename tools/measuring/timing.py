@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jet_jax import config as config_lib
 from jet_jax.devices import compile as compile_lib
 from jet_jax.devices import sharding
 from jet_jax.devices.settings import make_key
@@ -155,7 +156,7 @@ def _images_per_call(what: str, config, mesh) -> int:
   """Number of images in a call of one of `PROGRAMS`."""
   if what == "train":
     return config.batch_size
-  microbatch = sharding.round_up(config.batch_size // config.microbatches, mesh)
+  microbatch = sharding.round_up(config_lib.microbatch_size(config), mesh)
   return sharding.round_up(min(microbatch, sampler.CHUNK), mesh) if what == "sample" else microbatch
 
 
