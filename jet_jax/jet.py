@@ -16,9 +16,10 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Float
 
-from jet_jax.flow import LAYERS, Coupling, Layer, Reorder, Stack, ViT, in_order, named
+from jet_jax.flow import LAYERS, Coupling, Front, Layer, Reorder, Stack, ViT, in_order, named
 from jet_jax.flow.attention import IMPLEMENTATIONS, broken_rule
 from jet_jax.flow.explicit import with_automatic_axes
+from jet_jax.flow.front import FRONTS, LARGEST, FrontConstants, front_shapes
 from jet_jax.flow.reorder import composed_orders
 from jet_jax.flow.splits import Splits, check_splits, draw_splits
 from jet_jax.flow.stack import REMAT_POLICIES
@@ -65,6 +66,9 @@ class Jet(nn.Module):
     predictor: "vit", or "module:name" of the user's own, see `make_predictor` and `Coupling.predictor`.
     prior: of the latents: "normal" for N(0, I), or "module:name" of an object with `log_prob` and `sample`, see
       `likelihood.log_prior` and `likelihood.sample_prior`.
+    front: fixed linear layer before the couplings: "none", or a kind of `flow.Front`.
+    constant_predictions: see `Coupling`.
+    front_stretch: the largest factor by which the front's inverse stretches a direction; read where it is fitted.
   """
 
   couplings: int = 32
@@ -84,21 +88,25 @@ class Jet(nn.Module):
   layers: Sequence[str] = ()
   predictor: str = "vit"
   prior: str = "normal"
+  front: str = "none"
+  front_stretch: float = 4.0
+  constant_predictions: bool = False
 
-  def __call__(self, images) -> tuple[Images, Logdet]:
+  def __call__(self, images, fitted: FrontConstants | None = None) -> tuple[Images, Logdet]:
     """Data to latents.
 
     Args:
       images: float32 (B, H, W, C), dequantized: see `likelihood.dequantize`.
+      fitted: constants of the front, for `init` alone, which puts them to the permutations.
 
     Returns:
       Latents float32 (B, H, W, C), and logdet in nats, float32 (B,).
 
     Raises:
-      ValueError: shapes that the flow cannot split; see `check`.
+      ValueError: shapes that the flow cannot split, see `check`, or a front that was not fitted.
       TypeError: images that are not floating point.
     """
-    return self.transform(images, inverse=False)
+    return self.transform(images, inverse=False, fitted=fitted)
 
   def inverse(self, latents) -> tuple[Images, Logdet]:
     """Latents to data: the exact inverse of `__call__`, same shapes and errors; logdet is of this direction."""
@@ -106,7 +114,7 @@ class Jet(nn.Module):
 
   @nn.compact
   @with_automatic_axes
-  def transform(self, images, inverse: bool):
+  def transform(self, images, inverse: bool, fitted: FrontConstants | None = None):
     """Either direction; both walk the same layers."""
     self.check_input(images)
     height, width = (side // self.patch_size for side in images.shape[1:3])
@@ -118,6 +126,7 @@ class Jet(nn.Module):
     tokens, channels = composed_orders(splits.tokens), composed_orders(splits.channels)
     remat = "full" if self.remat == "auto" else self.remat
     layers = [
+      *self.front_layers(images.shape[1:], fitted),
       Reorder(tokens[0], channels[0]),
       Stack(self.one_coupling, self.couplings, (splits.spatial, tokens[1:], channels[1:]), remat, name="couplings"),
     ]
@@ -134,7 +143,8 @@ class Jet(nn.Module):
     spatial, *to_the_next = constants
     predictor = self.make_predictor()
     before = [LAYERS[name](name=name) for name in self.layers]
-    coupling = Coupling(predictor, spatial, self.scale_bound, self.scale_floor, name="coupling")
+    bounds = self.scale_bound, self.scale_floor
+    coupling = Coupling(predictor, spatial, *bounds, self.constant_predictions, name="coupling")
     return [*before, coupling, Reorder(*to_the_next)]
 
   @nn.nowrap
@@ -176,6 +186,18 @@ class Jet(nn.Module):
     elif self.width % self.heads:
       dividing = [h for h in range(1, self.width + 1) if self.width % h == 0]
       raise ValueError(f"heads={self.heads} must divide width={self.width}; try one of {dividing}")
+
+  @nn.nowrap
+  def check_front(self, image_shape: Sequence[int]) -> None:
+    """Raises ValueError, naming value, rule and fix, for a front that images (H, W, C) cannot have."""
+    if self.front not in FRONTS:
+      raise ValueError(f"front={self.front!r} must be one of {', '.join(FRONTS)}")
+    if self.front == "image" and math.prod(image_shape) > LARGEST:
+      raise ValueError(
+        f"front='image' is for at most {LARGEST:,} numbers an image, not {math.prod(image_shape):,}; use 'stationary'"
+      )
+    if not self.front_stretch > 0:  # rejects NaN too, and takes infinity
+      raise ValueError(f"front_stretch={self.front_stretch} must be positive; inf is no bound")
 
   @nn.nowrap
   def find_prior(self) -> Any:
@@ -225,11 +247,41 @@ class Jet(nn.Module):
     return splits
 
   @nn.nowrap
+  def front_layers(self, image_shape: Sequence[int], fitted: FrontConstants | None) -> list[Layer]:
+    """The front, if there is one.
+
+    Raises:
+      ValueError: `init` without its constants, or variables without them, or for images of another shape.
+    """
+    if self.front == "none":
+      return []
+    if fitted is None and not self.has_variable("permutations", "front"):
+      raise ValueError(
+        f"front={self.front!r} was never fitted; fit it by jet_jax.flow.fit_front and give it to init, or train"
+      )
+    constants: Any = self.variable("permutations", "front", lambda: jax.tree.map(jnp.float32, fitted)).value
+    have = {name: value.shape for name, value in constants.items()}
+    if have != (needed := front_shapes(self.front, image_shape, self.patch_size)):
+      raise ValueError(f"the front has shapes {have}, and front={self.front!r} for these images needs {needed}; fit it")
+    grid = image_shape[0] // self.patch_size, image_shape[1] // self.patch_size
+    return [Front(self.front, constants, grid, self.patch_size)]
+
+  @nn.nowrap
   def abstract_variables(self, image_shape: Sequence[int]):
     """Shapes and dtypes of `params` and `permutations` for images (H, W, C), as ShapeDtypeStructs."""
     images = jax.ShapeDtypeStruct((1, *image_shape), "float32")
     # They do not depend on the kinds of split, which may be from elsewhere and not such as this flow could draw.
-    return jax.eval_shape(self.clone(kinds=("channels",)).init, jax.random.key(0), images)
+    return jax.eval_shape(
+      self.clone(kinds=("channels",)).init, jax.random.key(0), images, self.abstract_front(image_shape)
+    )
+
+  @nn.nowrap
+  def abstract_front(self, image_shape: Sequence[int]) -> FrontConstants | None:
+    """Shapes and dtypes of the constants of the front for images (H, W, C), None without a front."""
+    if self.front == "none":
+      return None
+    shapes = front_shapes(self.front, image_shape, self.patch_size)
+    return {name: jax.ShapeDtypeStruct(shape, "float32") for name, shape in shapes.items()}
 
   @nn.nowrap
   def for_device(self, device, image_shape: Sequence[int]) -> "Jet":
@@ -289,6 +341,7 @@ class Jet(nn.Module):
     self.find_prior()
     if self.remat not in (*REMAT_POLICIES, "auto"):
       raise ValueError(f"remat={self.remat!r} must be one of {', '.join(REMAT_POLICIES)}, auto")
+    self.check_front(image_shape)
     if unknown := [name for name in self.layers if name not in LAYERS]:
       raise ValueError(f"layers={tuple(self.layers)} has {unknown[0]!r}; use some of {', '.join(LAYERS)}, each once")
     if len(set(self.layers)) < len(self.layers):

@@ -7,6 +7,7 @@ The same command again resumes from the latest checkpoint, bit for bit as if tra
 
 import contextlib
 import dataclasses
+import functools
 import os
 import pathlib
 import sys
@@ -26,7 +27,7 @@ from jet_jax.data import BadImage, ReaderDied, sources
 from jet_jax.devices import Stop, processes, settings, sharding, streams
 from jet_jax.devices import compile as compile_lib
 from jet_jax.sampling import Sampler
-from jet_jax.training import Evaluator, NonFiniteMonitor, Run, TrainState, choose_run, cost, transfer
+from jet_jax.training import Evaluator, NonFiniteMonitor, Run, TrainState, choose_run, cost, fitted_front, transfer
 from jet_jax.workdir import Checkpoints, MetricLog, bad_images, claim_workdir, holding, versions
 from jet_jax.workdir.wandb_page import check_wandb
 
@@ -136,13 +137,14 @@ def start_state(job: Job, init_key, checkpoints: Checkpoints) -> TrainState:
     state = TrainState.from_items(items)
     processes.say(f"resuming from step {state.step}")
     return state
+  fit = functools.partial(fitted_front, run.model, run.config.levels, job.training)
   if run.config.init_from:
-    state = transfer.start(run, job.workdir)
+    state = transfer.start(run, job.workdir, fit)
     checkpoints.save(state.items())  # from here on it needs its source no more
     return state
   if processes.is_writer():  # of a start whose first save failed: this run has no source
     (job.workdir / transfer.RECORD).unlink(missing_ok=True)
-  return run.initial_state(init_key, job.first_images(), compile_lib.memory_limit(jax.local_devices()))
+  return run.initial_state(init_key, job.first_images(), compile_lib.memory_limit(jax.local_devices()), fit())
 
 
 @dataclasses.dataclass(frozen=True)

@@ -106,18 +106,20 @@ def export_npz(model: Jet, variables, image_shape, npz: str | pathlib.Path) -> N
   """Writes a model of ours as official weights: the inverse of `convert`, bit for bit.
 
   Args:
-    model: a flow with a `scale_floor` of 0 and no `layers`; the official code has neither.
+    model: a flow with a `scale_floor` of 0, no front and no `layers`; the official code has none of them.
     variables: `params` and `permutations` of the model.
     image_shape: (H, W, C) of the images of the model.
     npz: path to write.
 
   Raises:
     ValueError: variables of another model or image shape, or a feature that the official code lacks: a `scale_floor`,
-      `layers`, or a split that reorders both tokens and channels.
+      a front, `layers`, or a split that reorders both tokens and channels.
   """
   image_shape = _check_image_shape(image_shape)
   if model.scale_floor:
     raise ValueError(f"scale_floor={model.scale_floor} has no official counterpart; export a model with scale_floor=0")
+  if model.front != "none":
+    raise ValueError(f"front={model.front!r} has no official counterpart; export a model with front='none'")
   if model.layers:
     raise ValueError(f"layers={tuple(model.layers)} have no official counterpart; export a model with layers=()")
   model.check(image_shape, draws_splits=False)

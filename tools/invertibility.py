@@ -23,6 +23,7 @@ from jet_jax import likelihood
 from jet_jax.data import sources
 from jet_jax.devices import settings, sharding
 from jet_jax.jet import Jet
+from jet_jax.training import fitted_front
 from jet_jax.workdir import load_run
 from jet_jax.workdir.metrics import as_json
 from jet_jax.workdir.trained import Trained, step_argument
@@ -151,7 +152,7 @@ def table(rows: list[dict]) -> str:
 def _initial_run(config_argument: str):
   """A `Trained` of the flow of a config file at initialization, as step 0."""
   config = config_lib.from_file(config_argument)
-  (source,) = sources.open_config(config, ["validation"])
+  training, source = sources.open_both(config)
   config.image_shape = source[0]["image"].shape
   model, key = Jet(**config.model), settings.make_key(config.seed)
   model.check(config.image_shape)
@@ -160,7 +161,9 @@ def _initial_run(config_argument: str):
     [source[i]["image"] for i in range(count if model.layers else 1)]
   )  # for layers that start from data
   x = likelihood.dequantize(images, likelihood.example_keys(key, np.arange(len(images))), config.levels)
-  return Trained(config, model, jax.jit(model.init)(key, x), 0, sharding.make_mesh())
+  return Trained(
+    config, model, jax.jit(model.init)(key, x, fitted_front(model, config.levels, training)), 0, sharding.make_mesh()
+  )
 
 
 def _open_run(args):

@@ -17,11 +17,15 @@ LARGEST_SIDE = 2**16  # of an image, a matrix or the flow: far larger numbers wo
 BELOW_ONE = 1 - 1e-9
 RANGES = {
   "batch_size": (1, LARGEST), "levels": (2, 256), "seed": (0, LARGEST), "lr": (0, 1e3), "wd": (0, 1),
-  "adam_b1": (0, BELOW_ONE), "adam_b2": (0, BELOW_ONE), "ema_decay": (0, BELOW_ONE), "clip_norm": (1e-9, 1e30),
-  "eval_noise_samples": (1, LARGEST), "sample_num": (1, LARGEST), "sample_temperature": (0, 1e3),
-  "checkpoint_keep": (1, LARGEST), "data.size": (0, LARGEST), "data.max_bad_images": (0, LARGEST),
-  "max_nonfinite_steps": (0, LARGEST), "patience": (0, LARGEST), "data.workers": (0, 256),
+  "muon_lr": (0, 1e3), "adam_b1": (0, BELOW_ONE), "adam_b2": (0, BELOW_ONE), "ema_decay": (0, BELOW_ONE),
+  "clip_norm": (1e-9, 1e30), "eval_noise_samples": (1, LARGEST), "sample_num": (1, LARGEST),
+  "sample_temperature": (0, 1e3), "checkpoint_keep": (1, LARGEST), "data.size": (0, LARGEST),
+  "data.max_bad_images": (0, LARGEST), "max_nonfinite_steps": (0, LARGEST), "patience": (0, LARGEST),
+  "data.workers": (0, 256),
   **{f"model.{name}": (1, LARGEST_SIDE) for name in ("couplings", "block_depth", "width", "heads", "patch_size")},
+}  # fmt: skip
+CHOICES = {
+  "optimizer": ("adam", "muon"), "adam_mu_dtype": ("float32", "bfloat16"), "model.dtype": ("float32", "bfloat16"),
 }  # fmt: skip
 
 
@@ -109,6 +113,6 @@ def _check_values(config) -> None:
   values = flatten(config)
   check_ranges(values)
   check_ranges(values, {"microbatches": (1, config.batch_size)})
-  for name in ("adam_mu_dtype", "model.dtype"):
-    if values[name] not in ("float32", "bfloat16"):
-      raise ValueError(f"{name}={values[name]!r} must be 'float32' or 'bfloat16'")
+  for name, choices in CHOICES.items():
+    if values[name] not in choices:
+      raise ValueError(f"{name}={values[name]!r} must be {' or '.join(map(repr, choices))}")

@@ -54,6 +54,8 @@ def default_config() -> Config:  # noqa: PLR0915  a line a field
   config.model.attention = "auto"  # suits the device; or xla, einsum, cudnn (GPUs), splash (TPUs)
   config.model.predictor = "vit"  # inside a coupling; or module:name of your own, see docs/guide/own-parts.md
   config.model.prior = "normal"  # of the latents, N(0, I); or module:name of your own
+  config.model.front = "none"  # linear layer fitted to the training images: stationary, image, patch, scale
+  config.model.front_stretch = 4.0  # largest factor by which the front's inverse stretches a direction
   config.own_code = ()  # digests of your own predictor and prior; training sets them, and evaluation compares them
 
   for duration in DURATIONS:
@@ -63,12 +65,13 @@ def default_config() -> Config:  # noqa: PLR0915  a line a field
   config.microbatches = 1  # split each batch into this many, computed one after another to save memory
   config.mesh = ConfigDict()  # number of devices on each axis, see devices/sharding.py
   config.mesh.data = -1  # devices, or groups of them, with a copy of the state each; -1 takes those that fsdp leaves
-  config.mesh.fsdp = FieldReference(
-    1, field_type=object
-  )  # devices that share one copy of the state; auto: as few as the training step fits on
+  config.mesh.fsdp = FieldReference(1, field_type=object)  # devices to a copy of the state; auto: as few as it fits on
 
-  config.lr = 3e-4  # learning rate at its peak
-  config.schedule = "cosine"  # of lr and wd: warm-up from 0, then a cosine to 0; or module:name of your own
+  config.optimizer = "adam"  # or muon for the parameters of muon_params, and adam for all others
+  config.lr = 3e-4  # learning rate of adam at its peak
+  config.muon_lr = 0.02  # learning rate of muon at its peak
+  config.muon_params = "block.*kernel"  # regular expression, searched in their paths: the kernels of the blocks
+  config.schedule = "cosine"  # of lr and wd: warm-up, then a cosine to 0; wsd: then flat; or module:name of your own
   config.wd = 1e-5  # weight decay per step at the schedule's peak, not multiplied by lr
   config.part_rates = ()  # ("PATTERN=FACTOR",) scales updates of matching parameters; see training/param_groups.py
   config.adam_b1 = 0.9  # decay of the first moment
@@ -80,6 +83,7 @@ def default_config() -> Config:  # noqa: PLR0915  a line a field
 
   config.init_from = ""  # WORKDIR, WORKDIR@STEP or WORKDIR@best of a run to start from; see training/transfer.py
   config.init_ema = False  # start from that run's averaged weights
+  config.init_front = True  # take that run's front; False fits one to the new images, as images of another size do
   config.keep_best = False  # keep the checkpoint with the lowest val/bits_per_dim besides the latest
   config.patience = 0  # stop after this many evaluations without improvement; 0 is off; implies keep_best
 

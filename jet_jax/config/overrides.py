@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from jet_jax.config.command_line import FIELD, did_you_mean
 from jet_jax.config.durations import DURATIONS, clear_other_units, split_unit
 from jet_jax.config.fields import Config
+from jet_jax.config.recipes import RECIPES
 
 # An item of an argument; a comma within quotes after "=", or within a tuple or list, is part of it.
 ITEM = re.compile(r"""(?:(?<==)(?:'[^']*'|"[^"]*")(?=,|$)|\([^)]*\)|\[[^\]]*\]|[^,])+""")
@@ -40,12 +41,12 @@ def with_argument(config: Config, argument: str, variants: dict[str, dict] | Non
     config: the config of the file, before the argument.
     argument: variant names and key=value pairs, separated by commas, applied from left to right. A value with a comma
       stands in quotes.
-    variants: name -> fields that it sets, as for `override`.
+    variants: name -> fields that it sets, as for `override`; those of `RECIPES` are known too, unless given here.
 
   Raises:
     ValueError: an unknown variant or field, or a value of the wrong type.
   """
-  variants = variants or {}
+  variants = RECIPES | (variants or {})
   last = ""
   for item in ITEM.findall(argument or ""):
     name, is_pair, text = item.partition("=")

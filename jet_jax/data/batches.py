@@ -144,13 +144,18 @@ def place_ahead(batches: Iterator, place: Callable, count: int = 2) -> Iterator:
   yield from placed
 
 
-def eval_batches(source, batch_size: int) -> Iterator[Example]:
+def eval_batches(source, batch_size: int, every: int = 1) -> Iterator[Example]:
   """Yields every readable example once, in order. Copies of the last image fill the last batch.
+
+  Args:
+    source: from `sources.open_splits`.
+    batch_size: images per batch.
+    every: of so many examples, only the first is read.
 
   Yields:
     {"image": uint8 (B, H, W, C), "index": int32 (B,), "mask": bool (B,)}; mask is False for copies and replacements.
   """
-  batches = grain.MapDataset.source(source).batch(batch_size)
+  batches = grain.MapDataset.source(source)[::every].batch(batch_size)
   for batch in Reader(batches, max_bad_images=getattr(source, "max_bad_images", 0)):
     count = len(batch["index"])
     take = np.minimum(np.arange(batch_size), count - 1)

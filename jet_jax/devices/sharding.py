@@ -75,6 +75,16 @@ def keep_split(x: jax.Array) -> jax.Array:
   return jax.lax.with_sharding_constraint(x, PartitionSpec(AXES)) if knows_mesh() else x
 
 
+def keep_whole_matrices(x: jax.Array) -> jax.Array:
+  """Splits (couplings, in, out) by couplings over "fsdp", if that is even, while a program for a mesh is traced.
+
+  Muon multiplies a matrix with itself. Split by rows or columns, as the weights are, that took 2.4 times the operations
+  on 8 devices, and a sum over them in each product (2026-11-29, 16 couplings, width 128).
+  """
+  is_even = knows_mesh() and x.shape[0] % jax.sharding.get_abstract_mesh().shape["fsdp"] == 0
+  return jax.lax.with_sharding_constraint(x, PartitionSpec("fsdp")) if is_even else x
+
+
 def knows_mesh() -> bool:
   """Returns True while a program for a mesh is traced; a model that is called by itself has no mesh."""
   return set(AXES) <= set(jax.sharding.get_abstract_mesh().axis_names)
@@ -84,19 +94,20 @@ def state(shapes, mesh: Mesh):
   """Shardings of a tree of arrays or ShapeDtypeStructs: parameters, what has their shapes, and permutations.
 
   The first axis of a parameter is that of the scan over couplings and never split, or every step of the scan would
-  wait for one device. Of the others the largest that can be split evenly is, over "fsdp"; the last of equals. Index
-  tables, scalars and small arrays are copied.
+  wait for one device. Of the others the largest that can be split evenly is, over "fsdp"; the last of equals. The
+  permutations and what belongs to them, scalars and small arrays are copied.
   """
 
-  def rule(leaf):
+  def rule(path, leaf):
     parts = mesh.shape["fsdp"]
     axes = [axis for axis in range(1, leaf.ndim) if leaf.shape[axis] % parts == 0]
-    if parts == 1 or not axes or leaf.size < SMALLEST or np.issubdtype(leaf.dtype, np.integer):
+    is_constant = "permutations" in jax.tree_util.keystr(path) or np.issubdtype(leaf.dtype, np.integer)
+    if parts == 1 or not axes or leaf.size < SMALLEST or is_constant:
       return replicated(mesh)
     split = max(axes, key=lambda axis: (leaf.shape[axis], axis))
     return NamedSharding(mesh, PartitionSpec(*(["fsdp" if axis == split else None for axis in range(leaf.ndim)])))
 
-  return jax.tree.map(rule, shapes)
+  return jax.tree.map_with_path(rule, shapes)
 
 
 def place_like(shapes, mesh: Mesh):

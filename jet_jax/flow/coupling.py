@@ -44,18 +44,22 @@ class Coupling(Layer):
     spatial: bool (), whether the tokens are cut in two halves, or the channels; see `splits.halves`.
     scale_bound: m, the largest scale; at 2, with a predictor that starts at zero, a new coupling is the identity.
     scale_floor: the smallest scale, see `scale_and_log`.
+    constant_predictions: derivatives take bias and scale for constants, as sampling at a temperature does.
   """
 
   predictor: nn.Module
   spatial: Bool[Array, ""]
   scale_bound: float = 2.0
   scale_floor: float = 0.0
+  constant_predictions: bool = False
 
   @nn.compact
   def transform(self, x, context, inverse):
     """See `Layer`. Raises ValueError if the predictor returns anything but two arrays of the shape of x1."""
     x1, x2 = halves(x, self.spatial)
     bias, raw_scale = _checked(self.predictor(x1) if context is None else self.predictor(x1, context), x1.shape)
+    if self.constant_predictions:
+      bias, raw_scale = jax.lax.stop_gradient((bias, raw_scale))
     scale, log_scale = scale_and_log(raw_scale, self.scale_bound, self.scale_floor)
     logdet = jnp.sum(log_scale, axis=(1, 2))
     if inverse:

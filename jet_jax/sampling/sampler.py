@@ -15,23 +15,40 @@ from jet_jax.devices.settings import make_key
 CHUNK = 256  # images in one pass through the flow, at most
 
 
-def sample_step(variables, key, index, temperature, *, model, image_shape, levels) -> tuple[jax.Array, jax.Array]:
-  """Draws images from the flow: latents from the prior, one inverse pass, rounded to pixels.
+def images_at(variables, key, index, temperature, model, image_shape) -> jax.Array:
+  """Draws images from the flow, before they are rounded: latents z from the prior, and one inverse pass.
+
+  The inverse is x = A z + b, where the biases and scales that the predictors give on the way make A and b. At
+  temperature T the image is T A z + b: all predictors read the states of T = 1. If they read those of T z, as is
+  common, each coupling shrinks what the next one reads. Energy falls far below that of any image, and what is predicted
+  there has no meaning (docs/recipe.md).
 
   Args:
     variables: `params` and `permutations`.
     key: of the latents.
     index: int32 (B,), number of each image; an image depends on `key` and its number alone.
-    temperature: factor on the latents; below 1 samples are smoother and less varied. A prior of the user's own defines
-      it otherwise.
-    model, image_shape, levels: constants of the run; (H, W, C).
+    temperature: T; below 1 samples are smoother and less varied. A prior of the user's own defines how it changes z.
+    model: the flow.
+    image_shape: (H, W, C).
+
+  Returns:
+    float32 (B, H, W, C), in the units of `likelihood.dequantize`.
+  """
+  keys, prior = likelihood.example_keys(key, index), model.find_prior()
+  z, z_at_temperature = (likelihood.sample_prior(keys, image_shape, t, prior) for t in (1.0, temperature))
+  flow = model.clone(constant_predictions=True)
+  inverse = lambda z: flow.apply(variables, z, method="inverse")[0]
+  x, change = jax.jvp(inverse, (z,), (z_at_temperature - z,))  # A times the change of z
+  return x + change
+
+
+def sample_step(variables, key, index, temperature, *, model, image_shape, levels) -> tuple[jax.Array, jax.Array]:
+  """Draws images and rounds them to pixels; arguments as for `images_at`.
 
   Returns:
     uint8 (B, H, W, C), and bool (B,), True if all numbers of the image were finite; else its pixels mean nothing.
   """
-  keys = likelihood.example_keys(key, index)
-  z = likelihood.sample_prior(keys, image_shape, temperature, model.find_prior())
-  x, _ = model.apply(variables, z, method="inverse")
+  x = images_at(variables, key, index, temperature, model, image_shape)
   return likelihood.quantize(x, levels), jnp.all(jnp.isfinite(x), axis=(1, 2, 3))
 
 

@@ -26,7 +26,7 @@ def scale_groups(rules: Sequence[str]) -> optax.GradientTransformation:
     return next((i for i, (pattern, _) in enumerate(factors) if pattern.search(name)), None)
 
   def init(params):
-    names = [_name(path) for path, _ in jax.tree.leaves_with_path(params)]
+    names = [path_of(path) for path, _ in jax.tree.leaves_with_path(params)]
     used = {rule_of(name) for name in names}
     for i, rule in enumerate(rules):
       if i not in used:
@@ -37,7 +37,7 @@ def scale_groups(rules: Sequence[str]) -> optax.GradientTransformation:
     del params
 
     def scale(path, x):
-      rule = rule_of(_name(path))
+      rule = rule_of(path_of(path))
       return x if rule is None else x * factors[rule][1]
 
     return jax.tree.map_with_path(scale, updates), state
@@ -45,7 +45,8 @@ def scale_groups(rules: Sequence[str]) -> optax.GradientTransformation:
   return optax.GradientTransformation(init, update)
 
 
-def _name(path) -> str:
+def path_of(path) -> str:
+  """The path of a parameter in its tree as text: "couplings/vit/block0_mlp/up/kernel"."""
   return jax.tree_util.keystr(path, simple=True, separator="/")
 
 

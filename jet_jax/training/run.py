@@ -13,8 +13,9 @@ from jet_jax.config import Config, duration_in_steps
 from jet_jax.devices import processes, sharding
 from jet_jax.devices.compile import bytes_a_device, compile_to_fit, key_shape, on_mesh
 from jet_jax.devices.settings import make_key
+from jet_jax.flow.front import FrontConstants
 from jet_jax.jet import Jet
-from jet_jax.training.optimizer import find_schedule, make_optimizer
+from jet_jax.training.optimizer import SCHEDULES, find_schedule, make_optimizer
 from jet_jax.training.step import TrainState, fresh_state, init_state, train_step
 from jet_jax.workdir import Best
 
@@ -61,7 +62,7 @@ class Run:
     model.check(config.image_shape)
     model = model.for_device(mesh.devices.flat[0], config.image_shape)
     total_steps, warmup_steps = (duration_in_steps(config, name, num_examples) for name in ("total", "warmup"))
-    if config.schedule == "cosine" and warmup_steps >= total_steps > 1:
+    if config.schedule in SCHEDULES and warmup_steps >= total_steps > 1:
       raise ValueError(
         f"the warm-up of {warmup_steps:,} steps must be shorter than the run of {total_steps:,}; set less"
       )
@@ -107,7 +108,8 @@ class Run:
     """The state as ShapeDtypeStructs with their shardings, to restore or compile by."""
     init = functools.partial(self._init_state, make_key(0))
     images = jax.ShapeDtypeStruct((1, *self.config.image_shape), "uint8")
-    return sharding.place_like(jax.eval_shape(init, images), self.mesh)
+    fitted = self.model.abstract_front(self.config.image_shape)
+    return sharding.place_like(jax.eval_shape(init, images, fitted), self.mesh)
 
   @property
   def train_arguments(self) -> tuple[TrainState, Any, Any]:
@@ -116,19 +118,20 @@ class Run:
     images = jax.ShapeDtypeStruct(shape, "uint8", sharding=sharding.batched(self.mesh))
     return self.state_shapes, images, key_shape()
 
-  def initial_state(self, key, images, limit: int | None = None) -> TrainState:
+  def initial_state(self, key, images, limit: int | None = None, fitted: FrontConstants | None = None) -> TrainState:
     """The state at step 0, each part made where it lives.
 
     Args:
       key: PRNG key of the parameters and permutations.
       images: uint8 (B, H, W, C), on the devices: data for layers that start from data.
       limit: bytes of memory of a device, None if unknown.
+      fitted: constants of the front, None without one.
 
     Raises:
       ValueError: a forward pass of these images does not fit.
     """
     init = jax.jit(on_mesh(self.mesh, self._init_state), out_shardings=self._placement)
-    return compile_to_fit("the initial state", init.lower(key, images), limit)(key, images)
+    return compile_to_fit("the initial state", init.lower(key, images, fitted), limit)(key, images, fitted)
 
   def state_from(self, variables) -> TrainState:
     """The state at step 0 of a run that starts from these `params` and `permutations`, each part where it lives."""
@@ -192,10 +195,9 @@ class Run:
   def _placement(self):
     return jax.tree.map(lambda x: x.sharding, self.state_shapes)
 
-  def _init_state(self, key, images) -> TrainState:
-    return init_state(
-      key, images, model=self.model, optimizer=self.optimizer, levels=self.config.levels, with_ema=self._with_ema
-    )
+  def _init_state(self, key, images, fitted) -> TrainState:
+    levels, with_ema = self.config.levels, self._with_ema
+    return init_state(key, images, fitted, model=self.model, optimizer=self.optimizer, levels=levels, with_ema=with_ema)
 
 
 def choose_mesh(config: Config, num_examples: int, devices=None, limit: int | None = None) -> Mesh:

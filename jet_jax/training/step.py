@@ -10,6 +10,7 @@ from flax import struct
 from jaxtyping import Array, Key, UInt8
 
 from jet_jax import likelihood
+from jet_jax.flow.front import FrontConstants
 from jet_jax.jet import Jet
 from jet_jax.training import nonfinite
 
@@ -24,7 +25,7 @@ class TrainState(struct.PyTreeNode):
     skipped: int32 (), steps that changed nothing, because their loss or gradient was not finite.
     skipped_in_a_row: int32 (), consecutive skipped steps; -1 means the limit was exceeded and training is frozen.
     params: float32 parameters of the flow.
-    permutations: the flow's splits, index tables; see `flow.splits.Splits`.
+    permutations: constants of the flow: its splits, index tables, see `flow.splits.Splits`; and its "front", if any.
     opt_state: of the optimizer.
     ema: exponential moving average of `params`, or None if it is off.
   """
@@ -54,18 +55,26 @@ class TrainState(struct.PyTreeNode):
 
 
 def init_state(
-  key: Key[Array, ""], images: Images, *, model: Jet, optimizer, levels: int, with_ema: bool
+  key: Key[Array, ""],
+  images: Images,
+  fitted: FrontConstants | None = None,
+  *,
+  model: Jet,
+  optimizer,
+  levels: int,
+  with_ema: bool,
 ) -> TrainState:
   """Returns the state at step 0 of a new flow.
 
   Args:
     key: PRNG key of parameters and permutations.
     images: uint8 (B, H, W, C), data for layers that start from data, such as ActNorm; no other layer depends on them.
+    fitted: constants of the front, None without one.
     model, optimizer, levels: constants of the run.
     with_ema: True if the state has an average of the parameters.
   """
   x = likelihood.dequantize(images, likelihood.example_keys(key, jnp.arange(images.shape[0])), levels)
-  return fresh_state(model.init(key, x), optimizer, with_ema)
+  return fresh_state(model.init(key, x, fitted), optimizer, with_ema)
 
 
 def fresh_state(variables, optimizer: optax.GradientTransformation, with_ema: bool) -> TrainState:

@@ -11,6 +11,7 @@ import functools
 import itertools
 import json
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -18,6 +19,7 @@ from einops import rearrange
 
 from jet_jax import config as config_lib
 from jet_jax.devices import processes
+from jet_jax.flow.front import FrontConstants
 from jet_jax.flow.splits import Splits, move_splits
 from jet_jax.jet import Jet
 from jet_jax.training.run import Run
@@ -30,7 +32,7 @@ from jet_jax.workdir.trained import check_own_code
 # The fields of `config.model` that decide which function the parameters compute.
 FUNCTION = (
   "couplings", "block_depth", "width", "heads", "patch_size", "kinds", "spatial", "scale_bound", "scale_floor",
-  "layers", "predictor",
+  "layers", "predictor", "front",
 )  # fmt: skip
 RECORD = "init_from.json"  # in the work directory: source, step, weights and digest that the run started from
 
@@ -89,12 +91,13 @@ def _check(config: config_lib.Config, source: config_lib.Config) -> None:
     )
 
 
-def start(run: Run, workdir: pathlib.Path) -> TrainState:
+def start(run: Run, workdir: pathlib.Path, fit_front: Callable[[], FrontConstants | None]) -> TrainState:
   """Returns the state at step 0 of a run that starts from another; prints and records its source.
 
   Args:
     run: its `config.init_from` is that of `resolve_source`.
     workdir: of the run.
+    fit_front: fits a front to the new images; called if the source's is not for them, or not wanted.
 
   Raises:
     ValueError: the checkpoint is damaged, or was deleted.
@@ -104,6 +107,9 @@ def start(run: Run, workdir: pathlib.Path) -> TrainState:
   weights = "ema" if config.init_ema else "params"
   source = load_run(path, int(step), run.mesh, weights=weights)
   variables, changed = move(source.variables, source.model, source.config.image_shape, config.image_shape)
+  if run.model.front != "none" and (changed or not config.init_front):
+    variables["permutations"]["front"] = fit_front()
+    changed.append("permutations/front fitted to the new images")
   if source.model.prior != run.model.prior:
     changed.append(f"prior {run.model.prior} in place of {source.model.prior}")
   with Checkpoints(path) as checkpoints:
@@ -117,6 +123,8 @@ def start(run: Run, workdir: pathlib.Path) -> TrainState:
 def move(variables, model: Jet, image_shape, new_shape) -> tuple[dict[str, Any], list[str]]:
   """Returns the variables of the same flow for images of another size, and a list of the changes in words.
 
+  A front is left out if the size is another.
+
   Args:
     variables: `params` and `permutations` of `model`.
     model: a flow.
@@ -127,7 +135,7 @@ def move(variables, model: Jet, image_shape, new_shape) -> tuple[dict[str, Any],
   if grid == new_grid:
     return variables, []
   sizes = f"from {grid[0]}x{grid[1]} patches to {new_grid[0]}x{new_grid[1]}"
-  splits = move_splits(Splits(**variables["permutations"]), grid, new_grid)
+  splits = move_splits(Splits(*(variables["permutations"][name] for name in Splits._fields)), grid, new_grid)
   params, changed = variables["params"], [f"permutations/tokens moved {sizes}"]
   if model.predictor == "vit":
     couplings = params["couplings"]

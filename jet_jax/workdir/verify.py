@@ -96,8 +96,9 @@ def check_shapes(folder: pathlib.Path, saved: dict[str, ArrayFingerprint], wante
 
 def _suspect(name: str, there, here) -> str:
   """Names the field of the config that decides most about an array's shape, or whether it exists."""
-  if "/ema/" in name:
-    return "ema_decay"
+  for part, fields in (("/ema/", "ema_decay"), ("/front/", "model.front, data.size and model.patch_size")):
+    if part in name:
+      return fields
   if there is None or here is None:
     if "/permutations/" in name:
       return "the version of jet_jax that wrote it (before 0.2.0 the splits were one table)"

@@ -177,3 +177,12 @@ def check_same(workdir, other):
   np.testing.assert_allclose(losses(workdir), losses(other), rtol=1e-5)
   # A value that lies on the edge of two levels may fall to either side.
   assert np.mean(samples(workdir) != samples(other)) < 0.01
+
+
+def test_two_processes_fit_the_front_that_one_does(tmp_path):
+  settings = {"model__front": "stationary", "optimizer": "muon", "mesh__fsdp": 2, "eval_steps": 0, "sample_steps": 0}
+  for name in ("one", "two"):
+    (tmp_path / name).mkdir()
+  one = run(tmp_path / "one", stop=1, devices=2, **settings)
+  two = run(tmp_path / "two", stop=1, processes=2, **settings)
+  assert one["start"] == two["start"]

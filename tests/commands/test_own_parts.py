@@ -27,7 +27,7 @@ from jet_jax.training.optimizer import find_schedule
 
 pytestmark = pytest.mark.process  # whole runs, or eight devices: too long for `make check`
 
-PARTS = {"predictor": "own_file:Mixer", "prior": "own_file:Logistic", "schedule": "own_file:wsd"}
+PARTS = {"predictor": "own_file:Mixer", "prior": "own_file:Logistic", "schedule": "own_file:triangle"}
 DIGITS = (8, 8, 1)
 PAGE = pathlib.Path("docs/guide/own-parts.md")
 MORE = """

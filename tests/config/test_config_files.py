@@ -28,6 +28,7 @@ def variants() -> list:
     found.append((name, "") if name in QUICK else pytest.param(name, "", marks=pytest.mark.slow))
     # Shrunk, a variant is nearly the config itself.
     found += [pytest.param(name, variant, marks=pytest.mark.slow) for variant in getattr(module, "VARIANTS", {})]
+    found.append((name, "fast") if name == "small32" else pytest.param(name, "fast", marks=pytest.mark.slow))
   return found
 
 
@@ -61,7 +62,9 @@ def test_every_config_trains_and_learns(name, variant, tmp_path):
     override(config, {"seed": 1, "total_steps": 80, "eval_steps": 80, "log_steps": 80, "checkpoint_steps": 80})
   train.train(train.prepare(config, tmp_path / "run"))
   lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-  assert lines[-1]["val/bits_per_dim"] < lines[0]["train/bits_per_dim"] - (0.1 if config.init_from else 0.5)
+  # A front knows these images, one colour each, from the start: a flow without one starts at 8 bits/dim and more.
+  limit = 4.5 if variant == "fast" else lines[0]["train/bits_per_dim"] - (0.1 if config.init_from else 0.5)
+  assert lines[-1]["val/bits_per_dim"] < limit
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -12,7 +12,8 @@ import pytest
 
 from flows import randomize
 from jet_jax.devices import sharding
-from jet_jax.flow import ActNorm, Coupling, Reorder, Stack, ViT
+from jet_jax.flow import ActNorm, Coupling, Front, Reorder, Stack, ViT
+from jet_jax.flow.front import FRONTS, front_shapes
 from jet_jax.flow.reorder import composed_orders
 from jet_jax.flow.splits import draw_splits
 from jet_jax.workdir.checkpoint import Checkpoints
@@ -31,6 +32,14 @@ def vit(dtype, **name):
 
 def coupling(dtype, spatial, **settings):
   return Coupling(vit(dtype), jnp.array(spatial), **settings)
+
+
+def front(kind):
+  """A front with random constants, float64, of any rotations and scales."""
+  rng, shapes = np.random.default_rng(3), front_shapes(kind, (2, 2, CHANNELS), 1)
+  rotation = np.linalg.qr(rng.normal(size=shapes["rotation"]))[0]
+  mean, log_scale = (rng.normal(size=shapes[name]) for name in ("mean", "log_scale"))
+  return Front(kind, {"mean": mean, "rotation": rotation, "log_scale": log_scale}, (2, 2), 1)
 
 
 def one_period(dtype, constants):
@@ -64,6 +73,7 @@ LAYERS = {
   "coupling, scale bound 3": (lambda dtype: coupling(dtype, False, scale_bound=3.0), None),
   "coupling, scale floor 0.2": (lambda dtype: coupling(dtype, True, scale_floor=0.2), None),
   "actnorm": (lambda dtype: ActNorm(), is_normalized),
+  **{f"front, {kind}": (lambda dtype, kind=kind: front(kind), None) for kind in FRONTS[1:]},
   "stack": (
     lambda dtype: Stack(functools.partial(one_period, dtype), 3, (SPLITS.spatial, *TO_THE_NEXT)),
     is_reordered_and_normalized,

@@ -16,6 +16,7 @@ import pytest
 
 from jet_jax import evaluate, likelihood, sample
 from jet_jax.config import load
+from jet_jax.flow import fit_front
 from jet_jax.jet import Jet
 from jet_jax.workdir.trained import load_run
 from tools.import_big_vision import CHANNEL_MASKS, PREDICTOR, SPATIAL_MASKS, convert, export_npz, main
@@ -296,8 +297,10 @@ def test_the_command_refuses_what_it_cannot_use_and_writes_nothing(argument, mes
   assert not (tmp_path / "run").exists()
 
 
-def test_a_flow_with_layers_that_the_official_code_lacks_is_not_exported(tmp_path):
-  model = Jet(couplings=2, block_depth=1, width=8, heads=2, patch_size=2, layers=("actnorm",))
-  variables = model.init(jax.random.key(0), jnp.zeros((2, 4, 4, 2)))
-  with pytest.raises(ValueError, match="layers=.*no official counterpart"):
+@pytest.mark.parametrize("settings", [{"layers": ("actnorm",)}, {"front": "scale"}])
+def test_a_flow_with_layers_that_the_official_code_lacks_is_not_exported(settings, tmp_path):
+  model, images = Jet(couplings=2, block_depth=1, width=8, heads=2, patch_size=2, **settings), np.zeros((2, 4, 4, 2))
+  fitted = fit_front("scale", [images.astype(np.uint8)], 2) if "front" in settings else None
+  variables = model.init(jax.random.key(0), jnp.float32(images), fitted)
+  with pytest.raises(ValueError, match=f"{next(iter(settings))}=.*no official counterpart"):
     export_npz(model, variables, (4, 4, 2), tmp_path / "out.npz")

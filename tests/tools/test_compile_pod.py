@@ -379,6 +379,40 @@ def test_collectives_of_known_size_count_the_bytes_of_their_results(platform):
     assert found[kind]["bytes"] == 2 * 2 * 2**20 * ratio.get(kind, 1)
 
 
+MUON = """
+import json
+import jax
+jax.config.update("jax_num_cpu_devices", 8)
+from jet_jax.devices import sharding
+from jet_jax.devices.compile import on_mesh
+from jet_jax.jet import Jet
+from jet_jax.training.optimizer import muon
+from tools.measuring.collectives import collectives
+
+params = Jet(couplings=16, block_depth=1, width=128, heads=4).abstract_variables((16, 16, 3))["params"]
+kernels = [leaf for leaf in jax.tree.leaves(params) if leaf.ndim == 3 and min(leaf.shape[1:]) >= 128]
+optimizer = muon()
+found = []
+for fsdp in (1, 8):
+  mesh = sharding.make_mesh({"data": -1, "fsdp": fsdp})
+  shapes = sharding.place_like((kernels, {"muon": jax.eval_shape(optimizer.init, kernels)}), mesh)
+  where = jax.tree.map(lambda leaf: leaf.sharding, shapes)
+  update = lambda grads, state: (optimizer.update(grads, state["muon"], grads)[0], state)
+  program = jax.jit(on_mesh(mesh, update), out_shardings=where).lower(*shapes).compile()
+  found.append((program.cost_analysis()["flops"], collectives(program.as_text())))
+print(json.dumps([len(kernels), *found]))
+"""
+
+
+@pytest.mark.process
+def test_muon_computes_each_matrix_on_one_device_without_exchange_in_between():
+  count, (alone, _), (shared, exchanged) = run_script(MUON)
+  assert count == 6
+  # A matrix whose rows or columns lie on 8 devices took 2.4 times the operations, and a sum over them in each product.
+  assert shared < alone / 8 * 1.05
+  assert set(exchanged) == {"all-to-all"}, exchanged
+
+
 @pytest.mark.process
 @pytest.mark.slow
 @needs_compiler

@@ -8,7 +8,9 @@ import pytest
 
 from configs.digits import get_config
 from jet_jax.config import override
-from jet_jax.training.optimizer import make_optimizer, schedule
+from jet_jax.jet import Jet
+from jet_jax.training.optimizer import find_schedule, make_optimizer, muon_labels, schedule, warmup_stable_decay
+from jet_jax.training.param_groups import path_of
 
 
 def test_schedule_warms_up_linearly_and_falls_as_a_cosine():
@@ -84,3 +86,99 @@ def test_first_moment_is_kept_in_bfloat16_and_second_in_float32():
   adam = next(s for s in make_optimizer(get_config(), schedule(10, 1)).init(params) if hasattr(s, "mu"))
   assert adam.mu["w"].dtype == jnp.bfloat16
   assert adam.nu["w"].dtype == jnp.float32
+
+
+def test_the_schedule_wsd_warms_up_stays_and_falls_over_the_last_fifth():
+  shape = warmup_stable_decay(total_steps=100, warmup_steps=10)
+  values = {0: 0, 5: 0.5, 10: 1, 50: 1, 80: 1, 90: 0.5, 99: 0.05}
+  assert {step: pytest.approx(float(shape(step))) for step in values} == values
+  np.testing.assert_allclose(warmup_stable_decay(2, 1)(jnp.arange(2)), [0, 1])  # short runs have all three too
+  assert find_schedule(override(get_config(), {"schedule": "wsd"}), 100, 10)(90) == pytest.approx(0.5)
+
+
+def flow_params():
+  return Jet(couplings=4, block_depth=1, width=8, heads=2).abstract_variables((8, 8, 3))["params"]
+
+
+def test_muon_takes_the_kernels_of_the_blocks_and_nothing_else():
+  labels = {path_of(path): label for path, label in jax.tree.leaves_with_path(muon_labels(flow_params(), KERNELS))}
+  attention = {f"couplings/vit/block0_attention/{name}/kernel" for name in ("query", "key", "value", "out")}
+  mlp = {f"couplings/vit/block0_mlp/{name}/kernel" for name in ("up", "down")}
+  assert {name for name, label in labels.items() if label == "muon"} == attention | mlp
+  assert set(labels.values()) == {"muon", "adam"}
+  # One moment for each number of the kernels, two for each other.
+  optimizer = make_muon(get_config())
+  state, params = jax.eval_shape(optimizer.init, flow_params()), flow_params()
+  numbers = lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree) if leaf.ndim > 1)
+  sizes = {name: numbers(jax.tree.map(lambda leaf, label, name=name: leaf if label == name else None,
+                                      params, muon_labels(params, KERNELS))) for name in ("muon", "adam")}  # fmt: skip
+  assert numbers(state) == sizes["muon"] + 2 * sizes["adam"]
+
+
+KERNELS = get_config().muon_params
+
+
+def make_muon(config):
+  config = override(config, {"optimizer": "muon", "muon_lr": 0.5, "wd": 0.1, "lr": 0.01, "adam_mu_dtype": "float32"})
+  return make_optimizer(config, schedule(10, 1))
+
+
+def updates_of(grads, params, steps=2):
+  """The updates of the second step, for the first has the rate 0."""
+  optimizer = make_muon(get_config())
+  state, updates = optimizer.init(params), None
+  for _ in range(steps):
+    updates, state = optimizer.update(grads, state, params)
+  return updates
+
+
+def test_muon_moves_each_matrix_along_the_nearest_orthogonal_one():
+  rng = np.random.default_rng(0)
+  grads = {"block0": {"up": {"kernel": jnp.asarray(rng.normal(size=(3, 4, 9)), jnp.float32)}}, "b": jnp.ones((3, 5))}
+  params = jax.tree.map(lambda g: jnp.full(g.shape, 2.0), grads)
+  updates = updates_of(grads, params)
+  moved = -updates["block0"]["up"]["kernel"] - 0.1 * 2.0  # weight decay as with Adam, apart from the rate
+  for matrix, grad in zip(np.asarray(moved) / 0.5, np.asarray(grads["block0"]["up"]["kernel"]), strict=True):
+    u, _, vt = np.linalg.svd(grad, full_matrices=False)
+    in_its_axes = u.T @ matrix @ vt.T / (9 / 4) ** 0.5  # sqrt(out / in) makes up for the wider side
+    off = in_its_axes - np.diag(np.diag(in_its_axes))
+    np.testing.assert_allclose(off, 0, atol=1e-4)  # float32, five iterations
+    # Five of Muon's Newton-Schulz iterations bring singular values to 0.68 ... 1.13, not to 1 (Jordan 2024).
+    assert np.all((np.diag(in_its_axes) > 0.65) & (np.diag(in_its_axes) < 1.2))
+  np.testing.assert_allclose(updates["b"], -(0.01 + 0.2), rtol=1e-4)  # Adam's: the sign of a constant gradient
+
+
+def test_each_coupling_has_its_own_matrix():
+  rng = np.random.default_rng(0)
+  grads = {"block0": {"kernel": jnp.asarray(rng.normal(size=(3, 4, 4)), jnp.float32) * 1e-3}}  # below clip_norm
+  other = {"block0": {"kernel": grads["block0"]["kernel"].at[1].multiply(-2.0)}}
+  params = jax.tree.map(jnp.zeros_like, grads)
+  there, here = (updates_of(g, params)["block0"]["kernel"] for g in (grads, other))
+  np.testing.assert_allclose(there[jnp.array([0, 2])], here[jnp.array([0, 2])], atol=1e-6)
+  # The size does not depend on the gradient's, but for float32 rounding in five iterations of products.
+  np.testing.assert_allclose(there[1], -here[1], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+  ("pattern", "words"),
+  [
+    ("blok", "matches no parameter; match some of .*block0_mlp/up/kernel"),
+    ("(", "is no regular expression"),
+    ("kernel|bias", r"matches couplings/vit/block0_attention/key/bias \(4, 8\), and Muon takes"),
+  ],
+)
+def test_parameters_that_muon_cannot_take_are_rejected_by_name(pattern, words):
+  with pytest.raises(ValueError, match=f"muon_params=.*{words}"):
+    muon_labels(flow_params(), pattern)
+
+
+def test_a_rule_for_parts_scales_the_updates_of_muon_too():
+  grads = {"block0": {"kernel": jnp.ones((1, 2, 2))}, "head": jnp.ones((1, 2))}
+  params = jax.tree.map(jnp.zeros_like, grads)
+  config = override(get_config(), {"optimizer": "muon", "part_rates": ("block0=0",)})
+  optimizer = make_optimizer(config, schedule(10, 1))
+  state, updates = optimizer.init(params), grads
+  for _ in range(2):
+    updates, state = optimizer.update(grads, state, params)
+  assert not np.any(updates["block0"]["kernel"])
+  assert np.all(updates["head"])

@@ -1,5 +1,6 @@
 """A run that starts from another one starts with its flow, on its own images, and nothing else of it."""
 
+import functools
 import json
 import shutil
 
@@ -17,7 +18,7 @@ from jet_jax.devices import sharding
 from jet_jax.flow import splits
 from jet_jax.jet import Jet
 from jet_jax.train import Run, prepare, train
-from jet_jax.training import transfer
+from jet_jax.training import fitted_front, transfer
 from jet_jax.workdir.checkpoint import Checkpoints, saved_steps
 from jet_jax.workdir.trained import load_run
 from tools import import_big_vision
@@ -61,7 +62,8 @@ def make_source(tmp_path_factory, small):
 def begin(config, workdir):
   """The state that a run begins with."""
   job = prepare(config, workdir)
-  return job.run, transfer.start(job.run, job.workdir)
+  fit = functools.partial(fitted_front, job.run.model, job.run.config.levels, job.training)
+  return job.run, transfer.start(job.run, job.workdir, fit)
 
 
 def assert_equal(one, other):
@@ -279,6 +281,28 @@ def test_another_grid_moves_the_splits_and_resamples_positions(size, make_source
   assert [line.split()[0] for line in json.loads((tmp_path / "run" / transfer.RECORD).read_text())["changed"]] == [
     "params/couplings/vit/position_embedding", "permutations/tokens",
   ]  # fmt: skip
+
+
+def test_a_front_is_taken_along_or_fitted_to_the_new_images(make_source, small, tmp_path):
+  source = make_source(front="stationary")
+  there = load_run(source).variables["permutations"]["front"]
+  start = functools.partial(small, front="stationary", init_from=str(source))
+  other = tmp_path / "other.npz"
+  images = np.random.default_rng(1).integers(0, 255, (16, 8, 8, 3), dtype=np.uint8)
+  np.savez(other, train_images=images, validation_images=images)
+  new_images = {"data.source": f"npz:{other}"}
+  _, state = begin(start(**new_images), tmp_path / "taken")
+  assert_equal(state.permutations["front"], there)
+  for name, settings in (("own", new_images | {"init_front": False}), ("larger", {"size": 16})):
+    run, state = begin(start(**settings), tmp_path / name)
+    record = json.loads((tmp_path / name / "init_from.json").read_text())
+    assert "permutations/front fitted to the new images" in record["changed"]
+    training = prepare(start(**settings), tmp_path / name).training
+    expected = fitted_front(run.model, 256, training)
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, np.float32(b)), state.permutations["front"], expected)
+    assert state.permutations["front"]["log_scale"].shape[0] == run.config.image_shape[0] ** 2
+  with pytest.raises(ValueError, match="model.front='stationary' there and 'none' here"):
+    prepare(small(init_from=str(source)), tmp_path / "plain")
 
 
 def test_positions_are_interpolated_along_rows_and_columns():
