@@ -230,7 +230,7 @@ def test_another_run_starts_from_its_parameters_with_another_prior_but_not_on_an
 def test_the_schedule_scales_the_learning_rate(config):
   config = config_lib.resolve(config_lib.override(config.copy_and_resolve_references(), {"warmup_steps": 10}))
   factors = find_schedule(config, 100, 0)
-  assert [float(factors(step)) for step in (0, 5, 10, 79, 90, 100)] == pytest.approx([0, 0.5, 1, 1, 0.5, 0])
+  assert [float(factors(step)) for step in (0, 5, 10, 55, 100)] == pytest.approx([0, 0.5, 1, 0.5, 0])
 
 
 @pytest.mark.parametrize(

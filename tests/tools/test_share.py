@@ -104,7 +104,7 @@ def test_training_does_not_resume_from_the_copy_but_starts_from_it(copy, config,
   started = override(config.copy_and_resolve_references(), {"init_from": str(copy), "ema_decay": 0.0, "total_steps": 0})
   started = override(started, {"total_steps": 1, "eval_steps": 0, "keep_best": False})
   job = train.prepare(started, tmp_path / "new")
-  state = train.transfer.start(job.run, job.workdir)
+  state = train.transfer.start(job.run, job.workdir, lambda: None)
   jax.tree.map(np.testing.assert_array_equal, state.params, jet_jax.load(copy).variables["params"])
 
 
