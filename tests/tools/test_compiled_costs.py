@@ -14,8 +14,8 @@ import pytest
 
 SMALL = "configs/imagenet64.py:couplings=4,block_depth=1,width=64,heads=2,batch_size=16"
 RECORDED_WITH = "0.10.2"  # JAX; others fuse differently
-# remat -> program -> operations, bytes moved, bytes of temporaries. Sampling reorders the latents and their change by the
-# temperature, a quarter more operations here; for 8 couplings of width 512, 0.4% and 3.8% more cycles.
+# remat -> program -> operations, bytes moved, bytes of temporaries. Sampling reorders the latents and their change by
+# the temperature: a quarter of the operations here; 0.4% of them, and 3.8% of the cycles, for 8 couplings of width 512.
 ON_CPU = {
   "full": {"train": (3316515072, 421627296, 54039328), "sample": (1243396864, 89568080, 7255016)},
   "blocks": {"train": (3183345920, 451035744, 50549600)},
