@@ -57,9 +57,9 @@ class Coupling(Layer):
   def transform(self, x, context, inverse):
     """See `Layer`. Raises ValueError if the predictor returns anything but two arrays of the shape of x1."""
     x1, x2 = halves(x, self.spatial)
-    bias, raw_scale = _checked(self.predictor(x1) if context is None else self.predictor(x1, context), x1.shape)
-    if self.constant_predictions:
-      bias, raw_scale = jax.lax.stop_gradient((bias, raw_scale))
+    read = jax.lax.stop_gradient(x1) if self.constant_predictions else x1
+    predicted = self.predictor(read) if context is None else self.predictor(read, context)
+    bias, raw_scale = _checked(predicted, x1.shape)
     scale, log_scale = scale_and_log(raw_scale, self.scale_bound, self.scale_floor)
     logdet = jnp.sum(log_scale, axis=(1, 2))
     if inverse:
