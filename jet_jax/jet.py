@@ -67,8 +67,8 @@ class Jet(nn.Module):
     prior: of the latents: "normal" for N(0, I), or "module:name" of an object with `log_prob` and `sample`, see
       `likelihood.log_prior` and `likelihood.sample_prior`.
     front: fixed linear layer before the couplings: "none", or a kind of `flow.Front`.
-    constant_predictions: see `Coupling`.
     front_stretch: the largest factor by which the front's inverse stretches a direction; read where it is fitted.
+    constant_predictions: see `Coupling`.
   """
 
   couplings: int = 32
@@ -197,7 +197,7 @@ class Jet(nn.Module):
         f"front='image' is for at most {LARGEST:,} numbers an image, not {math.prod(image_shape):,}; use 'stationary'"
       )
     if not self.front_stretch > 0:  # rejects NaN too, and takes infinity
-      raise ValueError(f"front_stretch={self.front_stretch} must be positive; inf is no bound")
+      raise ValueError(f"front_stretch={self.front_stretch} must be positive; 1e9 is no bound")
 
   @nn.nowrap
   def find_prior(self) -> Any:
@@ -251,8 +251,12 @@ class Jet(nn.Module):
     """The front, if there is one.
 
     Raises:
-      ValueError: `init` without its constants, or variables without them, or for images of another shape.
+      ValueError: `init` without its constants, variables without them, or constants that are of no use.
     """
+    if fitted is not None and (self.front == "none" or self.has_variable("permutations", "front")):
+      raise ValueError(
+        f"constants of a front are for init of a flow with one, and front={self.front!r}; leave them away"
+      )
     if self.front == "none":
       return []
     if fitted is None and not self.has_variable("permutations", "front"):

@@ -7,7 +7,6 @@ The same command again resumes from the latest checkpoint, bit for bit as if tra
 
 import contextlib
 import dataclasses
-import functools
 import os
 import pathlib
 import sys
@@ -26,6 +25,7 @@ from jet_jax.config import Config
 from jet_jax.data import BadImage, ReaderDied, sources
 from jet_jax.devices import Stop, processes, settings, sharding, streams
 from jet_jax.devices import compile as compile_lib
+from jet_jax.flow.front import FrontConstants
 from jet_jax.sampling import Sampler
 from jet_jax.training import Evaluator, NonFiniteMonitor, Run, TrainState, choose_run, cost, fitted_front, transfer
 from jet_jax.workdir import Checkpoints, MetricLog, bad_images, claim_workdir, holding, versions
@@ -70,6 +70,15 @@ class Job:
     # Some of each device's rows, as in `train_step`, so the same images for any number of processes.
     batch: Any = self.batches[0]
     return sharding.place_batch(batch["image"][:: config.microbatches], mesh, config_lib.microbatch_size(config))
+
+  def fit_front(self) -> FrontConstants | None:
+    """Fits the front of the flow, if it has one, to the training images."""
+    return fitted_front(self.run.model, self.run.config.levels, self.training)
+
+  def fresh_state(self, init_key) -> TrainState:
+    """The state at step 0 of a run from scratch."""
+    limit = compile_lib.memory_limit(jax.local_devices())
+    return self.run.initial_state(init_key, self.first_images(), limit, self.fit_front())
 
 
 def prepare(config: Config, workdir: str | pathlib.Path, flag_overrides=(), accept_changed_data: bool = False) -> Job:
@@ -137,14 +146,13 @@ def start_state(job: Job, init_key, checkpoints: Checkpoints) -> TrainState:
     state = TrainState.from_items(items)
     processes.say(f"resuming from step {state.step}")
     return state
-  fit = functools.partial(fitted_front, run.model, run.config.levels, job.training)
   if run.config.init_from:
-    state = transfer.start(run, job.workdir, fit)
+    state = transfer.start(run, job.workdir, job.fit_front)
     checkpoints.save(state.items())  # from here on it needs its source no more
     return state
   if processes.is_writer():  # of a start whose first save failed: this run has no source
     (job.workdir / transfer.RECORD).unlink(missing_ok=True)
-  return run.initial_state(init_key, job.first_images(), compile_lib.memory_limit(jax.local_devices()), fit())
+  return job.fresh_state(init_key)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -93,7 +93,7 @@ def waiting(job: train.Job, steps_per_turn: int, turns: int) -> dict[str, float]
   run = job.run
   init_key, key = jax.random.split(settings.make_key(run.config.seed))
   step = run.compile_train_step(compile_lib.memory_limit(jax.local_devices()))
-  state = run.initial_state(init_key, job.first_images())
+  state = job.fresh_state(init_key)
   reader = data.Reader(job.batches, 0, run.config.data.workers)
   streams = {"pipeline": data.place_ahead(reader, job.place)}
   streams["one_batch"] = itertools.repeat(next(streams["pipeline"]))

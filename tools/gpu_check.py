@@ -363,7 +363,7 @@ def losses(config: Any, workdir: pathlib.Path) -> np.ndarray:
   run = job.run
   init_key, noise_key = jax.random.split(settings.make_key(run.config.seed))
   step = run.compile_train_step(compile_lib.memory_limit(jax.local_devices()))
-  state, values = run.initial_state(init_key, job.first_images()), []
+  state, values = job.fresh_state(init_key), []
   with contextlib.closing(data.Reader(job.batches, 0, run.config.data.workers)) as reader:
     images = data.place_ahead(reader, job.place)
     for _ in range(run.total_steps):

@@ -41,7 +41,7 @@ def with_argument(config: Config, argument: str, variants: dict[str, dict] | Non
     config: the config of the file, before the argument.
     argument: variant names and key=value pairs, separated by commas, applied from left to right. A value with a comma
       stands in quotes.
-    variants: name -> fields that it sets, as for `override`; those of `RECIPES` are known too, unless given here.
+    variants: name -> fields that it sets, as for `override`; those of `RECIPES` are added, unless they are given.
 
   Raises:
     ValueError: an unknown variant or field, or a value of the wrong type.

@@ -52,6 +52,8 @@ class Front(Layer):
   def transform(self, x, context, inverse):
     """See `Layer`."""
     mean, rotation, log_scale = (self.constants[name].astype(x.dtype) for name in ("mean", "rotation", "log_scale"))
+    if rotation.dtype == jnp.float64:  # of float32 constants; a Newton step makes them orthonormal in all digits
+      rotation = rotation @ (3 * jnp.eye(rotation.shape[-1]) - rotation.mT @ rotation) / 2
     vectors = self._vectors(x if inverse else x - mean)
     logdet = jnp.sum(log_scale) * (vectors.shape[1] / log_scale.shape[0])
     scale = jnp.exp(-log_scale if inverse else log_scale)
@@ -169,7 +171,7 @@ def _smoothed(covariance: np.ndarray, image_shape) -> np.ndarray:
   """Averages the covariances of all frequencies of about the same length."""
   height, width, _ = image_shape
   lengths = np.hypot(*np.meshgrid(np.arange(height) / height, np.arange(width) / width, indexing="ij"))
-  ring = np.round(lengths * max(height, width)).astype(int).ravel()
+  ring = np.maximum(1, np.round(lengths * max(height, width)).astype(int).ravel())  # 1 for the mean colour too
   sums = np.zeros((ring.max() + 1, *covariance.shape[1:]))
   np.add.at(sums, ring, covariance)
   return sums[ring] / np.bincount(ring)[ring, None, None]

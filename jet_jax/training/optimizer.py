@@ -26,9 +26,10 @@ def warmup_stable_decay(total_steps: int, warmup_steps: int) -> optax.Schedule:
 
   Runs of several lengths share all but their ends (Hu et al. 2024, arXiv 2404.06395, section 4).
   """
+  warmup_steps = min(warmup_steps, total_steps - 1)
   fall = max(1, round(COOLDOWN * total_steps))
   top = max(warmup_steps, total_steps - fall)
-  rise = optax.linear_schedule(0.0, 1.0, min(warmup_steps, total_steps - 1))
+  rise = optax.linear_schedule(0.0, 1.0, warmup_steps)
   return optax.join_schedules(
     [rise, optax.constant_schedule(1.0), optax.linear_schedule(1.0, 0.0, total_steps - top)], [warmup_steps, top]
   )
@@ -138,7 +139,9 @@ def muon_labels(params, pattern: str):
   paths = {path_of(path): leaf for path, leaf in jax.tree.leaves_with_path(params)}
   chosen = [path for path in paths if search(path)]
   if not chosen:
-    raise ValueError(f"muon_params={pattern!r} matches no parameter; match some of {', '.join(paths)}")
+    raise ValueError(
+      f"muon_params={pattern!r} matches no parameter; match some of {', '.join(paths)}, or set optimizer=adam"
+    )
   if wrong := [path for path in chosen if paths[path].ndim != 3]:
     raise ValueError(
       f"muon_params={pattern!r} matches {wrong[0]} {paths[wrong[0]].shape}, and Muon takes (couplings, in, out) alone"

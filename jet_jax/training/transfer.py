@@ -83,6 +83,12 @@ def _check(config: config_lib.Config, source: config_lib.Config) -> None:
       f"init_from={config.init_from} is another flow: {', '.join(wrong)}; set the values of the source"
       + (f". Arrays that differ: {', '.join(leaves)}" if leaves else "")
     )
+  stretches = source.model.front_stretch, config.model.front_stretch
+  if config.model.front != "none" and config.init_front and len({*stretches}) > 1 and _same_size(source, config):
+    raise ValueError(
+      f"model.front_stretch={stretches[1]} would do nothing: the front comes from {config.init_from}, which was fitted "
+      f"with {stretches[0]}; set that, or init_front=False"
+    )
   if config.model.predictor != "vit" and (leaves := _unlike(_shapes(source), _shapes(config))):
     raise ValueError(
       f"init_from={config.init_from} is for images of {source.image_shape}, and on the {config.image_shape} here "
@@ -171,6 +177,10 @@ def _read(path: pathlib.Path) -> dict[str, Any]:
     return {name: record[name] for name in ("source", "step", "weights", "sha256")}
   except (ValueError, KeyError, TypeError) as error:
     raise ValueError(f"{path} is damaged ({error!r}); give another --workdir") from error
+
+
+def _same_size(source: config_lib.Config, config: config_lib.Config) -> bool:
+  return tuple(source.image_shape) == tuple(config.image_shape)
 
 
 def _is_source(path: str, record: dict[str, Any]) -> bool:

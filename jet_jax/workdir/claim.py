@@ -16,7 +16,7 @@ from jet_jax.workdir.trained import check_own_code
 
 # A run cannot change these fields, or those below them, and still be the same run. `same_data` compares the images,
 # whose shape shows `data.size`, and `check_own_code` the source of the model's own parts.
-FIXED = ("seed", "levels", "batch_size", "data.flip", "image_shape", "model")
+FIXED = ("seed", "levels", "batch_size", "data.flip", "image_shape", "model", "optimizer", "muon_params")
 FREE = ("model.remat", "model.attention")
 
 

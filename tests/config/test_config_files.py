@@ -62,9 +62,14 @@ def test_every_config_trains_and_learns(name, variant, tmp_path):
     override(config, {"seed": 1, "total_steps": 80, "eval_steps": 80, "log_steps": 80, "checkpoint_steps": 80})
   train.train(train.prepare(config, tmp_path / "run"))
   lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-  # A front knows these images, one colour each, from the start: a flow without one starts at 8 bits/dim and more.
-  limit = 4.5 if variant == "fast" else lines[0]["train/bits_per_dim"] - (0.1 if config.init_from else 0.5)
-  assert lines[-1]["val/bits_per_dim"] < limit
+  first = lines[0]["train/bits_per_dim"]
+  if (
+    variant == "fast"
+  ):  # these images, of one colour each, cost a flow without a front 8 bits/dim and more at the start
+    assert max(first, lines[-1]["val/bits_per_dim"]) < 4.5
+    assert lines[-1]["train/bits_per_dim"] < first - 0.05
+  else:
+    assert lines[-1]["val/bits_per_dim"] < first - (0.1 if config.init_from else 0.5)
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -48,7 +48,7 @@ def latents_of_middles(front, images):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_its_density_is_that_of_a_gaussian_with_the_fitted_covariance(kind):
+def test_its_density_is_that_of_the_gaussian_that_its_inverse_makes(kind):
   with jax.enable_x64():
     images = smooth_images()
     x, z, logdet = latents_of_middles(front_of(kind, images), images)
@@ -59,6 +59,21 @@ def test_its_density_is_that_of_a_gaussian_with_the_fitted_covariance(kind):
     mean, jacobian = flat(jnp.zeros(DIMS)), jax.jacobian(flat)(jnp.zeros(DIMS))
     expected = multivariate_normal(mean, jacobian @ jacobian.T).logpdf(as_tokens(x).reshape(len(x), -1))
     np.testing.assert_allclose(ours, expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["image", "patch", "scale"])
+def test_its_gaussian_has_the_mean_and_covariance_of_the_images(kind):
+  images = smooth_images()
+  tokens = as_tokens((images.astype(np.float64) + 0.5) * likelihood.bin_width() - 1)
+  vectors = {"image": tokens.reshape(len(images), -1), "patch": tokens.reshape(-1, 8), "scale": tokens.reshape(-1, 1)}
+  count, size = vectors[kind].shape
+  covariance = np.cov(vectors[kind], rowvar=False, bias=True).reshape(size, size)
+  covariance = (count * covariance + np.eye(size) * np.trace(covariance) / size) / (count + 1)  # one isotropic vector
+  covariance += np.eye(size) * likelihood.bin_width() ** 2 / 12  # uniform noise in a bin
+  fitted = fit_front(kind, [images], PATCH)
+  ours = fitted["rotation"][0] * np.exp(-2 * fitted["log_scale"][0]) @ fitted["rotation"][0].T
+  np.testing.assert_allclose(ours, covariance, rtol=1e-8, atol=1e-12)
+  np.testing.assert_allclose(fitted["mean"].ravel()[:size], vectors[kind].mean(axis=0), atol=1e-12)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -127,12 +142,13 @@ def test_images_without_variance_have_a_finite_front_that_can_be_undone(kind, im
 def test_few_images_have_a_front_close_to_that_of_many():
   many = smooth_images(4000, seed=1)
   bits = {}
-  for count in (16, 4000):
+  for count in (2, 16, 4000):
     with jax.enable_x64():
       _, z, logdet = latents_of_middles(front_of("stationary", smooth_images(count)), many)
     bits[count] = float(np.mean(likelihood.bits_per_dim(jnp.asarray(z), jnp.asarray(logdet))))
   # A covariance of n images of d = 2 colours costs about (d + 3) / (4 n ln 2) bits/dim: 0.1 of 16.
   assert bits[4000] < bits[16] < bits[4000] + 0.3
+  assert bits[16] < bits[2] < bits[4000] + 4  # without shrinkage of the mean colour too, 10,000
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -179,6 +195,11 @@ def test_a_front_that_was_never_fitted_is_an_error(kind):
       model.apply(plain, x, method=method)
   with pytest.raises(ValueError, match="there are none"):
     fit_front(kind, [], PATCH)
+  fitted = fit_front(kind, [smooth_images(5)], PATCH)
+  variables = model.init(jax.random.key(0), x, fitted)
+  for flow in (model, model.clone(front="none")):
+    with pytest.raises(ValueError, match="constants of a front are for init"):
+      flow.apply(variables, x, fitted)
 
 
 def test_a_front_of_another_kind_or_size_is_rejected_by_name():
@@ -194,3 +215,16 @@ def test_a_front_of_another_kind_or_size_is_rejected_by_name():
   for stretch in (0.0, -1.0, math.nan):
     with pytest.raises(ValueError, match="front_stretch=.* must be positive"):
       model.clone(front_stretch=stretch).check(SHAPE)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_in_double_precision_the_inverse_is_exact(kind):
+  images = smooth_images(20)
+  with jax.enable_x64():
+    x = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, images.shape))
+    model = Jet(front=kind, **SETTINGS | {"dtype": "float64"})
+    variables = model.init(jax.random.key(1), x, fit_front(kind, [images], PATCH))
+    z, logdet = model.apply(variables, x)
+    back, inverse_logdet = model.apply(variables, z, method="inverse")
+    np.testing.assert_allclose(back, x, atol=1e-12)  # the saved constants have 24 bits
+    np.testing.assert_allclose(logdet + inverse_logdet, 0, atol=1e-9)

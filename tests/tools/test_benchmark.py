@@ -17,7 +17,7 @@ def test_the_data_benchmark_reports_every_set_and_the_waiting(capsys, tmp_path):
     "from jet_jax.config import default_config, with_argument\n"
     "def get_config(argument=''):\n"
     "  return with_argument(default_config(), 'levels=17,total_steps=1,batch_size=32,couplings=1,width=8,heads=1,'\n"
-    "    'block_depth=1,patch_size=2,' + argument)\n"
+    "    'block_depth=1,patch_size=2,front=scale,' + argument)\n"
   )
   argument = f"--config={tmp_path / 'config.py'}:source=digits"
   benchmark.main([argument, "--what=data", "--workers=0", "--seconds=0.05", "--turns=1"])
@@ -38,7 +38,7 @@ TINY = "configs/digits.py:couplings=2,block_depth=1,width=8,heads=2,batch_size=1
 def test_settings_are_measured_side_by_side_and_what_cannot_run_is_told(capsys, tmp_path):
   out = tmp_path / "result.json"
   arguments = [f"--config={TINY}", "--turns=3", "--seconds=0.02", f"--json={out}"]
-  settings = ["remat=full", "remat=none,batch_size=32", "attention=cudnn"]
+  settings = ["remat=full", "remat=none,batch_size=32,front=scale,optimizer=muon", "attention=cudnn"]
   benchmark.main(arguments + [f"--compare={setting}" for setting in settings])
   printed = capsys.readouterr().out
   result = json.loads(out.read_text())

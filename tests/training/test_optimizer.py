@@ -93,6 +93,7 @@ def test_the_schedule_wsd_warms_up_stays_and_falls_over_the_last_fifth():
   values = {0: 0, 5: 0.5, 10: 1, 50: 1, 80: 1, 90: 0.5, 99: 0.05}
   assert {step: pytest.approx(float(shape(step))) for step in values} == values
   np.testing.assert_allclose(warmup_stable_decay(2, 1)(jnp.arange(2)), [0, 1])  # short runs have all three too
+  assert [float(warmup_stable_decay(1, warmup)(0)) for warmup in (0, 1, 5)] == [1, 1, 1]
   assert find_schedule(override(get_config(), {"schedule": "wsd"}), 100, 10)(90) == pytest.approx(0.5)
 
 

@@ -96,7 +96,8 @@ class States:
     """Returns the key of a run's state; initializes a missing state from images on the devices."""
     shapes = str(run.state_shapes)
     if shapes not in self._by_shapes:
-      self._by_shapes[shapes] = run.initial_state(make_key(0), images)
+      front = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), run.model.abstract_front(images.shape[1:]))
+      self._by_shapes[shapes] = run.initial_state(make_key(0), images, fitted=front)  # no time depends on its values
     return shapes
 
   def __getitem__(self, shapes: str):
