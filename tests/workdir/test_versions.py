@@ -35,9 +35,9 @@ def test_each_start_is_recorded_and_a_change_is_told_in_one_line(tiny_config, tm
 
 
 def test_a_torn_record_is_skipped(tmp_path, capsys):
-  (tmp_path / versions.NAME).write_text('{"jax": "0.10.0"}\n{"jax": "0.1\0')
+  (tmp_path / versions.NAME).write_text('{"jax": "0.9.0"}\n{"jax": "0.1\0')
   versions.record(tmp_path, 0)
-  assert "jax 0.10.0 to" in capsys.readouterr().out
+  assert "jax 0.9.0 to" in capsys.readouterr().out
   assert versions.last_line((tmp_path / versions.NAME).read_text())["jax"] == jax.__version__
   assert versions.last_line("") == {}
 
