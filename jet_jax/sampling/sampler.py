@@ -18,10 +18,10 @@ CHUNK = 256  # images in one pass through the flow, at most
 def images_at(variables, key, index, temperature, model, image_shape) -> jax.Array:
   """Draws images from the flow, before they are rounded: latents z from the prior, and one inverse pass.
 
-  The inverse is x = A z + b, where the biases and scales that the predictors give on the way make A and b. At
-  temperature T the image is T A z + b: all predictors read the states of T = 1. If they read those of T z, as is
-  common, each coupling shrinks what the next one reads. Energy falls far below that of any image, and what is predicted
-  there has no meaning (docs/recipe.md).
+  At temperature T, the latents are T z. Behind a front that mixes pixels, that makes each coupling shrink what the next
+  one reads: energy falls far below that of any image, and what is predicted there has no meaning (docs/recipe.md). So
+  there, all predictors read the states of T = 1. The biases and scales that they give make the inverse A z + b, and the
+  image is T A z + b.
 
   Args:
     variables: `params` and `permutations`.
@@ -35,10 +35,13 @@ def images_at(variables, key, index, temperature, model, image_shape) -> jax.Arr
     float32 (B, H, W, C), in the units of `likelihood.dequantize`.
   """
   keys, prior = likelihood.example_keys(key, index), model.find_prior()
-  z, z_at_temperature = (likelihood.sample_prior(keys, image_shape, t, prior) for t in (1.0, temperature))
+  z = likelihood.sample_prior(keys, image_shape, temperature, prior)
+  if model.front in ("none", "scale"):
+    return model.apply(variables, z, method="inverse")[0]
+  warm = likelihood.sample_prior(keys, image_shape, 1.0, prior)
   flow = model.clone(constant_predictions=True)
   inverse = lambda z: flow.apply(variables, z, method="inverse")[0]
-  x, change = jax.jvp(inverse, (z,), (z_at_temperature - z,))  # A times the change of z
+  x, change = jax.jvp(inverse, (warm,), (z - warm,))  # A times the change of z
   return x + change
 
 

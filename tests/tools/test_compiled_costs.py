@@ -14,10 +14,9 @@ import pytest
 
 SMALL = "configs/imagenet64.py:couplings=4,block_depth=1,width=64,heads=2,batch_size=16"
 RECORDED_WITH = "0.10.2"  # JAX; others fuse differently
-# remat -> program -> operations, bytes moved, bytes of temporaries. Sampling reorders the latents and their change by
-# the temperature: a quarter of the operations here; 0.4% of them, and 3.8% of the cycles, for 8 couplings of width 512.
+# remat -> program -> operations, bytes moved, bytes of temporaries.
 ON_CPU = {
-  "full": {"train": (3316515072, 421627296, 54039328), "sample": (1243396864, 89568080, 7255016)},
+  "full": {"train": (3316515072, 421627296, 54039328), "sample": (992525120, 61107000, 6468576)},
   "blocks": {"train": (3183345920, 451035744, 50549600)},
   "dots": {"train": (2882666752, 508130464, 93377440)},
 }
@@ -26,7 +25,7 @@ ON_CPU = {
 ON_TPU = {
   "full": {
     "train": (845017216, 132554752, 6065664, 3183400, 1300775),
-    "sample": (313842368, 88048128, 1347072, 926208, 499275),
+    "sample": (253520576, 45876736, 1347072, 926208, 426875),
   },
   "blocks": {"train": (809300096, 132014080, 5968896, 3117864, 1321335)},
   "dots": {"train": (733261952, 142371840, 6427648, 3027752, 1361173)},
