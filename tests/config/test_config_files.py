@@ -67,7 +67,7 @@ def test_every_config_trains_and_learns(name, variant, tmp_path):
     variant == "fast"
   ):  # these images, of one colour each, cost a flow without a front 8 bits/dim and more at the start
     assert max(first, lines[-1]["val/bits_per_dim"]) < 4.5
-    assert lines[-1]["train/bits_per_dim"] < first - 0.05
+    assert [line["train/bits_per_dim"] for line in lines if "train/bits_per_dim" in line][-1] < first - 0.05
   else:
     assert lines[-1]["val/bits_per_dim"] < first - (0.1 if config.init_from else 0.5)
 
