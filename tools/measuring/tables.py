@@ -75,8 +75,8 @@ def configs_table(rows: list[Row]) -> str:
   )
 
 
-def transfer_table(rows: list[Row]) -> str:
-  """Compares transfer with training from scratch."""
+def subset_table(rows: list[Row]) -> str:
+  """Compares runs of the CIFAR-10 subset."""
   figures = zip(rows, bold_lowest(rows), strict=True)
   return table(
     "run | seeds | steps | bits/dim on 1,017 test images",
@@ -209,7 +209,8 @@ def official_table(rows: list[Row]) -> str:
 TABLES: dict[str, tuple[Callable[[list[Row]], str], tuple[str, ...] | None]] = {
   "runs": (runs_table, None),
   "configs": (configs_table, None),
-  "transfer": (transfer_table, None),
+  "transfer": (subset_table, None),
+  "recipe": (subset_table, None),
   "overfitting": (overfitting_table, None),
   "architecture": (architecture_table, None),
   "depth": (depth_table, None),
