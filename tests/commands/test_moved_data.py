@@ -143,6 +143,7 @@ def test_hosts_with_other_images_all_reject_them_before_anything_is_compiled(tmp
   assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.process
 def test_the_flag_of_the_command_accepts_other_images(tmp_path):
   images = make_folder(tmp_path / "images")

@@ -261,7 +261,7 @@ def test_an_unreadable_image_is_counted_and_the_next_one_stands_in(holes):
 
 
 @pytest.mark.fault(15)
-@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.process)])
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=[pytest.mark.process, pytest.mark.slow])])
 def test_more_unreadable_images_than_allowed_end_the_reading_by_name(holes, workers):
   # Threads read at the same time: one may find the third before another has counted two.
   (pathlib.Path(holes.removeprefix("folder:")) / "train" / "07.png").write_text("no image")
