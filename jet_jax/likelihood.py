@@ -22,7 +22,7 @@ Keys = Key[Array, "batch"]
 LEVELS = 256  # of 8-bit images
 NOISE_SEED = 0  # of evaluation noise; fixed, so that differences between runs and steps come from the models
 # Distance of the noise from the edges of its bin, in bins; quantize shifts by half of it. Half of it is more than the
-# error of a trained flow behind a front: 1.8e-6 of the real line (docs/recipe.md), 2.3e-4 of a bin at 256 levels. It is
+# error of a trained flow behind a front: 1.8e-6 of the real line (2026-11-28), 2.3e-4 of a bin at 256 levels. It is
 # also many float32 roundings, so quantize undoes dequantize for every draw, and without noise. It changes one draw in
 # 1024, by less than 2**-11 of a bin.
 EDGE = 2.0**-11
