@@ -63,9 +63,7 @@ def test_every_config_trains_and_learns(name, variant, tmp_path):
   train.train(train.prepare(config, tmp_path / "run"))
   lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
   first = lines[0]["train/bits_per_dim"]
-  if (
-    variant == "fast"
-  ):  # these images, of one colour each, cost a flow without a front 8 bits/dim and more at the start
+  if variant == "fast":  # without a front, these images of one colour each cost 8 bits/dim and more at the start
     assert max(first, lines[-1]["val/bits_per_dim"]) < 4.5
     assert [line["train/bits_per_dim"] for line in lines if "train/bits_per_dim" in line][-1] < first - 0.05
   else:
