@@ -2,19 +2,21 @@
 
   python -m tools.results            rewrites the tables between their markers
   python -m tools.results --check    changes nothing; exits with status 1 if a table differs from the figures
-  python -m tools.results --add=WORKDIR --id=digits [--evaluation=FILE] [--command=...]    records a run, then rewrites
+  python -m tools.results --add WORKDIR --id=digits [--evaluation=FILE] [--command=...]    records a run, then rewrites
 
 Prints one JSON object: the pages that were rewritten or, with `--check`, that differ.
 
 A table stands between `<!-- results:NAME -->` and `<!-- /results -->`. NAME is a key of `measuring.tables.TABLES`.
 `--add` reads `config.json` and the last evaluation in `metrics.jsonl` of a work directory. FILE, if given, holds the
-output of `jet_jax.evaluate` and replaces that evaluation. An existing row keeps its label, tables and notes.
+output of `jet_jax.evaluate` and replaces that evaluation. Several work directories are one run with several seeds: the
+mean and the standard deviation over them. An existing row keeps its label, tables and notes.
 """
 
 import datetime
 import json
 import pathlib
 import re
+import statistics
 import subprocess
 import sys
 
@@ -75,6 +77,25 @@ def result_of(workdir: pathlib.Path, evaluation: pathlib.Path | None = None) -> 
   }
 
 
+def result_of_seeds(results: list[Row]) -> Row:
+  """Mean bits/dim of runs that differ in their seeds, with the standard deviation over them as "spread".
+
+  Args:
+    results: of `result_of`; a single one is returned with its own standard error.
+
+  Raises:
+    ValueError: two runs have the same seed, or their evaluations are at different steps.
+  """
+  if len(results) == 1:
+    return results[0] | {"spread": None}
+  seeds, steps = ([row[name] for row in results] for name in ("seeds", "steps"))
+  if len(set(steps)) > 1 or len({seed for (seed,) in seeds}) < len(seeds):
+    raise ValueError(f"runs of several seeds have seeds={seeds} and steps={steps}; give runs that differ in seed alone")
+  bits = [row["bits_per_dim"] for row in results]
+  spread = {"bits_per_dim": round(statistics.mean(bits), 4), "stderr": None, "spread": round(statistics.stdev(bits), 4)}
+  return spread | {"steps": steps[0], "seeds": sorted(seed for (seed,) in seeds)}
+
+
 def add(rows: list[Row], id: str, result: Row, command: str | None) -> Row:
   """Updates or appends the row of a run in `rows`, in place, and returns it.
 
@@ -108,7 +129,10 @@ def main(argv=None) -> None:
   """Rewrites or checks the tables, and prints one JSON object: the pages rewritten, or the pages that differ."""
   parser = config_lib.Parser("tools.results", __doc__)
   parser.add_argument("--check", action="store_true", help="change nothing; exit with status 1 if a table differs")
-  parser.add_argument("--add", type=config_lib.local, help="work directory of a run to record")
+  parser.add_argument(
+    "--add", type=config_lib.local, nargs="+", default=[], metavar="WORKDIR",
+    help="work directory of a run to record, or one for each of its seeds",
+  )  # fmt: skip
   parser.add_argument("--id", help="row of docs/results/runs.json that --add writes")
   parser.add_argument(
     "--evaluation", type=config_lib.local, help="output of jet_jax.evaluate, in place of metrics.jsonl"
@@ -117,10 +141,13 @@ def main(argv=None) -> None:
   args = parser.parse_args(argv)
   if bool(args.add) != bool(args.id) or (args.add and args.check):
     parser.error("give --add and --id together, and without --check")
+  if args.evaluation and len(args.add) != 1:
+    parser.error("give --evaluation with one work directory")
   if args.add:
     rows = json.loads(RUNS.read_text())
     try:
-      add(rows, args.id, result_of(args.add, args.evaluation), args.command)
+      results = [result_of(workdir, args.evaluation) for workdir in args.add]
+      add(rows, args.id, result_of_seeds(results), args.command)
     except (ValueError, OSError) as error:
       sys.exit(f"error: {error}")
     save(RUNS, rows)

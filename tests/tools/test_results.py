@@ -28,6 +28,16 @@ def test_a_run_is_recorded_by_its_last_evaluation(tmp_path):
   assert tables.figure(row) == "4.000 ± 0.020"
 
 
+def test_runs_of_several_seeds_have_their_mean_and_spread():
+  runs = [{"bits_per_dim": bits, "stderr": 0.1, "steps": 10, "seeds": [seed]} for bits, seed in ((4.0, 1), (4.2, 0))]
+  expected = {"bits_per_dim": 4.1, "stderr": None, "spread": 0.1414, "steps": 10, "seeds": [0, 1]}
+  assert results.result_of_seeds(runs) == expected
+  assert results.result_of_seeds(runs[:1]) == runs[0] | {"spread": None}
+  for other in ({"steps": 11}, {"seeds": [0]}):
+    with pytest.raises(ValueError, match="differ in seed alone"):
+      results.result_of_seeds([runs[0] | other, runs[1]])
+
+
 def test_a_run_validated_on_one_image_has_no_error(tmp_path):
   write_run(tmp_path)
   evaluation = tmp_path / "evaluation.json"
