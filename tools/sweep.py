@@ -3,6 +3,7 @@
   python -m tools.sweep --sweep=configs/sweeps/depth.py --out=runs/depth --define images=archive:PATH
   sbatch --array=0-3 ... python -m tools.sweep --sweep=... --out=... --define ... --index=$SLURM_ARRAY_TASK_ID
   python -m tools.sweep --out=runs/depth --table    only the tables, also while runs are training
+  python -m tools.sweep --out=runs/depth --table --only=40x1    of the runs whose names match a regular expression
 
 A sweep is a Python file with a function `get_sweep`. Its arguments come from `--define`. It returns a dict from the
 name of each run to the `--config` of `jet_jax.train`, in which "{out}" stands for the folder of the sweep. Names that
@@ -20,10 +21,12 @@ import importlib.util
 import inspect
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -224,9 +227,17 @@ def train_runs(args) -> list[str]:
   if args.jobs < 1:
     raise ValueError(f"--jobs={args.jobs} must be at least 1; try --jobs=1")
   if args.index is None:
-    return sweep.run(names, args.jobs)
+    return sweep.run([name for name in names if _matching(args.only)(name)], args.jobs)
   failed = sweep.run([names[args.index]], args.jobs)
   sys.exit(f"error: {failed[0]}: {sweep.last_message(failed[0])}" if failed else 0)
+
+
+def _matching(pattern: str) -> Callable[[str], Any]:
+  """Returns the search of a regular expression in a name."""
+  try:
+    return re.compile(pattern).search
+  except re.error as error:
+    raise ValueError(f"--only={pattern!r} is no regular expression ({error}); give a part of a name") from error
 
 
 def main(argv=None) -> None:
@@ -240,11 +251,12 @@ def main(argv=None) -> None:
   parser.add_argument("--index", type=int, help="number of the only run to train, from 0; no table is written")
   parser.add_argument("--jobs", type=int, default=1, help="number of runs to train at a time, on CPUs")
   parser.add_argument("--table", action="store_true", help="train nothing, and write the tables of the existing runs")
+  parser.add_argument("--only", default="", metavar="REGEX", help="the runs with a name in which this is found")
   args = parser.parse_args(argv)
   jax.config.update("jax_platforms", "cpu")  # leaves the accelerators to the runs
   try:
     failed = [] if args.table else train_runs(args)
-    rows, groups = sweep_tables.tabulate(args.out)
+    rows, groups = sweep_tables.tabulate(args.out, _matching(args.only))
     sweep_tables.write_csv(args.out / "runs.csv", rows)
     sweep_tables.write_csv(args.out / "groups.csv", groups)
     sweep_tables.plot(args.out, rows, args.out / "curves.png")

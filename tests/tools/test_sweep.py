@@ -152,6 +152,9 @@ def test_a_run_that_diverged_or_has_just_begun_is_in_the_table_as_it_is(tmp_path
   assert groups["a"]["best"] == 3.75
   assert groups["a"]["best_std"] == pytest.approx(0.5 / 2**0.5)
   assert "bits_per_dim" not in groups["b"]
+  sweep.main([f"--out={tmp_path}", "--table", "--only=^b/"])
+  chosen = json.loads(capsys.readouterr().out.splitlines()[-1])
+  assert (chosen["runs"], chosen["groups"]) == (1, [groups["b"]])
 
 
 @pytest.mark.slow
@@ -188,7 +191,8 @@ def test_a_sweep_that_is_asked_to_stop_saves_and_goes_on(file, tmp_path):
     (["--define", "length=3", "--index=4"], "from 0 to 3"),
     (["--define", "length=3", "--jobs=0"], "at least 1"),
     (["--define", "length=3,widdth=4"], "did you mean 'model.width'"),
-    (["--table"], "no run in"),
+    (["--table"], "no such run in"),
+    (["--table", "--only=("], "--only='.' is no regular expression"),
   ],
 )
 def test_what_cannot_be_swept_is_refused_before_anything_runs(arguments, words, file, tmp_path):

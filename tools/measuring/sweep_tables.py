@@ -5,6 +5,7 @@ import csv
 import math
 import pathlib
 import re
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -63,8 +64,12 @@ def _figures(lines, split: str) -> list[tuple[int, float]]:
   return [(step, math.nan if bits is None else bits) for step, bits in pairs]
 
 
-def tabulate(out: pathlib.Path) -> tuple[list[dict], list[dict]]:
+def tabulate(out: pathlib.Path, chosen: Callable[[str], Any] = str) -> tuple[list[dict], list[dict]]:
   """Rows of the runs in a folder, and rows of their groups.
+
+  Args:
+    out: the folder.
+    chosen: name of a run -> whether it is shown; all by default.
 
   Returns:
     A row for each run, with the config fields in which the runs differ; and a row for each group, with mean and
@@ -73,9 +78,11 @@ def tabulate(out: pathlib.Path) -> tuple[list[dict], list[dict]]:
   Raises:
     ValueError: no run in the folder.
   """
-  names = find_runs(out)
+  names = [name for name in find_runs(out) if chosen(name)]
   if not names:
-    raise ValueError(f"no run in {out}; give the --out of a sweep that was started")
+    raise ValueError(
+      f"no such run in {out}; give the --out of a sweep that was started, and a part of a name as --only"
+    )
   configs = {name: config_lib.load(out / name) for name in names}
   first = configs[names[0]]
   changed = {field for config in configs.values() for field, *_ in config_lib.differences(first, config)}

@@ -84,6 +84,25 @@ def subset_table(rows: list[Row]) -> str:
   )
 
 
+def recipes_table(rows: list[Row]) -> str:
+  """Compares the paper's recipe with the fast one, at equal model, images and steps."""
+  pairs: dict[tuple[str, str, int], dict[str, Row]] = {}
+  for row in rows:
+    pairs.setdefault((row["data"], row["short"], row["steps"]), {})[row["recipe"]] = row
+  return table(
+    "images | model | steps | the paper's recipe | `:fast` | lower by",
+    (
+      [data, model, f"{steps:,}", figure(pair["paper"]), figure(pair["fast"]), _difference(pair["paper"], pair["fast"])]
+      for (data, model, steps), pair in pairs.items()
+    ),
+  )
+
+
+def _difference(first: Row, second: Row) -> str:
+  """How much lower the second figure is, with the decimals that both have."""
+  return f"{first['bits_per_dim'] - second['bits_per_dim']:.{min(first['decimals'], second['decimals'])}f}"
+
+
 def overfitting_table(rows: list[Row]) -> str:
   """Bits/dim at the best evaluation and at the end, on test and on training images."""
   return table(
@@ -210,7 +229,9 @@ TABLES: dict[str, tuple[Callable[[list[Row]], str], tuple[str, ...] | None]] = {
   "runs": (runs_table, None),
   "configs": (configs_table, None),
   "transfer": (subset_table, None),
-  "recipe": (subset_table, None),
+  "recipes": (recipes_table, None),
+  "recipe_parts": (subset_table, None),
+  "recipe_transfer": (subset_table, None),
   "overfitting": (overfitting_table, None),
   "architecture": (architecture_table, None),
   "depth": (depth_table, None),
