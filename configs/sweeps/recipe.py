@@ -12,7 +12,8 @@ MODELS = {
   "small": "configs/small32.py",
   "tiny": "configs/small32.py:couplings=10,width=48,batch_size=32",
 }
-PAPER, FAST = "", ",front=stationary,optimizer=muon,muon_lr=0.04"
+FAST = ",front=stationary,optimizer=muon,muon_lr=0.04"
+RECIPES = {"paper": "", "fast": FAST}
 SEEDS = (0, 1, 2)
 # Fields that a single run adds to those of its recipe.
 PARTS = {
@@ -41,20 +42,20 @@ def get_sweep(images, many, few):
     sweep[f"parity_fast_200/seed{seed}"] = run("parity", 200, images, FAST, seed)
     sweep[f"small_fast_400/seed{seed}"] = run("small", 400, images, FAST, seed)
   sweep["many_fast_2000"] = run("small", 2000, many, FAST)
+  sweep["parity_fast_800/seed0"] = run("parity", 800, images, FAST)
+  sweep |= {f"small_{part}_400": run("small", 400, images, fields) for part, fields in PARTS.items()}
   for seed in SEEDS:
     started = f"{FAST},init_from={{out}}/many_fast_2000"
     sweep[f"transfer/seed{seed}"] = run("small", 400, images, started, seed)
     sweep[f"transfer_own_front/seed{seed}"] = run("small", 400, images, f"{started},init_front=False", seed)
-  for seed in SEEDS:
-    sweep[f"parity_fast_800/seed{seed}"] = run("parity", 800, images, FAST, seed)
-  sweep |= {f"small_{part}_400": run("small", 400, images, fields) for part, fields in PARTS.items()}
-  for rate in ("2e-3", "4e-3"):
-    sweep[f"parity_paper_lr_{rate}_800"] = run("parity", 800, images, f",lr={rate}")
   sweep["parity_fast_25"] = run("parity", 25, images, FAST)  # samples of about the paper's bits/dim after 800 steps
-  for steps in (500, 2000, 8000):
-    for name, recipe in (("paper", PAPER), ("fast", FAST)):
-      sweep[f"tiny_{name}_{steps}"] = run("tiny", steps, many, recipe)
+  sweep["parity_paper_lr_2e-3_800"] = run("parity", 800, images, ",lr=2e-3")
   for count in (64, 250):
-    for name, recipe in (("paper", PAPER), ("fast", FAST)):
+    for name, recipe in RECIPES.items():
       sweep[f"few_{count}_{name}"] = run("small", 400, few.replace("{count}", str(count)), recipe)
+  for steps in (500, 2000, 8000):
+    for name, recipe in RECIPES.items():
+      sweep[f"tiny_{name}_{steps}"] = run("tiny", steps, many, recipe)
+  for seed in SEEDS[1:]:
+    sweep[f"parity_fast_800/seed{seed}"] = run("parity", 800, images, FAST, seed)
   return sweep

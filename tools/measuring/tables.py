@@ -88,19 +88,20 @@ def recipes_table(rows: list[Row]) -> str:
   """Compares the paper's recipe with the fast one, at equal model, images and steps."""
   pairs: dict[tuple[str, str, int], dict[str, Row]] = {}
   for row in rows:
-    pairs.setdefault((row["data"], row["short"], row["steps"]), {})[row["recipe"]] = row
+    pairs.setdefault((row["images"], row["model"], row["steps"]), {})[row["recipe"]] = row
   return table(
     "images | model | steps | the paper's recipe | `:fast` | lower by",
     (
-      [data, model, f"{steps:,}", figure(pair["paper"]), figure(pair["fast"]), _difference(pair["paper"], pair["fast"])]
-      for (data, model, steps), pair in pairs.items()
+      [images, model, f"{steps:,}", figure(pair["paper"]), figure(pair["fast"]), _difference(**pair)]
+      for (images, model, steps), pair in pairs.items()
+      if len(pair) == 2
     ),
   )
 
 
-def _difference(first: Row, second: Row) -> str:
-  """How much lower the second figure is, with the decimals that both have."""
-  return f"{first['bits_per_dim'] - second['bits_per_dim']:.{min(first['decimals'], second['decimals'])}f}"
+def _difference(paper: Row, fast: Row) -> str:
+  """Bits/dim that the fast recipe saves, with the decimals that both figures have."""
+  return f"{paper['bits_per_dim'] - fast['bits_per_dim']:.{min(paper['decimals'], fast['decimals'])}f}"
 
 
 def overfitting_table(rows: list[Row]) -> str:
