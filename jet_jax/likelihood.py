@@ -161,7 +161,8 @@ def importance_weighted(bits: Float[np.ndarray, "draws batch"], dims: int) -> Fl
     -log2(mean_k 2**(-D bits_k)) / D
 
   In expectation it is an upper bound on -log2 of the probability of the image, as the average of `bits` is, and a
-  tighter one with each draw. With one draw it is the average. Burda et al., arXiv 1509.00519.
+  tighter one with each draw. With one draw it is the average. Burda et al., arXiv 1509.00519; of dequantization:
+  Hoogeboom et al., arXiv 2001.11235.
 
   Args:
     bits: of each draw, float (K, B).
