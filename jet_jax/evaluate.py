@@ -56,10 +56,13 @@ def _parser() -> config_lib.Parser:
     "--step", type=step_argument, metavar="N|best", help="checkpoint to evaluate; the latest by default"
   )
   parser.add_argument(
-    "--split", default="validation", choices=sources.SPLITS, help="of the data; validation by default"
+    "--split", default="validation", choices=sources.SPLITS, help="split of the data; validation by default"
   )
   parser.add_argument(
-    "--noise_samples", type=int, default=1, help="draws of the dequantization noise for each image; 1 by default"
+    "--noise_samples",
+    type=int,
+    default=1,
+    help="draws of the dequantization noise for each image, 1 by default; more give a tighter bound too",
   )
   parser.add_argument("--source", help="the images, as config.data.source; by default those of the run")
   parser.add_argument(
@@ -67,7 +70,7 @@ def _parser() -> config_lib.Parser:
   )
   parser.add_argument(
     "--per_image", type=config_lib.local, metavar="FILE",
-    help="file to write: index, file name if there is one, bits/dim; .csv or .npz",
+    help=".csv or .npz file to write: index, file name if there is one, and bits/dim of each image",
   )  # fmt: skip
   parser.add_argument(
     "--device_batch", type=int,
@@ -88,6 +91,7 @@ def _evaluate(args) -> dict[str, Any]:
     )
   at_once = config_lib.microbatch_size(config)
   evaluator = Evaluator(model, config.levels, source, at_once, mesh, args.device_batch)
+  weights = name_weights(config, variables)
   index, draws = evaluator.per_image(variables, args.noise_samples)
   bits = draws.mean(axis=0, dtype=np.float64)
   if args.per_image and processes.is_writer():
@@ -103,7 +107,7 @@ def _evaluate(args) -> dict[str, Any]:
     "noise_seed": likelihood.NOISE_SEED,
     "levels": config.levels,
     "image_shape": shape,
-    **name_weights(config, variables),
+    **weights,
     "data": {"source": config.data.source, "release": source.release or None, "origin": source.origin, **known},
     "device_batch": evaluator.batch_size // mesh.size,
   }

@@ -92,16 +92,17 @@ def _parser() -> config_lib.Parser:
   parser.add_argument("--seed", type=int, default=0, help="of the latents; 0 by default")
   parser.add_argument(
     "--temperature", type=temperatures_argument, default=[1.0], metavar="X,...",
-    help="factor on the latents, 1 by default; below 1 smoother, less varied. Several make several rows of the grid",
+    help="factor on the latents, 1 by default; below 1 smoother, less varied. Several make a row of the grid each, and "
+    "follow one another in other files",
   )  # fmt: skip
   parser.add_argument(
     "--out", type=out_argument, default="samples.png", metavar="FILE|DIR/",
     help=f"PNG file with a grid of the images, at most {GRID}; samples.png by default. Or a folder, which exists or "
-    "ends in a slash, for a PNG file of each image: 00000.png, 00001.png, ...",
+    "ends in a slash, for all images, each in a PNG file: 00000.png, 00001.png, ...",
   )  # fmt: skip
   parser.add_argument(
     "--npz", type=config_lib.local, metavar="FILE",
-    help="npz file with all images in an array `images`, uint8 (N, H, W, C), one temperature after another",
+    help="npz file with all images in an array `images`, uint8 (N, H, W, C)",
   )  # fmt: skip
   parser.add_argument(
     "--dtype", choices=("float32", "bfloat16"), help="of the transformers' computation; by default that of the run"

@@ -88,7 +88,9 @@ class Sampler:
     num_nonfinite: images of the last call with a NaN or infinite number; their pixels mean nothing.
   """
 
-  def __init__(self, model, image_shape, levels: int, num: int, mesh, at_once: int = CHUNK, device_batch=None):
+  def __init__(
+    self, model, image_shape, levels: int, num: int, mesh, at_once: int = CHUNK, device_batch: int | None = None
+  ):
     if num < 1:
       raise ValueError(f"num={num} must be at least 1; give the number of images to draw")
     self.num, self.mesh, self.num_nonfinite = num, mesh, 0
