@@ -1,9 +1,13 @@
 """Measures the bits per dimension of a split with a trained run, and prints one JSON object.
 
 python -m jet_jax.evaluate --workdir=DIR [--step=N|best] [--split=validation] [--noise_samples=K] [--per_image=FILE]
+
+The object has the figure, its standard error and 95% interval over images, the tighter importance-weighted bound, and
+what they were measured with: weights, images and evaluation noise. docs/guide/bits-per-dim.md explains each.
 """
 
 import csv
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -11,68 +15,116 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import scipy.special
 from absl import logging
 
 from jet_jax import config as config_lib
-from jet_jax import data
+from jet_jax import data, likelihood
 from jet_jax.data import BadImage, sources
 from jet_jax.devices import processes, settings
 from jet_jax.devices.compile import keep_compiled
-from jet_jax.training import Evaluator
+from jet_jax.training.evaluator import Evaluator, mean_and_error
 from jet_jax.workdir import atomic, bad_images, load_run, same_data
 from jet_jax.workdir.metrics import as_json
-from jet_jax.workdir.trained import step_argument
+from jet_jax.workdir.trained import name_weights, step_argument
+
+RANGES = {"--noise_samples": (1, 2**31 - 1), "--device_batch": (1, 2**31 - 1)}
 
 
 def main(argv=None) -> None:
   """Evaluates a work directory and prints one JSON object; a NaN or infinite figure is null."""
+  args = _parser().parse_args(argv)
+  settings.settle()
+  try:
+    config_lib.check_ranges({f"--{name}": value for name, value in vars(args).items() if value is not None}, RANGES)
+    processes.join()
+    keep_compiled()
+    with processes.agreed():
+      if args.per_image and processes.is_writer():  # other hosts may have no such folder
+        config_lib.check_output(args.per_image, ".csv", ".npz")
+    result = _evaluate(args)
+  except (ValueError, OSError) as error:  # OSError: FILE cannot be written
+    processes.fail(error)
+  if processes.is_writer():
+    print(as_json(result))
+
+
+def _parser() -> config_lib.Parser:
   parser = config_lib.Parser("jet_jax.evaluate", __doc__)
   parser.add_argument("--workdir", type=config_lib.of_run, required=True, help="work directory of a training run")
-  parser.add_argument("--step", type=step_argument, help="checkpoint to evaluate, or best; the latest by default")
   parser.add_argument(
-    "--split", default="validation", choices=sources.SPLITS, help="of the data; validation by default"
+    "--step", type=step_argument, metavar="N|best", help="checkpoint to evaluate; the latest by default"
   )
-  parser.add_argument("--noise_samples", type=int, default=1, help="draws of the dequantization noise for each image")
+  parser.add_argument(
+    "--split", default="validation", choices=sources.SPLITS, help="split of the data; validation by default"
+  )
+  parser.add_argument(
+    "--noise_samples",
+    type=int,
+    default=1,
+    help="draws of the dequantization noise for each image, 1 by default; more give a tighter bound too",
+  )
   parser.add_argument("--source", help="the images, as config.data.source; by default those of the run")
   parser.add_argument(
     "--data_dir", type=config_lib.local, help="folder of prepared data sets; by default that of the run"
   )
   parser.add_argument(
     "--per_image", type=config_lib.local, metavar="FILE",
-    help="file to write: index, file name if there is one, bits/dim; .csv or .npz",
+    help=".csv or .npz file to write: index, file name if there is one, and bits/dim of each image",
   )  # fmt: skip
-  args = parser.parse_args(argv)
-  settings.settle()
-  try:
-    if args.noise_samples < 1:
-      raise ValueError(f"--noise_samples={args.noise_samples} must be at least 1")
-    processes.join()
-    keep_compiled()
-    with processes.agreed():
-      if args.per_image and processes.is_writer():  # other hosts may have no such folder
-        config_lib.check_output(args.per_image, ".csv", ".npz")
-    config, model, variables, step, mesh = load_run(args.workdir, args.step)
-    source = _open_split(config, args)
-    shape = source[0]["image"].shape
-    if shape != config.image_shape:
-      raise ValueError(
-        f"{config.data.source} has images of {shape}, the flow is for {config.image_shape}; give another --source"
-      )
-    evaluator = Evaluator(model, config.levels, source, config_lib.microbatch_size(config), mesh)
-    index, bits = evaluator.per_image(variables, args.noise_samples)
-    result = evaluator.summary(bits, args.noise_samples)
-    if args.per_image and processes.is_writer():
-      _write_per_image(args.per_image, index, bits, [source.name(int(i)) for i in index])
-  except (ValueError, OSError) as error:  # OSError: FILE cannot be written
-    processes.fail(error)
-  if processes.is_writer():
-    if line := bad_images.record(args.workdir, {args.split: data.skipped(source)}):
-      print(line, file=sys.stderr)
-    print(as_json({"step": step, "split": args.split, **result}))
+  parser.add_argument(
+    "--device_batch", type=int,
+    help="images at a time on each device; by default the devices share a microbatch of the run. The same number gives "
+    "the same last digits on any number of devices",
+  )  # fmt: skip
+  return parser
 
 
-def _open_split(config, args) -> Any:
-  """Opens the split that the command names. Prints on standard error what is in it, and how the run had it."""
+def _evaluate(args) -> dict[str, Any]:
+  """Evaluates a run as the command says, and returns the object to print. Writes the file of `--per_image`."""
+  config, model, variables, step, mesh = load_run(args.workdir, args.step)
+  source, known = _open_split(config, args)
+  shape = source[0]["image"].shape
+  if shape != config.image_shape:
+    raise ValueError(
+      f"{config.data.source} has images of {shape}, the flow is for {config.image_shape}; give another --source"
+    )
+  at_once = config_lib.microbatch_size(config)
+  evaluator = Evaluator(model, config.levels, source, at_once, mesh, args.device_batch)
+  weights = name_weights(config, variables)
+  index, draws = evaluator.per_image(variables, args.noise_samples)
+  bits = draws.mean(axis=0, dtype=np.float64)
+  if args.per_image and processes.is_writer():
+    _write_per_image(args.per_image, index, bits, [source.name(int(i)) for i in index])
+  if processes.is_writer() and (line := bad_images.record(args.workdir, {args.split: data.skipped(source)})):
+    print(line, file=sys.stderr)
+  return {
+    "step": step,
+    "split": args.split,
+    **_figures("bits_per_dim", bits),
+    **_figures("iw_bits_per_dim", likelihood.importance_weighted(draws, math.prod(shape))),
+    **evaluator.summary(draws),
+    "noise_seed": likelihood.NOISE_SEED,
+    "levels": config.levels,
+    "image_shape": shape,
+    **weights,
+    "data": {"source": config.data.source, "release": source.release or None, "origin": source.origin, **known},
+    "device_batch": evaluator.batch_size // mesh.size,
+  }
+
+
+def _figures(name: str, values: np.ndarray) -> dict[str, Any]:
+  """Returns the mean over images under `name`, its standard error and its 95% interval, by Student's t."""
+  mean, error = mean_and_error(values)
+  margin = error * float(scipy.special.stdtrit(len(values) - 1, 0.975))
+  return {name: mean, f"{name}_stderr": error, f"{name}_interval": [mean - margin, mean + margin]}
+
+
+def _open_split(config, args) -> tuple[Any, dict[str, Any]]:
+  """Opens the split that the command names, and computes its identity.
+
+  Prints on standard error what is in the split, and how the run had it.
+  """
   config.data.source = sources.absolute(args.source) if args.source else config.data.source
   config.data.data_dir = str(args.data_dir or config.data.data_dir)
   with processes.agreed():
@@ -91,7 +143,7 @@ def _open_split(config, args) -> Any:
     lines.append(f"  warning: these are not the images that the run had: {problem}")
   if processes.is_writer():
     print("\n".join(lines), file=sys.stderr, flush=True)
-  return splits[args.split]
+  return splits[args.split], images[args.split]
 
 
 def _write_per_image(path: Path, index: np.ndarray, bits: np.ndarray, names: Sequence[str | None]) -> None:

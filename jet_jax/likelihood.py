@@ -154,6 +154,29 @@ def bits_per_dim(z: Images, logdet: PerImage, levels: int = LEVELS, prior: Any =
   return (-log_prior(z, prior) - logdet) / (dims * math.log(2)) - math.log2(bin_width(levels))
 
 
+@np.errstate(invalid="ignore")  # the average shows what is not finite
+def importance_weighted(bits: Float[np.ndarray, "draws batch"], dims: int) -> Float[np.ndarray, "batch"]:
+  """Importance-weighted bits per dimension of several draws of the noise (IWBO): their likelihoods are averaged.
+
+    -log2(mean_k 2**(-D bits_k)) / D
+
+  In expectation it is an upper bound on -log2 of the probability of the image, as the average of `bits` is, and a
+  tighter one with each draw. With one draw it is the average. Burda et al., arXiv 1509.00519; of dequantization:
+  Hoogeboom et al., arXiv 2001.11235.
+
+  Args:
+    bits: of each draw, float (K, B).
+    dims: D, numbers of an image.
+
+  Returns:
+    float64 (B,), never above the average of the draws, and the average where that is not finite.
+  """
+  bits = bits.astype(np.float64)
+  average = bits.mean(axis=0)
+  bound = (math.log2(len(bits)) - np.logaddexp2.reduce(-dims * bits, axis=0)) / dims
+  return np.where(np.isfinite(average), np.minimum(bound, average), average)
+
+
 def bits_of_images(
   model: Any, variables, images: UInt8[Array | np.ndarray, "batch height width channels"], noise_keys: Keys, levels: int
 ) -> Float[Array, "batch"]:

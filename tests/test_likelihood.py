@@ -120,3 +120,50 @@ def test_the_prior_is_standard_normal():
   np.testing.assert_allclose([z.mean(), z.var()], [0, 1], atol=0.045)
   expected = jax.scipy.stats.norm.logpdf(z).sum((1, 2, 3))
   np.testing.assert_allclose(lk.log_prior(z), expected, rtol=1e-5)
+
+
+def test_the_importance_weighted_bound_averages_likelihoods_however_small_they_are():
+  dims = 64 * 64 * 3  # of likelihoods near 2**-45,000, far below any float64
+  bits = np.float32([[3.5, 3.5, 4.0], [3.5, 3.75, 4.0 + 2**-12], [3.5, 5.0, 4.0 + 2**-11]])
+  expected = [3.5, 3.5 + np.log2(3) / dims, 4 - np.log2((1 + 2.0**-3 + 2.0**-6) / 3) / dims]
+  np.testing.assert_allclose(lk.importance_weighted(bits, dims), expected, rtol=1e-15)
+  np.testing.assert_array_equal(lk.importance_weighted(bits[1:2], dims), bits[1])
+
+
+def test_the_importance_weighted_bound_falls_with_the_draws_and_is_never_above_their_average():
+  for spread in (0, 1e-7, 1e-4, 1e-1):  # of float32, near 1e-7 some draws are equal and others neighbours
+    noise = np.random.default_rng(0).standard_normal((12, 200))
+    bits = (np.linspace(1, 8, 200) + spread * noise).astype(np.float32)
+    threes = np.mean([lk.importance_weighted(three, 3072) for three in np.split(bits, 4)], axis=0)
+    average, all_draws = bits.mean(axis=0, dtype=np.float64), lk.importance_weighted(bits, 3072)
+    assert np.all(all_draws <= average)
+    assert np.all(all_draws <= threes + 1e-14)  # Jensen; the rounding of values up to 8
+    assert np.all(threes <= average + 1e-14)  # the mean of the groups rounds too
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_draw_that_is_not_finite_shows_in_the_importance_weighted_bound(bad):
+  bits = np.float32([[3, 3], [bad, 3]])
+  np.testing.assert_array_equal(np.isfinite(lk.importance_weighted(bits, 12)), [False, True])
+
+
+def test_the_probabilities_of_all_images_sum_to_the_mass_of_the_flow_with_many_draws_and_to_less_with_one(tiny_flow):
+  levels, dims, draws, side = 4, 2, 1024, 50
+  model, variables = tiny_flow((1, 1, dims), patch_size=1, kinds=("channels",))
+  images = np.stack(np.meshgrid(*[np.arange(levels)] * dims), axis=-1).reshape(-1, 1, 1, dims).astype(np.uint8)
+  count = len(images)
+  index = np.arange(draws * count, dtype=np.int32)
+  bits = jax.jit(lk.evaluation_bits, static_argnames=("model", "levels"))(
+    variables, np.tile(images, (draws, 1, 1, 1)), index, jax.random.key(0), model=model, levels=levels
+  )
+  bits = np.asarray(bits).reshape(draws, count)
+  # The mass, by the midpoints of a fine grid over the pixels' bins.
+  axis = (np.arange(levels * side) + 0.5) / side * lk.bin_width(levels) - 1
+  x = np.stack(np.meshgrid(*[axis] * dims), axis=-1).reshape(-1, 1, 1, dims).astype(np.float32)
+  density = 2.0 ** (-dims * lk.bits_per_dim(*jax.jit(model.apply)(variables, x), levels))
+  mass = density.sum() / side**dims
+  average, weighted = (np.sum(2.0 ** (-dims * bound)) for bound in (bits.mean(0), lk.importance_weighted(bits, dims)))
+  error = np.sqrt(np.sum((2.0 ** (-dims * bits)).var(axis=0) / draws))
+  assert average < 0.97 * mass  # bits of one draw are an upper bound: their images have too little probability
+  np.testing.assert_allclose(weighted, mass, atol=4 * error)
+  assert 8 * error < mass - average  # so the two are told apart

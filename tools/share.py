@@ -65,13 +65,14 @@ def share(workdir: pathlib.Path, out: pathlib.Path, step: Step = None, metrics: 
 def without_places(config: config_lib.Config) -> config_lib.Config:
   """Returns the config of a copy: the last name of each absolute path in it, no account, and no averaged weights.
 
-  The copy's parameters are the average, if the run has one.
+  The copy's parameters are the average, if the run has one, and its config says so.
   """
   config = config_lib.resolve(config)
   for name, value in flatten(config).items():
     if isinstance(value, str):
       config_lib.override(config, {name: FOLDERS.sub("", value)})
-  return config_lib.override(config, {"data.data_dir": "", "wandb_project": "", "ema_decay": 0.0, "init_ema": False})
+  averaged = {"params_are_averaged": config.params_are_averaged or config.ema_decay > 0, "ema_decay": 0.0}
+  return config_lib.override(config, {"data.data_dir": "", "wandb_project": "", "init_ema": False} | averaged)
 
 
 def main(argv=None) -> None:

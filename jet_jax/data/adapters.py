@@ -17,6 +17,7 @@ class Adapter(Examples):
   def __init__(self, examples: Any):
     self.examples, self.classes = examples, examples.classes
     self.origin, self.warnings, self.files = examples.origin, examples.warnings, examples.files
+    self.release = examples.release
 
   def __len__(self):
     return len(self.examples)

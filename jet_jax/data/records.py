@@ -37,7 +37,7 @@ class Records(Examples):
   def __init__(self, folder: pathlib.Path, split: str, size: int):
     """`folder`: of one version of the data set. `size`: as for `decode.decode`."""
     self.folder, self.split, self.size = str(folder), split, size
-    features = info(folder).features
+    features, self.release = info(folder).features, info(folder).full_name
     if "image" not in features:
       raise ValueError(f"{folder} has no feature 'image', only {', '.join(features)}; use a data set of images")
     self._shape, self._is_file = _image_format(features["image"], folder)

@@ -35,12 +35,14 @@ class Examples(Sequence):
     classes: names of the labels; empty without labels.
     origin: a phrase on how the split came about, such as "folder train" or "5% held out by a hash of the name".
     warnings: a sentence each on what looks odd in the split, but was not rejected.
+    release: name and version that the data set has of itself, such as "cifar10/1.0.0"; "" if it has none.
     files: the `archives.Files` that the examples are read from; None for other sources.
   """
 
   classes: Sequence[str] = ()
   origin: str = ""
   warnings: tuple[str, ...] = ()
+  release: str = ""
   files: Any = None
 
   def entries(self) -> Iterator[bytes]:

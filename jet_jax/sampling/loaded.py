@@ -1,5 +1,6 @@
 """A trained flow in Python: bits per dimension of images, and samples."""
 
+import math
 import pathlib
 import warnings
 from typing import Any, NamedTuple
@@ -45,6 +46,17 @@ class TrainedFlow(NamedTuple):
     Raises:
       ValueError: images of another shape, dtype or range, or no draw.
     """
+    return self._draws(images, noise_samples).mean(axis=0, dtype=np.float64)
+
+  def iw_bits_per_dim(self, images, noise_samples: int) -> np.ndarray:
+    """Measures the importance-weighted bound, which is tighter than `bits_per_dim` of the same draws.
+
+    Arguments, result and errors are those of `bits_per_dim`; see `likelihood.importance_weighted`.
+    """
+    return likelihood.importance_weighted(self._draws(images, noise_samples), math.prod(self.config.image_shape))
+
+  def _draws(self, images, noise_samples: int) -> np.ndarray:
+    """Bits per dimension of each draw and image, float32 (noise_samples, N)."""
     _check_positive("noise_samples", noise_samples)
     images, shape, levels = np.asarray(images), tuple(self.config.image_shape), self.config.levels
     if images.shape[1:] != shape or images.dtype != np.uint8 or images.max(initial=0) >= levels:
@@ -57,9 +69,8 @@ class TrainedFlow(NamedTuple):
       part = images[start : start + chunk]
       index = np.arange(start, start + len(part), dtype=np.int32)
       keys = [jax.random.fold_in(make_key(likelihood.NOISE_SEED), draw) for draw in range(noise_samples)]
-      draws = [_bits(self.variables, part, index, key, model=self.model, levels=levels) for key in keys]
-      bits.append(np.mean(draws, axis=0, dtype=np.float64))
-    return np.concatenate(bits) if bits else np.zeros(0)
+      bits.append(np.stack([_bits(self.variables, part, index, key, model=self.model, levels=levels) for key in keys]))
+    return np.concatenate(bits, axis=1) if bits else np.zeros((noise_samples, 0), np.float32)
 
   def sample(self, num: int, seed: int = 0, temperature: float = 1.0) -> np.ndarray:
     """Draws images, as `python -m jet_jax.sample` does.

@@ -76,7 +76,10 @@ class Sampler:
     levels: number of pixel values.
     num: images of a call, at least 1.
     mesh: devices.
-    at_once: images in one pass through the flow, at most CHUNK.
+    at_once: images in one pass through the flow, at most CHUNK, which the devices share.
+    device_batch: images in one pass on each device, in place of its share. With the same number, an image has the same
+      bits for any `num`, on any mesh of a kind of device, and for any number of processes. With another one, pixels on
+      the edge of two levels may round differently.
 
   Raises:
     ValueError: less than one image.
@@ -85,11 +88,14 @@ class Sampler:
     num_nonfinite: images of the last call with a NaN or infinite number; their pixels mean nothing.
   """
 
-  def __init__(self, model, image_shape, levels: int, num: int, mesh, at_once: int = CHUNK):
+  def __init__(
+    self, model, image_shape, levels: int, num: int, mesh, at_once: int = CHUNK, device_batch: int | None = None
+  ):
     if num < 1:
       raise ValueError(f"num={num} must be at least 1; give the number of images to draw")
     self.num, self.mesh, self.num_nonfinite = num, mesh, 0
-    self.chunk = sharding.round_up(min(num, at_once, CHUNK), mesh)
+    shared = sharding.round_up(min(num, at_once, CHUNK), mesh)
+    self.chunk = device_batch * mesh.size if device_batch else shared
     self._program = self._step = sample_program(model, image_shape, levels, mesh)
 
   def compile(self, variables, limit: int | None, beside: int) -> None:

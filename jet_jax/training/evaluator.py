@@ -31,14 +31,17 @@ class Evaluator:
     model: the flow.
     levels: number of pixel values.
     source: examples of the data set.
-    batch_size: images at a time, rounded up to a multiple of the devices. Results do not depend on it, because noise is
-      keyed by example.
+    batch_size: images at a time, which the devices share; rounded up to a multiple of the devices. Noise is keyed by
+      example, so another number changes the rounding of matrix products alone.
     mesh: devices.
+    device_batch: images at a time on each device, in place of its share of `batch_size`. With the same number, results
+      have the same bits on any mesh of a kind of device, and for any number of processes.
   """
 
-  def __init__(self, model, levels: int, source, batch_size: int, mesh):
+  def __init__(self, model, levels: int, source, batch_size: int, mesh, device_batch: int | None = None):
     self.source, self.mesh = source, mesh
-    self.batch_size = sharding.round_up(min(batch_size, len(source)), mesh)
+    shared = sharding.round_up(min(batch_size, len(source)), mesh)
+    self.batch_size = device_batch * mesh.size if device_batch else shared
     self._program = self._step = eval_program(model, levels, mesh)
 
   def compile(self, variables, image_shape, limit: int | None, beside: int) -> None:
@@ -58,18 +61,18 @@ class Evaluator:
 
   def __call__(self, variables, noise_samples: int = 1) -> dict[str, float]:
     """Measures bits per dimension, averaged over images and over draws of the noise; see `summary`."""
-    return self.summary(self.per_image(variables, noise_samples)[1], noise_samples)
+    return self.summary(self.per_image(variables, noise_samples)[1])
 
-  @np.errstate(invalid="ignore")  # non-finite values are counted
   def per_image(self, variables, noise_samples: int = 1) -> tuple[np.ndarray, np.ndarray]:
-    """Measures each readable image, averaged over draws of the noise.
+    """Measures each readable image.
 
     Args:
       variables: `params` and `permutations`.
       noise_samples: draws of the dequantization noise for each image.
 
     Returns:
-      The index of each image in the data set, ascending, int32 (N,), and its bits per dimension, float64 (N,).
+      The index of each image in the data set, ascending, int32 (N,), and its bits per dimension for each draw, float32
+      (noise_samples, N).
     """
     keys = [jax.random.fold_in(make_key(likelihood.NOISE_SEED), draw) for draw in range(noise_samples)]
 
@@ -82,29 +85,33 @@ class Evaluator:
     results, indices, bits = in_turn(dispatched()), [], []
     for draws in zip(*[results] * noise_samples, strict=True):  # the draws of a batch follow each other
       batch = draws[0][0]
-      mean = np.stack([draw for _, draw in draws]).mean(axis=0, dtype=np.float64)
       indices.append(batch["index"][batch["mask"]])
-      bits.append(mean[batch["mask"]])
-    return np.concatenate(indices), np.concatenate(bits)
+      bits.append(np.stack([draw for _, draw in draws])[:, batch["mask"]])
+    return np.concatenate(indices), np.concatenate(bits, axis=1)
 
-  @np.errstate(invalid="ignore")
-  def summary(self, bits: np.ndarray, noise_samples: int) -> dict[str, float]:
-    """Summarizes the bits per dimension of each image.
-
-    Args:
-      bits: of `per_image`.
-      noise_samples: draws of the noise that each is a mean over.
+  @np.errstate(invalid="ignore")  # non-finite values are counted
+  def summary(self, bits: np.ndarray) -> dict[str, float]:
+    """Summarizes the bits per dimension of each draw and image, as `per_image` returns them.
 
     Returns:
-      "bits_per_dim"; its standard error over images, "bits_per_dim_stderr", NaN of one image; "num_images";
-      "noise_samples"; "num_nonfinite", the images with a NaN or infinite result, any of which makes the mean
-      non-finite; "num_bad_images", the unreadable images that were skipped as the config allows.
+      "bits_per_dim", averaged over draws and images; its standard error over images, "bits_per_dim_stderr", NaN of one
+      image; "num_images"; "noise_samples"; "num_nonfinite", the images with a NaN or infinite result, any of which
+      makes the mean non-finite; "num_bad_images", the unreadable images that were skipped as the config allows.
     """
+    average = bits.mean(axis=0, dtype=np.float64)
+    mean, error = mean_and_error(average)
     return {
-      "bits_per_dim": float(bits.mean()),
-      "bits_per_dim_stderr": float(bits.std(ddof=1) / np.sqrt(len(bits))) if len(bits) > 1 else float("nan"),
-      "num_images": len(bits),
-      "noise_samples": noise_samples,
-      "num_nonfinite": int(np.sum(~np.isfinite(bits))),
-      "num_bad_images": len(self.source) - len(bits),
+      "bits_per_dim": mean,
+      "bits_per_dim_stderr": error,
+      "num_images": len(average),
+      "noise_samples": len(bits),
+      "num_nonfinite": int(np.sum(~np.isfinite(average))),
+      "num_bad_images": len(self.source) - len(average),
     }
+
+
+@np.errstate(invalid="ignore")
+def mean_and_error(values: np.ndarray) -> tuple[float, float]:
+  """Returns the mean over images, (N,), and its standard error; that of one image is NaN."""
+  error = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.nan
+  return float(values.mean()), float(error)

@@ -55,7 +55,8 @@ def choose_step(workdir: str | pathlib.Path, step: int | Literal["best"] | None)
       raise ValueError(f"{best}, and no checkpoint of that is kept; {there}; give one of them, or train with keep_best")
     return best.step
   if step is not None and step not in steps:
-    raise ValueError(f"step {step} is not there; {there}; give one of them")
+    nearest = min(steps, key=lambda saved: abs(saved - step))
+    raise ValueError(f"step {step} is not there; {there}; the nearest is {nearest}")
   return steps[-1] if step is None else step
 
 
@@ -254,7 +255,7 @@ class Checkpoints:
 
   def identity(self, step: int) -> str:
     """Returns a SHA-256 of the fingerprints of a step, in hexadecimal digits. Raises Damaged."""
-    return fingerprint.to_json(self._record(step)[0], {})["sha256"]
+    return fingerprint.identity(self._record(step)[0])
 
   def best_known(self, step: int) -> Best:
     """Returns the best evaluation at the time that `step` was saved. Raises Damaged."""

@@ -56,6 +56,11 @@ def to_json(prints: Mapping[str, ArrayFingerprint], notes: dict[str, Any]) -> di
   return {"arrays": arrays, "notes": notes, "sha256": _sha256([arrays, notes])}
 
 
+def identity(prints: Mapping[str, ArrayFingerprint]) -> str:
+  """Computes a SHA-256 of fingerprints, in hexadecimal digits."""
+  return to_json(prints, {})["sha256"]
+
+
 def from_json(written: dict[str, Any]) -> tuple[dict[str, ArrayFingerprint], dict[str, Any]]:
   """Unpacks fingerprints and notes. Raises ValueError if they differ from what `to_json` packed."""
   try:

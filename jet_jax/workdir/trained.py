@@ -1,5 +1,6 @@
 """Loading a trained run: its config, model and variables."""
 
+import argparse
 import pathlib
 import sys
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ import jax
 from jet_jax import config as config_lib
 from jet_jax.devices import processes, sharding
 from jet_jax.jet import Jet
+from jet_jax.workdir import fingerprint
 from jet_jax.workdir.checkpoint import Checkpoints, choose_step
 from jet_jax.workdir.verify import Damaged
 
@@ -28,7 +30,25 @@ class Trained(NamedTuple):
 
 def step_argument(text: str) -> int | Literal["best"]:
   """Parses the --step of a command: a number or "best"."""
-  return "best" if text == "best" else int(text)
+  if text == "best" or text.isdecimal():
+    return "best" if text == "best" else int(text)
+  raise argparse.ArgumentTypeError(f"{text!r} must be the number of a step, or best")
+
+
+def name_weights(config: config_lib.Config, variables: dict) -> dict[str, str]:
+  """Names what `load_run` has loaded, for a record of what was computed with it. All processes call it together.
+
+  Args:
+    config, variables: of `load_run`.
+
+  Returns:
+    "weights": "ema" for averaged weights, else "params"; "weights_sha256" of their fingerprints and those of the
+    permutations: the same on any mesh, and of a copy by `tools.share`.
+  """
+  return {
+    "weights": "ema" if config.ema_decay or config.params_are_averaged else "params",
+    "weights_sha256": fingerprint.identity(fingerprint.fingerprints(variables)),
+  }
 
 
 def load_run(

@@ -137,6 +137,8 @@ def test_a_broken_config_in_the_workdir_is_refused(text, message, tiny_config, t
     "--temperature=-1",
     "--temperature=nan",
     "--temperature=inf",
+    "--temperature=1,-1",
+    "--device_batch=0",
   ],
 )
 def test_flags_of_sampling_without_sense_are_refused(flag, tmp_path):
@@ -146,7 +148,11 @@ def test_flags_of_sampling_without_sense_are_refused(flag, tmp_path):
 
 @pytest.mark.parametrize(
   ("flag", "message"),
-  [("--out=a.jpg", "a.jpg must end in .png"), ("--out=.", ". must end in .png"), ("--npz=a.npy", "must end in .npz")],
+  [
+    ("--out=a.jpg", "a.jpg must end in .png"),
+    ("--out=/proc/new/", "/proc/new/00000.png cannot be written"),
+    ("--npz=a.npy", "must end in .npz"),
+  ],
 )
 def test_outputs_of_sampling_are_checked_first(flag, message, tmp_path):
   with pytest.raises(SystemExit, match=f"error: .*{message}"):

@@ -326,6 +326,7 @@ def test_of_records_of_a_training_split_alone_some_are_held_out(tmp_path):
   assert validation.origin == "5% of split train, held out by a hash of the number"
   assert validation.where(0).startswith(f"record {values[1][0]} in any-train.array_record")
   assert (validation.name(0), validation.all_labels(99)) == (None, None)
+  assert validation.release == "any/1.0.0"
 
 
 def test_labels_of_records_are_read_up_to_a_number(tmp_path):

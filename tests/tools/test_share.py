@@ -51,9 +51,9 @@ def figures(main, capsys, *arguments):
 
 def test_the_copy_evaluates_and_samples_as_the_run_does(workdir, copy, tmp_path, capsys):
   for step in ("--step=best", f"--step={load_run(copy).step}"):
-    assert figures(evaluate.main, capsys, f"--workdir={copy}", step) == figures(
-      evaluate.main, capsys, f"--workdir={workdir}", step
-    )
+    of_copy, of_run = (figures(evaluate.main, capsys, f"--workdir={path}", step) for path in (copy, workdir))
+    assert of_copy == of_run
+    assert of_copy["weights"] == "ema"
   for name, path in (("run", workdir), ("copy", copy)):
     sample.main([f"--workdir={path}", "--num=4", f"--npz={tmp_path}/{name}.npz", f"--out={tmp_path}/a.png"])
   np.testing.assert_array_equal(*(np.load(tmp_path / f"{name}.npz")["images"] for name in ("run", "copy")))

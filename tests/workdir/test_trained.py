@@ -1,6 +1,8 @@
 """A work directory is all that evaluation and sampling need, and holds what README says."""
 
 import json
+import re
+import shutil
 import subprocess
 import sys
 
@@ -8,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 from PIL import Image
 
 import jet_jax
@@ -17,6 +20,7 @@ from jet_jax.data.npz import NpzWriter
 from jet_jax.devices import sharding
 from jet_jax.sampling import sampler
 from jet_jax.training import evaluator
+from jet_jax.workdir import fingerprint, verify
 from jet_jax.workdir.metrics import MetricLog
 from jet_jax.workdir.trained import load_run
 
@@ -63,6 +67,41 @@ def test_evaluation_from_the_work_directory_repeats_the_figure_of_training(workd
   assert other["bits_per_dim"] != result["bits_per_dim"]
 
 
+def test_evaluation_says_how_sure_it_is_and_what_it_measured(workdir, tmp_path, capsys):
+  evaluate.main([f"--workdir={workdir}", "--noise_samples=3", f"--per_image={tmp_path}/bits.npz"])
+  result, bits = last_json(capsys), np.load(tmp_path / "bits.npz")["bits_per_dim"]
+  expected = scipy.stats.t.interval(0.95, 199, bits.mean(), scipy.stats.sem(bits))
+  np.testing.assert_allclose(result["bits_per_dim_interval"], expected, rtol=1e-12)
+  assert result["bits_per_dim"] - np.log2(3) / 64 < result["iw_bits_per_dim"] < result["bits_per_dim"]
+  assert result["iw_bits_per_dim_interval"][0] < result["iw_bits_per_dim"] < result["iw_bits_per_dim_interval"][1]
+  recorded = json.loads((workdir / "data.json").read_text())
+  assert result["data"] == recorded["splits"]["validation"] | {
+    "source": "digits", "release": None, "origin": "every ninth digit",
+  }  # fmt: skip
+  known = {"noise_seed": likelihood.NOISE_SEED, "levels": 17, "image_shape": [8, 8, 1], "device_batch": 16}
+  assert {name: result[name] for name in known} == known
+
+  saved = verify.read_record(workdir / "checkpoints" / "6")[0]
+  kinds = {"ema": "model/ema/", "params": "model/params/"}
+  digests = {
+    kind: fingerprint.identity({
+      name.replace(prefix, "params/").removeprefix("model/"): known
+      for name, known in saved.items()
+      if name.startswith((prefix, "model/permutations/"))
+    })
+    for kind, prefix in kinds.items()
+  }  # fmt: skip
+  assert (result["weights"], result["weights_sha256"]) == ("ema", digests["ema"])
+  assert digests["ema"] != digests["params"]
+
+  flow, images = (
+    jet_jax.load(workdir),
+    np.stack([one["image"] for one in sources.open_source("digits", 0, 17, "validation")]),
+  )
+  python = [flow.bits_per_dim(images, 3).mean(), flow.iw_bits_per_dim(images, 3).mean()]
+  np.testing.assert_allclose(python, [result["bits_per_dim"], result["iw_bits_per_dim"]], rtol=1e-6)
+
+
 @pytest.mark.fault(21)
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_images_that_are_not_finite_are_counted_told_and_never_averaged_away(
@@ -78,6 +117,7 @@ def test_images_that_are_not_finite_are_counted_told_and_never_averaged_away(
   evaluate.main([f"--workdir={workdir}", "--noise_samples=2"])
   result = json.loads(capsys.readouterr().out.splitlines()[-1], parse_constant=refuse)
   assert (result["bits_per_dim"], result["bits_per_dim_stderr"], result["num_nonfinite"]) == (None, None, 2)
+  assert (result["bits_per_dim_interval"], result["iw_bits_per_dim"]) == ([None, None], None)
 
   config, model, variables, _, mesh = load_run(workdir)
   source = sources.open_source("digits", 0, 17, "validation")
@@ -102,6 +142,9 @@ def test_the_figure_does_not_depend_on_the_batch_size(workdir):
   _, model, variables, _, mesh = load_run(workdir)
   source = sources.open_source("digits", 0, 17, "validation")
   figures = [evaluate.Evaluator(model, 17, source, size, mesh)(variables)["bits_per_dim"] for size in (1, 7, 64, 500)]
+  fixed = [evaluate.Evaluator(model, 17, source, size, mesh, device_batch=64) for size in (1, 500)]
+  assert [evaluator.batch_size for evaluator in fixed] == [64, 64]
+  assert [evaluator(variables)["bits_per_dim"] for evaluator in fixed] == [figures[2]] * 2  # to the last digit
   # The same noise for each image; matrix products of another height may round differently in float32.
   np.testing.assert_allclose(figures, figures[0], rtol=1e-6)
   # Another noise moves it by about its standard error over 200 images, a thousand times more.
@@ -119,6 +162,39 @@ def test_sampling_writes_a_grid_and_an_array(workdir, tmp_path, capsys):
   grid = np.asarray(Image.open(out))
   assert grid.shape == (2 * 50 + 2, 3 * 50 + 2, 3)  # 8 pixels, six times enlarged, and gaps of 2
   np.testing.assert_array_equal(grid[2:50:6, 52:100:6, 0], np.round(images[1, ..., 0] * (255 / 16)))
+
+
+def test_a_folder_gets_a_file_of_each_image_and_no_others_among_them(workdir, tmp_path, monkeypatch, capsys):
+  monkeypatch.setattr(sampler, "CHUNK", 4)
+  out, npz = tmp_path / "new", tmp_path / "images.npz"
+  command = [f"--workdir={workdir}", "--num=6", f"--npz={npz}"]
+  for place in (f"{out}/", out):  # to be made, then there
+    sample.main([*command, f"--out={place}"])
+    assert last_json(capsys)["out"] == str(out)
+  assert sorted(path.name for path in out.iterdir()) == [f"0000{i}.png" for i in range(6)]
+  files = [np.asarray(Image.open(out / f"0000{i}.png")) for i in range(6)]
+  np.testing.assert_array_equal(files, np.round(np.load(npz)["images"][..., 0] * (255 / 16)))
+  Image.fromarray(np.zeros((8, 8), np.uint8)).save(out / "000006.png")
+  with pytest.raises(SystemExit, match=r"error: .*new has other PNG files, such as 000006\.png; remove them, or"):
+    sample.main([*command, f"--out={out}"])
+  (out / "000006.png").unlink()
+  with pytest.raises(SystemExit, match=r"such as 00005\.png"):  # of an earlier and longer draw
+    sample.main([f"--workdir={workdir}", "--num=5", f"--out={out}"])
+
+
+def test_a_row_of_the_grid_is_a_temperature_and_a_column_a_latent(workdir, tmp_path, capsys):
+  out, npz = tmp_path / "grid.png", tmp_path / "images.npz"
+  draw = [f"--workdir={workdir}", f"--out={out}", f"--npz={npz}", "--num=3"]
+  sample.main([*draw, "--temperature=0.5,1,2"])
+  assert last_json(capsys)["temperatures"] == [0.5, 1, 2]
+  images, grid = np.load(npz)["images"], np.asarray(Image.open(out))
+  assert grid.shape == (3 * 50 + 2, 3 * 50 + 2, 3)
+  cells = grid[2:, 2:, 0].reshape(3, 50, 3, 50)[:, :48:6, :, :48:6].transpose(0, 2, 1, 3)  # six times enlarged
+  np.testing.assert_array_equal(cells.reshape(9, 8, 8), np.round(images[..., 0] * (255 / 16)))
+  for row, temperature in enumerate(("0.5", "1", "2")):
+    sample.main([*draw, f"--temperature={temperature}"])
+    np.testing.assert_array_equal(np.load(npz)["images"], images[3 * row : 3 * row + 3])
+  assert np.mean(images[:3] == images[6:]) < 0.9
 
 
 @pytest.mark.fault(22)
@@ -229,6 +305,9 @@ def test_an_image_depends_on_the_seed_and_its_number_alone(workdir, monkeypatch)
   def draw(num, seed=0):
     return sample.Sampler(model, config.image_shape, 17, num, mesh)(variables, seed).astype(int)
 
+  three, ten = (sample.Sampler(model, config.image_shape, 17, num, mesh, device_batch=4) for num in (3, 10))
+  assert (three.chunk, ten.chunk) == (4, 4)
+  np.testing.assert_array_equal(three(variables), ten(variables)[:3])  # of the same programs, bit for bit
   ten = draw(10)
   monkeypatch.setattr(sampler, "CHUNK", 4)
   # A value that lies on the edge of two levels may fall to either side when another batch size rounds differently.
@@ -238,8 +317,40 @@ def test_an_image_depends_on_the_seed_and_its_number_alone(workdir, monkeypatch)
 
 
 @pytest.mark.parametrize("main", [evaluate.main, sample.main])
-def test_a_folder_that_holds_no_run_is_refused(main, tmp_path, workdir):
-  with pytest.raises(SystemExit, match=r"error: .* has no config.json"):
-    main([f"--workdir={tmp_path}"])
-  with pytest.raises(SystemExit, match="step 5 is not there; .* has 3, 6"):
-    main([f"--workdir={workdir}", "--step=5"])
+def test_a_run_or_step_that_is_not_there_is_refused(main, tmp_path, workdir, capsys):
+  (tmp_path / "untrained").mkdir()
+  shutil.copy(workdir / "config.json", tmp_path / "untrained")
+  for arguments, message in (
+    ([f"--workdir={tmp_path}"], "has no config.json"),
+    ([f"--workdir={tmp_path}/untrained"], "no complete checkpoint in .*untrained; train until the first one is saved"),
+    ([f"--workdir={workdir}", "--step=5"], "step 5 is not there; .* has 3, 6; the nearest is 6"),
+    ([f"--workdir={workdir}", "--step=1"], "step 1 is not there; .* has 3, 6; the nearest is 3"),
+    ([f"--workdir={workdir}", "--step=last"], "--step: 'last' must be the number of a step, or best"),
+  ):
+    check_refused(main, arguments, message, capsys)
+
+
+def test_images_that_cannot_be_evaluated_are_refused(tmp_path, workdir, capsys):
+  def source(name, *shape):
+    images = {"train_images": np.full((2, 8, 8, 1), 16, "uint8"), "test_images": np.full(shape, 16, "uint8")}
+    np.savez(tmp_path / f"{name}.npz", **images)
+    return f"--source=npz:{tmp_path}/{name}.npz"
+
+  for argument, message in (
+    (source("wide", 2, 8, 9, 1), r"has images of \(8, 9, 1\), the flow is for \(8, 8, 1\); give another --source"),
+    (source("empty", 0, 8, 8, 1), "has no image in its split 'test'; add some or use another split"),
+    ("--split=test", "has no split 'test'"),
+    ("--noise_samples=0", "--noise_samples=0 must be at least 1"),
+    ("--device_batch=0", "--device_batch=0 must be at least 1"),
+  ):
+    check_refused(evaluate.main, [f"--workdir={workdir}", argument], message, capsys)
+
+
+def check_refused(main, arguments, message, capsys):
+  """Checks that a command ends with status 2 and one line, which has the message, beside those on its data."""
+  capsys.readouterr()
+  with pytest.raises(SystemExit) as stopped:
+    main(arguments)
+  assert stopped.value.code == 2, arguments
+  (line,) = [line for line in capsys.readouterr().err.splitlines() if not line.startswith(("data: ", "  "))]
+  assert re.match(f"error: .*{message}", line), line
