@@ -13,7 +13,7 @@ from PIL import Image
 import process_group
 import small_runs
 from jet_jax import evaluate, train
-from jet_jax.workdir.checkpoint import identity
+from jet_jax.workdir.checkpoint import Checkpoints, identity
 
 pytestmark = pytest.mark.process  # whole runs, or eight devices: too long for `make check`
 
