@@ -30,7 +30,7 @@ from jet_jax.workdir import atomic, exported, load_run, same_data
 from jet_jax.workdir.checkpoint import read_record
 from jet_jax.workdir.image_grid import make_grid, save_png
 from jet_jax.workdir.metrics import read_lines
-from jet_jax.workdir.trained import Step, step_argument
+from jet_jax.workdir.trained import Step, name_weights, step_argument
 from tools.exporting.card import write_card
 from tools.exporting.programs import make_programs
 
@@ -48,8 +48,8 @@ def export(workdir: pathlib.Path, out: pathlib.Path, step: Step = None) -> dict:
     step: checkpoint; by default the latest.
 
   Returns:
-    "step"; "parameters", their number; "bytes" of the folder; "sha256" of the weights; "python", the "module:name" of
-    parts of the user's own, which jet_jax needs beside it.
+    "step"; "parameters", their number; "bytes" of the folder; "weights" and "weights_sha256", as evaluated;
+    "python", the "module:name" of parts of the user's own, which jet_jax needs beside the folder.
 
   Raises:
     ValueError: a package or the run or step is missing, a damaged checkpoint, a folder that is not empty, or a
@@ -61,6 +61,7 @@ def export(workdir: pathlib.Path, out: pathlib.Path, step: Step = None) -> dict:
     raise ValueError(f"--out={out} is there already; give a new folder")
   trained = load_run(workdir, step)
   config, variables = without_folders(trained.config), trained.variables
+  weights = name_weights(config, variables)
   programs = make_programs(config, variables)
   flow = TrainedFlow(trained.model, variables, config)
   samples = flow.sample(config.sample_num, temperature=config.sample_temperature)
@@ -68,7 +69,7 @@ def export(workdir: pathlib.Path, out: pathlib.Path, step: Step = None) -> dict:
   evaluation = next((values for values in metrics if values.get("val/bits_per_dim") is not None), None)
 
   out.mkdir(parents=True, exist_ok=True)
-  sha256 = exported.write_weights(out, variables, trained.step, read_record(workdir, trained.step)[1])
+  exported.write_weights(out, variables, trained.step, read_record(workdir, trained.step)[1])
   config_lib.save(config, out / "config.json")
   for name, program in programs.items():
     atomic.write_bytes(out / name, program)
@@ -76,13 +77,13 @@ def export(workdir: pathlib.Path, out: pathlib.Path, step: Step = None) -> dict:
   atomic.write_bytes(out / "metrics.jsonl", "".join(json.dumps(values) + "\n" for values in metrics).encode())
   if (workdir / same_data.FILE).exists():
     atomic.write_json(out / same_data.FILE, record_without_folders(json.loads((workdir / same_data.FILE).read_text())))
-  atomic.write_bytes(out / CARD, write_card(config, trained, sha256, evaluation).encode())
+  atomic.write_bytes(out / CARD, write_card(config, trained, weights, evaluation).encode())
   exported.write_sums(out, editable=CARD)  # last: without it, an export that was broken off is none
   return {
     "step": trained.step,
     "parameters": sum(leaf.size for leaf in jax.tree.leaves(variables["params"])),
     "bytes": sum(path.stat().st_size for path in out.iterdir()),
-    "sha256": sha256,
+    **weights,
     "python": [part.split()[0] for part in trained.model.own_code()],
   }
 
@@ -111,7 +112,9 @@ def main(argv=None) -> None:
   parser = config_lib.Parser("tools.export", __doc__)
   parser.add_argument("--workdir", required=True, type=config_lib.of_run, help="work directory of a training run")
   parser.add_argument("--out", required=True, type=config_lib.of_run, help="new folder for the export")
-  parser.add_argument("--step", type=step_argument, help="checkpoint to export, or best; the latest by default")
+  parser.add_argument(
+    "--step", type=step_argument, metavar="N|best", help="checkpoint to export; the latest by default"
+  )
   args = parser.parse_args(argv)
   settings.settle()
   try:

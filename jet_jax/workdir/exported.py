@@ -26,8 +26,8 @@ def is_export(workdir: str | pathlib.Path) -> bool:
   return (pathlib.Path(workdir) / WEIGHTS).exists()
 
 
-def write_weights(folder: pathlib.Path, variables: dict, step: int, best: dict[str, Any]) -> str:
-  """Writes the arrays of `params` and `permutations`, by their paths such as "params/couplings/..."; returns a SHA-256.
+def write_weights(folder: pathlib.Path, variables: dict, step: int, best: dict[str, Any]) -> None:
+  """Writes the arrays of `params` and `permutations`, by their paths such as "params/couplings/...".
 
   Args:
     folder: to write to.
@@ -39,7 +39,6 @@ def write_weights(folder: pathlib.Path, variables: dict, step: int, best: dict[s
   arrays = {name: np.asarray(leaf, order="C") for name, leaf in fingerprint.by_path(variables).items()}
   notes = json.dumps({"step": step, "best": best})
   atomic.write_bytes(folder / WEIGHTS, _safetensors().numpy.save(arrays, {NOTES: notes}))
-  return _sha256(folder / WEIGHTS)
 
 
 def write_sums(folder: pathlib.Path, editable: str) -> None:

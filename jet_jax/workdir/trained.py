@@ -43,7 +43,7 @@ def name_weights(config: config_lib.Config, variables: dict) -> dict[str, str]:
 
   Returns:
     "weights": "ema" for averaged weights, else "params"; "weights_sha256" of their fingerprints and those of the
-    permutations: the same on any mesh, and of an export by `tools.export`.
+    permutations: the same on any mesh, and of an export.
   """
   return {
     "weights": "ema" if config.ema_decay or config.params_are_averaged else "params",

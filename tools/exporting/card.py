@@ -25,7 +25,7 @@ A normalizing flow for images, [Jet](https://arxiv.org/abs/2412.15129), exported
 | bits/dim | {bits} |
 | step | {step:,} |
 | parameters | {parameters:,}{averaged} |
-| SHA-256 of model.safetensors | `{sha256}` |
+| `weights_sha256` | `{weights_sha256}` |
 
 ## Run it
 
@@ -76,17 +76,17 @@ Both, `jet_jax.load("FOLDER")` and `init_from=FOLDER` take this folder as a work
 """
 
 
-def write_card(config: Config, trained: Trained, sha256: str, evaluation: dict[str, Any] | None) -> str:
+def write_card(config: Config, trained: Trained, weights: dict[str, str], evaluation: dict[str, Any] | None) -> str:
   """Returns the text of the card.
 
   Args:
     config: as exported.
     trained: the run.
-    sha256: of the file of weights.
+    weights: of `name_weights`.
     evaluation: metrics of the step with `val/bits_per_dim`; None if there are none.
   """
   height, width, channels = config.image_shape
-  shape, examples, decay = f"{height}×{width}×{channels}", config.data.num_examples, trained.config.ema_decay
+  shape, examples = f"{height}×{width}×{channels}", config.data.num_examples
   return CARD.format(
     shape=shape,
     shape_with_commas=f"{height}, {width}, {channels}",
@@ -96,13 +96,12 @@ def write_card(config: Config, trained: Trained, sha256: str, evaluation: dict[s
     date=datetime.date.today().isoformat(),
     sample_num=config.sample_num,
     temperature=config.sample_temperature,
-    data=f"`{config.data.source}`, "
-    + (f"{examples:,} training images of {shape}" if examples else f"images of {shape}"),
+    data=f"`{config.data.source}`, " + (f"{examples:,} training images" if examples else "images") + f" of {shape}",
     bits=_figure(evaluation),
     step=trained.step,
     parameters=sum(leaf.size for leaf in jax.tree.leaves(trained.variables["params"])),
-    averaged=f", averaged with decay {decay:g}" if decay else "",
-    sha256=sha256,
+    averaged=", averaged over steps" if weights["weights"] == "ema" else "",
+    weights_sha256=weights["weights_sha256"],
     own=_own(trained.model.own_code()),
   )
 
