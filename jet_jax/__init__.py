@@ -16,7 +16,7 @@ def load(workdir, step=None):
     model, variables, config = flow       # z, logdet = model.apply(variables, x)
 
   Args:
-    workdir: of the run, or a copy of it by `python -m tools.share`.
+    workdir: of the run, or an export of it by `python -m tools.export`.
     step: None for the latest checkpoint, "best" for the one with the lowest val/bits_per_dim, or a number.
 
   Returns:

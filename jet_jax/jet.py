@@ -122,7 +122,7 @@ class Jet(nn.Module):
     x = jnp.asarray(images, jnp.promote_types(images.dtype, jnp.float32))
     x = rearrange(x, "b (h hp) (w wp) c -> b (h w) (hp wp c)", **sides)
 
-    splits = self.splits(images.shape)
+    splits = self.splits(images.shape[1:])
     tokens, channels = composed_orders(splits.tokens), composed_orders(splits.channels)
     remat = "full" if self.remat == "auto" else self.remat
     layers = [
@@ -226,9 +226,9 @@ class Jet(nn.Module):
     return tuple(f"{name} {named.digest(part)}" for name, part in found.items())
 
   @nn.nowrap
-  def splits(self, shape: Sequence[int]) -> Splits:
+  def splits(self, image_shape: Sequence[int]) -> Splits:
     """The split of each coupling: drawn at `init`, and constant from then on."""
-    _, height, width, channels = shape
+    height, width, channels = image_shape
     grid = height // self.patch_size, width // self.patch_size
     token_dim = self.patch_size**2 * channels
     drawn = functools.cache(lambda: draw_splits(

@@ -123,7 +123,7 @@ def sample_prior(
   if prior is None:
     return temperature * jax.vmap(lambda key: jax.random.normal(key, image_shape, jnp.float32))(as_threefry(keys))
   z = jax.vmap(lambda key: prior.sample(key, tuple(image_shape), temperature))(as_threefry(keys))
-  wanted = (len(keys), *image_shape)
+  wanted = (keys.shape[0], *image_shape)
   return _of_shape(wanted, z, "sample(key, shape, temperature)", "draw one image of the shape").astype(jnp.float32)
 
 

@@ -80,7 +80,7 @@ def default_config() -> Config:  # noqa: PLR0915  a line a field
   config.clip_norm = 1.0  # largest global norm of the gradient, to which a larger one is scaled
   config.max_nonfinite_steps = 0  # consecutive steps with a non-finite loss or gradient to skip before the run stops
   config.ema_decay = 0.0  # of averaged weights, which evaluation and sampling then use; 0 is off
-  config.params_are_averaged = False  # True in a copy by tools.share, if its run has averaged weights
+  config.params_are_averaged = False  # True in an export (tools/export.py), if its run has averaged weights
 
   config.init_from = ""  # WORKDIR, WORKDIR@STEP or WORKDIR@best of a run to start from; see training/transfer.py
   config.init_ema = False  # start from that run's averaged weights

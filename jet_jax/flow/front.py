@@ -59,7 +59,7 @@ class Front(Layer):
     scale = jnp.exp(-log_scale if inverse else log_scale)
     vectors = scale * _products("gij,bgi->bgj", rotation, vectors)
     y = self._tokens(_products("gij,bgj->bgi", rotation, vectors))
-    return (y + mean, jnp.full(len(x), -logdet)) if inverse else (y, jnp.full(len(x), logdet))
+    return (y + mean, jnp.full(x.shape[0], -logdet)) if inverse else (y, jnp.full(x.shape[0], logdet))
 
   def _vectors(self, x: Float[Array, "batch tokens channels"]) -> Float[Array, "batch vectors d"]:
     if self.kind == "stationary":
@@ -76,7 +76,7 @@ class Front(Layer):
       x = rearrange(vectors, "b (u v) c -> b u v c", u=height * self.patch_size)
       x = _products("uh,buwc->bhwc", rows, _products("vw,buvc->buwc", columns, x))
       return rearrange(x, "b (h hp) (w wp) c -> b (h w) (hp wp c)", **self._sides)
-    return vectors.reshape(len(vectors), height * width, -1)
+    return vectors.reshape(vectors.shape[0], height * width, -1)
 
   @property
   def _sides(self) -> dict[str, int]:

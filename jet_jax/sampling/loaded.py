@@ -105,6 +105,6 @@ def _check_positive(name: str, value: int) -> None:
 
 
 def load(workdir: str | pathlib.Path, step: Step = None) -> TrainedFlow:
-  """Loads a trained flow from a work directory, or from a copy of it by `tools.share`; see `jet_jax.load`."""
+  """Loads a trained flow from a work directory or an export of it; see `jet_jax.load`."""
   trained = load_run(workdir, step)
   return TrainedFlow(trained.model, trained.variables, trained.config)

@@ -24,9 +24,9 @@ from jet_jax.flow.splits import Splits, move_splits
 from jet_jax.jet import Jet
 from jet_jax.training.run import Run
 from jet_jax.training.step import TrainState
-from jet_jax.workdir import Checkpoints, choose_step, fingerprint, load_run, verify
+from jet_jax.workdir import choose_step, fingerprint, load_run
 from jet_jax.workdir.atomic import write_json
-from jet_jax.workdir.checkpoint import check_resumable, saved_steps
+from jet_jax.workdir.checkpoint import check_resumable, identity, saved_steps
 from jet_jax.workdir.trained import check_own_code
 
 # The fields of `config.model` that decide which function the parameters compute.
@@ -48,8 +48,8 @@ def resolve_source(config: config_lib.Config, workdir: str | pathlib.Path) -> st
     workdir: of the new run.
 
   Raises:
-    ValueError: no such work directory or step, another flow, a run that started from another source, a slim copy, or
-      a source whose own predictor or prior has changed since.
+    ValueError: no such work directory or step, another flow, a run that started from another source or has no
+      optimizer state, or a source whose own predictor or prior has changed since.
   """
   path, step = path_and_step(config.init_from) if config.init_from else ("", "")
   if saved_steps(workdir):
@@ -118,8 +118,7 @@ def start(run: Run, workdir: pathlib.Path, fit_front: Callable[[], FrontConstant
     changed.append("permutations/front fitted to the new images")
   if source.model.prior != run.model.prior:
     changed.append(f"prior {run.model.prior} in place of {source.model.prior}")
-  with Checkpoints(path) as checkpoints:
-    record = {"source": path, "step": source.step, "weights": weights, "sha256": checkpoints.identity(source.step)}
+  record = {"source": path, "step": source.step, "weights": weights, "sha256": identity(path, source.step)}
   processes.say("; ".join([f"starting from step {step} of {path} ({weights})", *changed]))
   if processes.is_writer():
     write_json(workdir / RECORD, record | {"changed": changed})
@@ -188,8 +187,7 @@ def _is_source(path: str, record: dict[str, Any]) -> bool:
   if path == record["source"] or not (path and record["source"]):
     return path == record["source"]
   with contextlib.suppress(OSError, ValueError):  # no such checkpoint, or a damaged one
-    prints, _ = verify.read_record(pathlib.Path(path) / "checkpoints" / str(record["step"]))
-    return fingerprint.to_json(prints, {})["sha256"] == record["sha256"]
+    return identity(path, record["step"]) == record["sha256"]
   return False
 
 

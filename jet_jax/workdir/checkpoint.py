@@ -18,15 +18,18 @@ import jax
 import orbax.checkpoint as ocp
 
 from jet_jax.devices import processes
-from jet_jax.workdir import fingerprint, verify
+from jet_jax.workdir import exported, fingerprint, verify
 from jet_jax.workdir.best import Best
+from jet_jax.workdir.fingerprint import ArrayFingerprint
 from jet_jax.workdir.verify import Damaged
 
 COMMIT_FILE = "commit_success.txt"  # orbax's mark of a complete step
 
 
 def saved_steps(workdir: str | pathlib.Path) -> list[int]:
-  """Lists the steps of the complete checkpoints that a work directory has now, in ascending order."""
+  """Lists the steps of the complete checkpoints that a work directory has now, in ascending order; one of an export."""
+  if exported.is_export(workdir):
+    return [exported.read_step(workdir)]
   names = [commit.parent.name for commit in (pathlib.Path(workdir) / "checkpoints").glob(f"*/{COMMIT_FILE}")]
   return sorted(int(name) for name in names if name.isdigit())
 
@@ -41,15 +44,15 @@ def choose_step(workdir: str | pathlib.Path, step: int | Literal["best"] | None)
   Raises:
     ValueError: there is no checkpoint, or not that one.
   """
-  steps, folder = saved_steps(workdir), pathlib.Path(workdir) / "checkpoints"
-  there = f"{folder} has {', '.join(map(str, steps))}"
+  steps = saved_steps(workdir)
+  there = f"{workdir} has {', '.join(map(str, steps))}"
   if not steps:
     raise ValueError(f"no complete checkpoint in {workdir}; train until the first one is saved")
   if step == "best":
     best = Best()
     for saved in reversed(steps):
       with contextlib.suppress(OSError, ValueError):  # damaged
-        best = Best(**verify.read_record(folder / str(saved))[1])
+        best = Best(**read_record(workdir, saved)[1])
         break
     if best.step not in steps:
       raise ValueError(f"{best}, and no checkpoint of that is kept; {there}; give one of them, or train with keep_best")
@@ -60,13 +63,30 @@ def choose_step(workdir: str | pathlib.Path, step: int | Literal["best"] | None)
   return steps[-1] if step is None else step
 
 
+def read_record(workdir: str | pathlib.Path, step: int) -> tuple[dict[str, ArrayFingerprint], dict[str, Any]]:
+  """Reads the fingerprints of what a step has saved, and the best evaluation. Raises ValueError or OSError."""
+  if exported.is_export(workdir):
+    return exported.read_record(pathlib.Path(workdir))
+  return verify.read_record(pathlib.Path(workdir) / "checkpoints" / str(step))
+
+
+def identity(workdir: str | pathlib.Path, step: int) -> str:
+  """Returns a SHA-256 of the fingerprints of a step, in hexadecimal digits. Raises ValueError or OSError."""
+  return fingerprint.identity(read_record(workdir, step)[0])
+
+
+def open_saved(workdir: str | pathlib.Path) -> "Checkpoints | exported.Export":
+  """Opens the checkpoints of a run, or that of an export, for `load_run` to read."""
+  return exported.Export(workdir) if exported.is_export(workdir) else Checkpoints(workdir)
+
+
 def check_resumable(workdir: str | pathlib.Path) -> None:
-  """Raises ValueError for a slim copy of a run (tools/share.py), whose checkpoint has no state of training."""
+  """Raises ValueError for a work directory without any state of training, such as an export."""
   saved = [pathlib.Path(workdir) / "checkpoints" / str(step) for step in saved_steps(workdir)]
   if saved and not any((folder / "training").exists() for folder in saved):  # of some it may be damaged
     raise ValueError(
-      f"{workdir} is a slim copy of a run, without optimizer state, from which training cannot resume; start a new run "
-      f"in another --workdir, with init_from={workdir}"
+      f"{workdir} has the weights of a run without its optimizer state, so training cannot resume; start a new run in "
+      f"another --workdir, with init_from={workdir}"
     )
 
 
@@ -249,13 +269,9 @@ class Checkpoints:
     weights = weights or ("params" if model["ema"] is None else "ema")
     return {"params": model[weights], "permutations": model["permutations"]}
 
-  def _record(self, step: int) -> tuple[dict[str, fingerprint.ArrayFingerprint], dict[str, Any]]:
+  def _record(self, step: int) -> tuple[dict[str, ArrayFingerprint], dict[str, Any]]:
     with verify.judged(self.directory / str(step)):
       return verify.read_record(self.directory / str(step))
-
-  def identity(self, step: int) -> str:
-    """Returns a SHA-256 of the fingerprints of a step, in hexadecimal digits. Raises Damaged."""
-    return fingerprint.identity(self._record(step)[0])
 
   def best_known(self, step: int) -> Best:
     """Returns the best evaluation at the time that `step` was saved. Raises Damaged."""

@@ -30,7 +30,7 @@ def fingerprints(tree) -> dict[str, ArrayFingerprint]:
   Raises:
     ValueError: an array has NaN or infinite numbers.
   """
-  leaves = _by_path(tree)
+  leaves = by_path(tree)
   sums = jax.device_get(_sums(list(leaves.values())))
   broken = [
     f"{name} ({total[2]:,} of {leaf.size:,})"
@@ -47,7 +47,7 @@ def fingerprints(tree) -> dict[str, ArrayFingerprint]:
 
 def without_digests(like) -> dict[str, ArrayFingerprint]:
   """Shapes and dtypes of a tree of arrays or ShapeDtypeStructs, by path."""
-  return {name: ArrayFingerprint(tuple(leaf.shape), str(leaf.dtype)) for name, leaf in _by_path(like).items()}
+  return {name: ArrayFingerprint(tuple(leaf.shape), str(leaf.dtype)) for name, leaf in by_path(like).items()}
 
 
 def to_json(prints: Mapping[str, ArrayFingerprint], notes: dict[str, Any]) -> dict[str, Any]:
@@ -78,7 +78,8 @@ def _sha256(values) -> str:
   return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
-def _by_path(tree) -> dict[str, Any]:
+def by_path(tree) -> dict[str, Any]:
+  """Returns the leaves of a tree, in its order, by their paths "a/b/c"."""
   return {
     jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in jax.tree.leaves_with_path(tree)
   }

@@ -12,7 +12,7 @@ from jet_jax import config as config_lib
 from jet_jax.devices import processes, sharding
 from jet_jax.jet import Jet
 from jet_jax.workdir import fingerprint
-from jet_jax.workdir.checkpoint import Checkpoints, choose_step
+from jet_jax.workdir.checkpoint import choose_step, open_saved
 from jet_jax.workdir.verify import Damaged
 
 Step = int | Literal["best"] | None  # of a checkpoint; None is the latest
@@ -43,7 +43,7 @@ def name_weights(config: config_lib.Config, variables: dict) -> dict[str, str]:
 
   Returns:
     "weights": "ema" for averaged weights, else "params"; "weights_sha256" of their fingerprints and those of the
-    permutations: the same on any mesh, and of a copy by `tools.share`.
+    permutations: the same on any mesh, and of an export.
   """
   return {
     "weights": "ema" if config.ema_decay or config.params_are_averaged else "params",
@@ -82,7 +82,7 @@ def load_run(
   like["ema"] = like["params"] if config.ema_decay else None
   like = sharding.place_like(like, mesh)
   damaged = Damaged(f"no checkpoint in {workdir}")
-  with Checkpoints(workdir) as checkpoints:
+  with open_saved(workdir) as checkpoints:
     for number, candidate in enumerate(_of_first_process(_candidates(workdir, step, checkpoints))):
       if number and processes.is_writer():
         print(f"warning: {damaged}; falling back to step {candidate}", file=sys.stderr, flush=True)
@@ -112,7 +112,7 @@ def check_own_code(workdir: str | pathlib.Path, config: config_lib.Config) -> No
     )
 
 
-def _candidates(workdir: str | pathlib.Path, step: Step, checkpoints: Checkpoints) -> Iterator[int]:
+def _candidates(workdir: str | pathlib.Path, step: Step, checkpoints) -> Iterator[int]:
   """Yields the steps to try in turn: the chosen one and, if that is the latest, then older ones.
 
   A run that still trains may delete a step before it is read; then there is a later latest or best one.

@@ -1,0 +1,5 @@
+"""Builds the parts of an export, for `tools/export.py`."""
+
+from tools import no_command
+
+no_command(__name__)
