@@ -117,14 +117,14 @@ def tiny_flow():
 
 @pytest.fixture
 def tiny_config():
-  """Makes a config of a few seconds: a shrunk model on the digits."""
+  """Makes a config of a few seconds: a shrunk model on the digits, with the paper's recipe."""
   from configs.digits import get_config  # noqa: PLC0415
   from jet_jax.config import override  # noqa: PLC0415
 
   def make(**settings):
     shrunk = {
-      "couplings": 2, "block_depth": 1, "width": 8, "heads": 2, "batch_size": 16, "total_steps": 6, "log_steps": 1,
-      "eval_steps": 3, "sample_steps": 6, "checkpoint_steps": 3, "sample_num": 4,
+      "front": "none", "optimizer": "adam", "couplings": 2, "block_depth": 1, "width": 8, "heads": 2, "batch_size": 16,
+      "total_steps": 6, "log_steps": 1, "eval_steps": 3, "sample_steps": 6, "checkpoint_steps": 3, "sample_num": 4,
     }  # fmt: skip
     return override(get_config(), shrunk | settings)
 

@@ -1,6 +1,6 @@
 """Measures the round-trip errors of a flow.
 
-python -m tools.invertibility --workdir=DIR [--step=N|best] [--num=8]
+python -m tools.invertibility --workdir=DIR [--step=N|best] [--num=8] [--jacobians=N]
 python -m tools.invertibility --config=configs/NAME.py[:argument] [--num=8]     (a flow at initialization)
 
 A round trip is a forward and an inverse pass, with a float32 and with a bfloat16 predictor. Images of the data, at the
@@ -27,6 +27,7 @@ from jet_jax.training import fitted_front
 from jet_jax.workdir import load_run
 from jet_jax.workdir.metrics import as_json
 from jet_jax.workdir.trained import Trained, step_argument
+from tools.measuring.jacobian import measure_jacobian
 
 # Largest relative error that rounding explains: about a hundred units in the last place of float32.
 GROWTH = 1e-5
@@ -88,8 +89,16 @@ def measure(model: Jet, variables, x, inverse_first: bool = False) -> dict:
 
 
 def truncated(model: Jet, variables, couplings: int):
-  """The flow of the first `couplings` couplings: `(model, variables)`."""
-  return model.clone(couplings=couplings), jax.tree.map(lambda leaf: leaf[:couplings], variables)
+  """The flow of the first `couplings` couplings, behind the same front: `(model, variables)`."""
+  kept = jax.tree.map(lambda leaf: leaf[:couplings], variables)
+  if model.front != "none":
+    kept["permutations"]["front"] = variables["permutations"]["front"]
+  return model.clone(couplings=couplings), kept
+
+
+def centres(images, levels: int) -> np.ndarray:
+  """Centres of the bins of pixels, uint8 in {0 .. levels - 1}, on the real line: float32."""
+  return (images * likelihood.bin_width(levels) - 1 + likelihood.bin_width(levels) / 2).astype(np.float32)
 
 
 def report(model: Jet, variables, images, levels: int) -> list[dict]:
@@ -105,11 +114,10 @@ def report(model: Jet, variables, images, levels: int) -> list[dict]:
     A dict for each round trip: that of `measure` without "back", and "input", "predictor" and "couplings". Images have
     also "exact_pixels", the share of pixels whose round trip is finite and exact after rounding to pixel values.
   """
-  width = likelihood.bin_width(levels)
   shape = images.shape
   latents = np.random.default_rng(1).standard_normal(shape).astype(np.float32)
   inputs = {
-    "images": images * np.float32(width) - 1 + np.float32(width / 2),
+    "images": centres(images, levels),
     "constants": np.broadcast_to(np.linspace(-1, 1, shape[0], dtype=np.float32)[:, None, None, None], shape),
     "noise": np.random.default_rng(0).uniform(-1, 1, shape).astype(np.float32),
     **{f"{value:+d}": np.full(shape, value, np.float32) for value in (1, -1, 100, -100)},
@@ -149,6 +157,16 @@ def table(rows: list[dict]) -> str:
   return "\n".join(lines)
 
 
+def jacobian_table(rows: list[dict]) -> str:
+  """Singular values and logdets of images as a text table; rows of `measure_jacobian`."""
+  lines = [f"{'image':>5} {'smallest':>10} {'largest':>10} {'logdet':>12} {'of jacobian':>12}"]
+  for i, row in enumerate(rows):
+    lines.append(
+      f"{i:5} {row['smallest']:10.3e} {row['largest']:10.3e} {row['logdet']:12.3f} {row['logdet_of_jacobian']:12.3f}"
+    )
+  return "\n".join(lines)
+
+
 def _initial_run(config_argument: str):
   """A `Trained` of the flow of a config file at initialization, as step 0."""
   config = config_lib.from_file(config_argument)
@@ -179,6 +197,8 @@ def _open_run(args):
   (source,) = sources.open_config(config, ["validation"])
   if not 1 <= args.num <= len(source):
     raise ValueError(f"--num={args.num} must be at least 1 and at most the {len(source)} validation images")
+  if not 0 <= args.jacobians <= args.num:
+    raise ValueError(f"--jacobians={args.jacobians} must be at least 0 and at most the {args.num} images of --num")
   chosen = np.linspace(0, len(source) - 1, args.num).astype(int)
   images = np.stack([source[i]["image"] for i in chosen])
   if images.shape[1:] != config.image_shape:
@@ -201,6 +221,7 @@ def main(argv=None) -> None:
   )
   parser.add_argument("--step", type=step_argument, help="step of a checkpoint, or best; the latest by default")
   parser.add_argument("--num", type=int, default=8, help="number of validation images")
+  parser.add_argument("--jacobians", type=int, default=0, metavar="N", help="number of images to differentiate at")
   args = parser.parse_args(argv)
   settings.settle()
   try:
@@ -209,7 +230,11 @@ def main(argv=None) -> None:
     sys.exit(f"error: {error}")
   rows = report(model, variables, images, config.levels)
   print(table(rows))
-  print(as_json({"step": step, "rows": rows}))
+  exact, chosen = model.clone(dtype="float32"), centres(images[: args.jacobians], config.levels)
+  jacobians = [measure_jacobian(exact, variables, x) for x in chosen]
+  if jacobians:
+    print(jacobian_table(jacobians))
+  print(as_json({"step": step, "rows": rows} | ({"jacobians": jacobians} if jacobians else {})))
 
 
 if __name__ == "__main__":

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from jet_jax import train
+from jet_jax.flow.front import fit_front
 from jet_jax.flow.splits import Splits, halves
 from jet_jax.jet import Jet
 from tools import import_big_vision, invertibility
+from tools.measuring.jacobian import measure_jacobian
 
 STD = 0.05  # of random parameters, at which errors are far below what is asserted (tests/flow/test_round_trip.py)
 KINDS = ("channels", "channels", "spatial")
@@ -126,6 +128,19 @@ def test_a_truncated_flow_is_the_first_couplings(tiny_flow):
   assert jnp.max(jnp.abs(z - x)) > 0.1
 
 
+def test_a_truncated_flow_keeps_its_front():
+  images = np.random.default_rng(0).integers(0, 256, (20, 4, 4, 3), np.uint8)
+  model = Jet(couplings=4, block_depth=1, width=8, heads=2, patch_size=2, front="stationary")
+  x = jnp.asarray(invertibility.centres(images, 256))
+  variables = model.init(jax.random.key(0), x, fit_front("stationary", [images], 2))
+  z, logdet = model.apply(variables, x)  # of couplings that are still the identity
+  first, kept = invertibility.truncated(model, variables, 1)
+  np.testing.assert_allclose(first.apply(kept, x)[0], z, atol=1e-6)
+  result = invertibility.measure(first, kept, x)
+  assert result["max_error"] < 1e-5
+  assert abs(float(logdet[0])) > 1
+
+
 def test_each_row_of_the_report_is_of_its_predictor_depth_and_input(tiny_flow):
   model, variables = tiny_flow((4, 4, 2), couplings=2, kinds=("spatial",))
   images = np.random.default_rng(0).integers(0, 256, (2, 4, 4, 2), np.uint8)
@@ -146,12 +161,36 @@ def test_each_row_of_the_report_is_of_its_predictor_depth_and_input(tiny_flow):
   assert difference.max() > 2**-12
 
 
+def test_singular_values_are_those_of_known_scales(tiny_flow):
+  model, variables = tiny_flow((4, 4, 2), couplings=1, kinds=("spatial",))
+  head = variables["params"]["couplings"]["vit"]["head"]
+  head["kernel"], head["bias"] = 0 * head["kernel"], 0 * head["bias"] - 1.0
+  row = measure_jacobian(model, variables, jnp.ones((4, 4, 2)))
+  scale = 2 / (1 + np.exp(1.0))  # of the 16 numbers that the coupling changes
+  assert row["smallest"] == pytest.approx(scale, rel=1e-5)
+  assert row["largest"] == pytest.approx(1, rel=1e-5)
+  assert row["logdet"] == pytest.approx(16 * np.log(scale), rel=1e-5)
+
+
+def test_the_logdet_of_a_flow_is_that_of_its_jacobian(tiny_flow):
+  model, variables = tiny_flow((4, 4, 5), couplings=2, kinds=("channels", "spatial"))  # 80 of 128 columns
+  row = measure_jacobian(model, variables, jax.random.normal(jax.random.key(0), (4, 4, 5)))
+  assert row["logdet_of_jacobian"] == pytest.approx(row["logdet"], abs=1e-3)  # float32, 80 numbers
+  assert abs(row["logdet"]) > 1
+  assert row["smallest"] < 0.9
+  assert row["largest"] > 1.1
+
+
 @pytest.mark.process
 def test_the_command_reports_a_run_and_a_config(tiny_config, tmp_path, capsys):
   train.train(train.prepare(tiny_config(), tmp_path))
-  invertibility.main([f"--workdir={tmp_path}", "--num=3"])
+  invertibility.main([f"--workdir={tmp_path}", "--num=3", "--jacobians=2"])
   lines = capsys.readouterr().out.splitlines()
-  rows = json.loads(lines[-1])["rows"]
+  result = json.loads(lines[-1])
+  rows, jacobians = result["rows"], result["jacobians"]
+  assert len(jacobians) == 2
+  for row in jacobians:  # float32 sums of 64 logs of about 1
+    assert row["logdet"] == pytest.approx(row["logdet_of_jacobian"], abs=1e-3)
   # Images at depths 1 and 2, and eight other inputs at the full depth, with two predictors.
   assert len(rows) == 2 * (2 + 8)
   assert {row["couplings"] for row in rows} == {1, 2}
@@ -192,6 +231,7 @@ def test_pixels_that_come_back_as_nan_are_not_exact_and_null_in_the_report(tiny_
     (["--config=configs/missing.py"], "", "missing.py is no Python file"),
     (["--config=configs/digits.py", "--step=3"], "", "--step=3 is a checkpoint of a --workdir"),
     (["--config=configs/digits.py", "--num=0"], "", "--num=0 must be at least 1"),
+    (["--config=configs/digits.py", "--num=2", "--jacobians=3"], "", "--jacobians=3 must be at least 0 and at most"),
   ],
 )
 def test_the_command_refuses_what_it_cannot_report(arguments, text, message, tmp_path):

@@ -6,8 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from configs.digits import get_config
-from jet_jax.config import override
+from jet_jax.config import default_config, override
 from jet_jax.jet import Jet
 from jet_jax.training.optimizer import find_schedule, make_optimizer, muon_labels, schedule, warmup_stable_decay
 from jet_jax.training.param_groups import path_of
@@ -23,7 +22,7 @@ def test_schedule_warms_up_linearly_and_falls_as_a_cosine():
 
 
 def test_update_is_that_of_the_recipe():
-  config = override(get_config(), {"lr": 0.01, "wd": 0.1, "clip_norm": 1.0, "adam_mu_dtype": "float32"})
+  config = override(default_config(), {"lr": 0.01, "wd": 0.1, "clip_norm": 1.0, "adam_mu_dtype": "float32"})
   optimizer = make_optimizer(config, schedule(total_steps=100, warmup_steps=10))
   params = {"w": jnp.array([3.0, -2.0]), "b": jnp.array([0.5])}
   grads = {"w": jnp.array([3.0, 0.0]), "b": jnp.array([-4.0])}  # norm 5, clipped to 1
@@ -47,7 +46,7 @@ PARTS = {"vit": {"embed": jnp.ones(3), "block0": {"kernel": jnp.ones(2), "bias":
 
 def steps_of(rules, n=4):
   """Parameters after some updates of the recipe."""
-  config = override(get_config(), {"lr": 0.1, "wd": 0.1, "part_rates": rules, "adam_mu_dtype": "float32"})
+  config = override(default_config(), {"lr": 0.1, "wd": 0.1, "part_rates": rules, "adam_mu_dtype": "float32"})
   optimizer = make_optimizer(config, schedule(total_steps=10, warmup_steps=1))
   params, state = PARTS, optimizer.init(PARTS)
   for step in range(n):
@@ -83,7 +82,7 @@ def test_a_rule_that_matches_no_parameter_is_rejected():
 
 def test_first_moment_is_kept_in_bfloat16_and_second_in_float32():
   params = {"w": jnp.ones(3)}
-  adam = next(s for s in make_optimizer(get_config(), schedule(10, 1)).init(params) if hasattr(s, "mu"))
+  adam = next(s for s in make_optimizer(default_config(), schedule(10, 1)).init(params) if hasattr(s, "mu"))
   assert adam.mu["w"].dtype == jnp.bfloat16
   assert adam.nu["w"].dtype == jnp.float32
 
@@ -94,7 +93,7 @@ def test_the_schedule_wsd_warms_up_stays_and_falls_over_the_last_fifth():
   assert {step: pytest.approx(float(shape(step))) for step in values} == values
   np.testing.assert_allclose(warmup_stable_decay(2, 1)(jnp.arange(2)), [0, 1])  # short runs have all three too
   assert [float(warmup_stable_decay(1, warmup)(0)) for warmup in (0, 1, 5)] == [1, 1, 1]
-  assert find_schedule(override(get_config(), {"schedule": "wsd"}), 100, 10)(90) == pytest.approx(0.5)
+  assert find_schedule(override(default_config(), {"schedule": "wsd"}), 100, 10)(90) == pytest.approx(0.5)
 
 
 def flow_params():
@@ -108,7 +107,7 @@ def test_muon_takes_the_kernels_of_the_blocks_and_nothing_else():
   assert {name for name, label in labels.items() if label == "muon"} == attention | mlp
   assert set(labels.values()) == {"muon", "adam"}
   # One moment for each number of the kernels, two for each other.
-  optimizer = make_muon(get_config())
+  optimizer = make_muon(default_config())
   state, params = jax.eval_shape(optimizer.init, flow_params()), flow_params()
   numbers = lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree) if leaf.ndim > 1)
   sizes = {name: numbers(jax.tree.map(lambda leaf, label, name=name: leaf if label == name else None,
@@ -116,7 +115,7 @@ def test_muon_takes_the_kernels_of_the_blocks_and_nothing_else():
   assert numbers(state) == sizes["muon"] + 2 * sizes["adam"]
 
 
-KERNELS = get_config().muon_params
+KERNELS = default_config().muon_params
 
 
 def make_muon(config):
@@ -126,7 +125,7 @@ def make_muon(config):
 
 def updates_of(grads, params, steps=2):
   """The updates of the second step, for the first has the rate 0."""
-  optimizer = make_muon(get_config())
+  optimizer = make_muon(default_config())
   state, updates = optimizer.init(params), None
   for _ in range(steps):
     updates, state = optimizer.update(grads, state, params)
@@ -176,7 +175,7 @@ def test_parameters_that_muon_cannot_take_are_rejected_by_name(pattern, words):
 def test_a_rule_for_parts_scales_the_updates_of_muon_too():
   grads = {"block0": {"kernel": jnp.ones((1, 2, 2))}, "head": jnp.ones((1, 2))}
   params = jax.tree.map(jnp.zeros_like, grads)
-  config = override(get_config(), {"optimizer": "muon", "part_rates": ("block0=0",)})
+  config = override(default_config(), {"optimizer": "muon", "part_rates": ("block0=0",)})
   optimizer = make_optimizer(config, schedule(10, 1))
   state, updates = optimizer.init(params), grads
   for _ in range(2):

@@ -9,10 +9,9 @@ import numpy as np
 import optax
 import pytest
 
-from configs import digits
 from flows import new_state
 from jet_jax import likelihood
-from jet_jax.config import resolve
+from jet_jax.config import default_config
 from jet_jax.jet import Jet
 from jet_jax.sampling.sampler import sample_step
 from jet_jax.training.optimizer import make_optimizer, schedule
@@ -53,8 +52,8 @@ def test_a_step_is_a_function_of_state_batch_and_key(state):
 @pytest.mark.parametrize("microbatches", [1, 2])
 def test_a_step_keeps_all_dtypes_in_double_precision(microbatches):
   step = functools.partial(
-    one_step, model=MODEL, optimizer=make_optimizer(resolve(digits.get_config()), schedule(10, 2)), levels=LEVELS,
-    ema_decay=0.9, microbatches=microbatches,
+    one_step, model=MODEL, optimizer=make_optimizer(default_config(), schedule(10, 2)), levels=LEVELS, ema_decay=0.9,
+    microbatches=microbatches,
   )  # fmt: skip
 
   def states():
