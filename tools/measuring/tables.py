@@ -104,6 +104,14 @@ def _difference(paper: Row, fast: Row) -> str:
   return f"{paper['bits_per_dim'] - fast['bits_per_dim']:.{min(paper['decimals'], fast['decimals'])}f}"
 
 
+def few_images_table(rows: list[Row]) -> str:
+  """Compares recipes on few training images: at the best of four evaluations, and at the end."""
+  return table(
+    "training images | recipe | best evaluation | at step | after 400 steps | the last training batches",
+    ([r["images"], r["short"], figure(r), r["steps"], plus_minus(r["at_end"], 4), r["training_at_end"]] for r in rows),
+  )
+
+
 def overfitting_table(rows: list[Row]) -> str:
   """Bits/dim at the best evaluation and at the end, on test and on training images."""
   return table(
@@ -233,6 +241,7 @@ TABLES: dict[str, tuple[Callable[[list[Row]], str], tuple[str, ...] | None]] = {
   "recipes": (recipes_table, None),
   "recipe_parts": (subset_table, None),
   "recipe_transfer": (subset_table, None),
+  "recipe_few": (few_images_table, None),
   "overfitting": (overfitting_table, None),
   "architecture": (architecture_table, None),
   "depth": (depth_table, None),
