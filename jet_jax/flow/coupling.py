@@ -36,7 +36,8 @@ class Coupling(Layer):
     inverse:  x1 = y1,  x2 = y2 / scale - bias       logdet = -sum(log scale)
 
   Both directions share the one call of the predictor. The affine maths and logdet are in the dtype of `x`, not the
-  predictor's. The scales' smallest and largest value are recorded as "scale_range" in the collection "intermediates".
+  predictor's. The collection "intermediates" records, if the caller asks for it, "log_scale", of the shape of x2, and
+  "scale_range", the smallest and the largest scale.
 
   Attributes:
     predictor: module from x1, (B, tokens, channels / 2), to bias and raw scale, each of the same shape; the context,
@@ -67,6 +68,7 @@ class Coupling(Layer):
     else:
       x2 = (x2 + bias) * scale
     self.sow("intermediates", "scale_range", jnp.stack([scale.min(), scale.max()]))
+    self.sow("intermediates", "log_scale", log_scale)
     return join(x1, x2, self.spatial), logdet
 
 
