@@ -20,11 +20,12 @@ from absl import logging
 
 from jet_jax import config as config_lib
 from jet_jax import data, likelihood
-from jet_jax.data import BadImage, sources
+from jet_jax.data import sources
 from jet_jax.devices import processes, settings
 from jet_jax.devices.compile import keep_compiled
 from jet_jax.training.evaluator import Evaluator, mean_and_error
-from jet_jax.workdir import atomic, bad_images, load_run, same_data
+from jet_jax.training.splits_of_run import open_splits_of_run
+from jet_jax.workdir import atomic, bad_images, load_run
 from jet_jax.workdir.metrics import as_json
 from jet_jax.workdir.trained import name_weights, step_argument
 
@@ -83,12 +84,8 @@ def _parser() -> config_lib.Parser:
 def _evaluate(args) -> dict[str, Any]:
   """Evaluates a run as the command says, and returns the object to print. Writes the file of `--per_image`."""
   config, model, variables, step, mesh = load_run(args.workdir, args.step)
-  source, known = _open_split(config, args)
-  shape = source[0]["image"].shape
-  if shape != config.image_shape:
-    raise ValueError(
-      f"{config.data.source} has images of {shape}, the flow is for {config.image_shape}; give another --source"
-    )
+  opened, known = open_splits_of_run(config, args.workdir, [args.split], args.source, args.data_dir)
+  source, shape = opened[args.split], config.image_shape
   at_once = config_lib.microbatch_size(config)
   evaluator = Evaluator(model, config.levels, source, at_once, mesh, args.device_batch)
   weights = name_weights(config, variables)
@@ -108,7 +105,12 @@ def _evaluate(args) -> dict[str, Any]:
     "levels": config.levels,
     "image_shape": shape,
     **weights,
-    "data": {"source": config.data.source, "release": source.release or None, "origin": source.origin, **known},
+    "data": {
+      "source": config.data.source,
+      "release": source.release or None,
+      "origin": source.origin,
+      **known[args.split],
+    },
     "device_batch": evaluator.batch_size // mesh.size,
   }
 
@@ -118,32 +120,6 @@ def _figures(name: str, values: np.ndarray) -> dict[str, Any]:
   mean, error = mean_and_error(values)
   margin = error * float(scipy.special.stdtrit(len(values) - 1, 0.975))
   return {name: mean, f"{name}_stderr": error, f"{name}_interval": [mean - margin, mean + margin]}
-
-
-def _open_split(config, args) -> tuple[Any, dict[str, Any]]:
-  """Opens the split that the command names, and computes its identity.
-
-  Prints on standard error what is in the split, and how the run had it.
-  """
-  config.data.source = sources.absolute(args.source) if args.source else config.data.source
-  config.data.data_dir = str(args.data_dir or config.data.data_dir)
-  with processes.agreed():
-    try:
-      splits = {args.split: sources.open_config(config, [args.split])[0]}
-    except BadImage:
-      raise
-    except ValueError as error:
-      advice = "" if args.source else ". If the images of the run have moved, give their --source"
-      raise ValueError(f"{error}{advice}") from error
-    shape = splits[args.split][0]["image"].shape
-    lines = data.describe(config.data.source, splits, shape, config.data.data_dir)
-    images = data.identity(splits)
-  data.check_processes_agree(splits, images)
-  if problem := same_data.differs_from_run(args.workdir, args.split, images[args.split]):
-    lines.append(f"  warning: these are not the images that the run had: {problem}")
-  if processes.is_writer():
-    print("\n".join(lines), file=sys.stderr, flush=True)
-  return splits[args.split], images[args.split]
 
 
 def _write_per_image(path: Path, index: np.ndarray, bits: np.ndarray, names: Sequence[str | None]) -> None:
