@@ -282,7 +282,8 @@ def test_each_entry_is_that_of_its_place():
   pixels, index = images.read_all(digits("validation"), np.arange(3))
   maps, _ = flow.program(bits_map.maps_of, image_shape=SHAPE)(pixels, index, np.zeros_like(index))
   x, _ = flow.to_latents(pixels, index)
-  z, slopes = jax.jvp(lambda x: flow.model.apply(flow.variables, x)[0], (x,), (jnp.ones_like(x),))
+  forward = lambda x: flow.model.apply(flow.variables, x)[0]
+  z, slopes = jax.jit(lambda x: jax.jvp(forward, (x,), (jnp.ones_like(x),)))(x)
   nats = z**2 / 2 + np.log(2 * np.pi) / 2 - jnp.log(slopes) - np.log(likelihood.bin_width(LEVELS))
   np.testing.assert_allclose(maps, nats.sum(axis=-1) / np.log(2), rtol=1e-4, atol=1e-4)  # float32 derivatives
   assert jnp.log(slopes).std() > 0.05
@@ -293,11 +294,12 @@ def test_one_scale_changes_the_entry_of_one_pixel():
   model = Jet(couplings=1, block_depth=1, width=8, heads=2, patch_size=4, kinds=("channels",))
   variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 4, 4, 1)))
   arguments = (jnp.full((1, 4, 4, 1), 7, "uint8"), jnp.zeros(1, int), jnp.zeros(1, int))
-  maps = lambda: bits_map.maps_of(variables, *arguments, model=model, levels=LEVELS, image_shape=(4, 4, 1))[0][0]
-  before = maps()
+  constants = {"model": model, "levels": LEVELS, "image_shape": (4, 4, 1)}
+  maps = jax.jit(lambda variables: bits_map.maps_of(variables, *arguments, **constants)[0][0])
+  before = maps(variables)
   head = variables["params"]["couplings"]["vit"]["head"]
   head["bias"] = head["bias"].at[0, 8 + 3].set(2.0)  # the raw scale of the fourth of the eight numbers it transforms
-  changed = np.argwhere(np.asarray(maps() != before))
+  changed = np.argwhere(np.asarray(maps(variables) != before))
   assert changed.tolist() == [list(np.unravel_index(variables["permutations"]["channels"][0, 8 + 3], (4, 4)))]
 
 
@@ -340,10 +342,10 @@ def test_states_are_those_of_shallower_flows_in_either_direction(front):
     model, variables = truncated(flow.model, flow.variables | {"permutations": plain}, depth)
     if layer is not None:
       variables["permutations"]["front"] = constants["front"]
-    state, _ = model.apply(variables, x)
+    state, _ = jax.jit(model.apply)(variables, x)
     if layer is not None:
       tokens = state.reshape(3, 4, 2, 4, 2).transpose(0, 1, 3, 2, 4).reshape(3, 16, 4)
-      tokens, _ = layer.apply({}, tokens, method="inverse")
+      tokens, _ = jax.jit(lambda tokens: layer.apply({}, tokens, method="inverse"))(tokens)
       state = tokens.reshape(3, 4, 4, 2, 2).transpose(0, 1, 3, 2, 4).reshape(3, *SHAPE)
     expected.append(state)
   np.testing.assert_allclose(forward, np.stack(expected, axis=1), atol=1e-4)
