@@ -17,8 +17,8 @@ NUM_IMAGES = 64  # validation images that are measured, at most
 NEAR = 0.01  # relative distance from a bound within which a scale counts as at it
 
 
-def diagnose(variables, images, *, model: Any, levels: int) -> dict[str, jax.Array]:
-  """Measures a round trip of images, at the centres of their bins, and the scales of the couplings on their way.
+def measure_scales(variables, images, *, model: Any, levels: int) -> tuple[jax.Array, dict[str, jax.Array]]:
+  """Measures the scales of all couplings on the way of images, at the centres of their bins, to their latents.
 
   Args:
     variables: `params` and `permutations`.
@@ -26,27 +26,44 @@ def diagnose(variables, images, *, model: Any, levels: int) -> dict[str, jax.Arr
     model, levels: constants of the run.
 
   Returns:
-    "reconstruction_error", float32 (): the largest |difference| between an image and the inverse of its latents, in
-    pixel levels. "reconstruction_pixels", float32 (): the share of numbers that come back as another level, or NaN.
-    "scale_min", "scale_max", "scale_at_bound", float32 (couplings,): of each coupling the smallest and largest scale,
-    and the share of scales that are within `NEAR` of `scale_bound`, or of `scale_floor` if that is above 0.
+    Latents, float32 (B, H, W, C); and "scale_min", "scale_max" and "scale_at_bound", float32 (couplings,): of each
+    coupling the smallest and largest scale, and the share of scales within `NEAR` of `scale_bound`, or of `scale_floor`
+    if that is above 0.
   """
-  width = likelihood.bin_width(levels)
-  x = (jnp.asarray(images, jnp.float32) + 0.5) * width - 1
-  z, _, log_scales = forward_with_scales(model, variables, x)
-  back, _ = model.apply(variables, z, method="inverse")
-  is_lost = (likelihood.quantize(back, levels) != images) | ~jnp.isfinite(back)  # NaN rounds to a level too
+  z, _, log_scales = forward_with_scales(model, variables, centres(images, levels))
   at_bound = log_scales >= math.log((1 - NEAR) * model.scale_bound)
   if model.scale_floor:
     at_bound |= log_scales <= math.log((1 + NEAR) * model.scale_floor)
-  of_couplings = functools.partial(jnp.reshape, shape=(len(log_scales), -1))
-  return {
-    "reconstruction_error": jnp.max(jnp.abs(back - x)) / width,
-    "reconstruction_pixels": jnp.mean(is_lost),
-    "scale_min": jnp.exp(of_couplings(log_scales).min(axis=1)),
-    "scale_max": jnp.exp(of_couplings(log_scales).max(axis=1)),
-    "scale_at_bound": of_couplings(at_bound).mean(axis=1),
+  of_an_image = (1, 2, 3)
+  return z, {
+    "scale_min": jnp.exp(log_scales.min(of_an_image)),
+    "scale_max": jnp.exp(log_scales.max(of_an_image)),
+    "scale_at_bound": at_bound.mean(of_an_image),
   }
+
+
+def measure_reconstruction(variables, images, z, *, model: Any, levels: int) -> dict[str, jax.Array]:
+  """Compares images with the inverse of their latents.
+
+  Args:
+    variables: `params` and `permutations`.
+    images: uint8 (B, H, W, C), as for `measure_scales`.
+    z: their latents, float32 (B, H, W, C).
+    model, levels: constants of the run.
+
+  Returns:
+    "reconstruction_error", float32 (): the largest |difference| in pixel levels. "reconstruction_pixels", float32 ():
+    the share of numbers that come back as another level, or NaN.
+  """
+  back, _ = model.apply(variables, z, method="inverse")
+  is_lost = (likelihood.quantize(back, levels) != images) | ~jnp.isfinite(back)  # NaN rounds to a level too
+  error = jnp.abs(back - centres(images, levels)) / likelihood.bin_width(levels)
+  return {"reconstruction_error": error.max(), "reconstruction_pixels": is_lost.mean()}
+
+
+def centres(images, levels: int) -> jax.Array:
+  """The centres of the bins of pixels, float32."""
+  return (jnp.asarray(images, jnp.float32) + 0.5) * likelihood.bin_width(levels) - 1
 
 
 # How each result of one batch is combined with those of the others.
@@ -57,7 +74,10 @@ COMBINED = {
 
 
 class Diagnostics:
-  """Diagnoses a flow on the same few validation images each time: a program of its own beside evaluation.
+  """Diagnoses a flow on the same few validation images each time, by two programs of its own beside evaluation.
+
+  In one program, devices that share the parameters could wait for each other: one to reduce the scales of the forward
+  pass, which nothing else waits for, another to gather parameters for the inverse.
 
   Args:
     model: the flow.
@@ -70,25 +90,37 @@ class Diagnostics:
   def __init__(self, model, levels: int, source, at_once: int, mesh):
     self.source, self.mesh = source, mesh
     self.batch_size = sharding.round_up(min(NUM_IMAGES, at_once, len(source)), mesh)
-    step = functools.partial(diagnose, model=model, levels=levels)
-    self._program = self._step = jax.jit(on_mesh(mesh, step), out_shardings=sharding.replicated(mesh))
+    everywhere = sharding.replicated(mesh)
+    forward, inverse = (
+      on_mesh(mesh, functools.partial(measure, model=model, levels=levels))
+      for measure in (measure_scales, measure_reconstruction)
+    )
+    self._forward: Any = jax.jit(forward, out_shardings=(sharding.batched(mesh), everywhere))
+    self._inverse: Any = jax.jit(inverse, out_shardings=everywhere)
 
   def compile(self, variables, image_shape, limit: int | None, beside: int) -> None:
-    """Compiles the program of a call in advance; arguments and errors are those of `Evaluator.compile`."""
-    images = jax.ShapeDtypeStruct((self.batch_size, *image_shape), "uint8", sharding=sharding.batched(self.mesh))
-    self._step = compile_to_fit("diagnostics", self._program.lower(variables, images), limit, beside)
+    """Compiles the programs of a call in advance; arguments and errors are those of `Evaluator.compile`."""
+    shape, rows = (self.batch_size, *image_shape), sharding.batched(self.mesh)
+    images, z = (jax.ShapeDtypeStruct(shape, dtype, sharding=rows) for dtype in ("uint8", "float32"))
+    self._forward = compile_to_fit("diagnostics", self._forward.lower(variables, images), limit, beside)
+    self._inverse = compile_to_fit("their inverse", self._inverse.lower(variables, images, z), limit, beside)
 
   def __call__(self, variables) -> dict[str, float | list[float]]:
     """Diagnoses the flow with these `params` and `permutations`.
 
     Returns:
-      The results of `diagnose` as numbers, over all couplings; and "scale_min_by_coupling", "scale_max_by_coupling" and
-      "scale_at_bound_by_coupling" as lists, in the order of the forward direction. What is not finite stays so.
+      The results of `measure_scales` and `measure_reconstruction` as numbers, over all couplings; and as lists, in the
+      order of the forward direction, "scale_min_by_coupling", "scale_max_by_coupling" and "scale_at_bound_by_coupling".
+      What is not finite stays so.
     """
-    batches = jax.device_get([self._step(variables, images) for images in self._batches])
+    batches = [jax.device_get(self._diagnose(variables, images)) for images in self._batches]
     results = {name: how([batch[name] for batch in batches], axis=0) for name, how in COMBINED.items()}
     overall = {name: float(COMBINED[name](value)) for name, value in results.items()}
     return overall | {f"{name}_by_coupling": value.tolist() for name, value in results.items() if value.ndim}
+
+  def _diagnose(self, variables, images) -> dict[str, jax.Array]:
+    z, scales = self._forward(variables, images)
+    return scales | self._inverse(variables, images, z)
 
   @functools.cached_property
   def _batches(self) -> list[jax.Array]:
