@@ -72,6 +72,21 @@ def dequantize(
   return jnp.asarray(images, jnp.float32) * bin_width(levels) - 1 + noise * bin_width(levels)
 
 
+def centres(
+  images: Integer[Array | np.ndarray, "batch height width channels"], levels: int = LEVELS
+) -> Float[Array, "batch height width channels"]:
+  """Pixels to the centres of their bins, for round trips and figures without noise.
+
+  Args:
+    images: integers (B, H, W, C) in {0 .. levels - 1}.
+    levels: number of pixel values.
+
+  Returns:
+    float32 (B, H, W, C) in (-1, 1 + bin_width).
+  """
+  return (jnp.asarray(images, jnp.float32) + 0.5) * bin_width(levels) - 1
+
+
 def quantize(x: Images, levels: int = LEVELS) -> UInt8[Array, "batch height width channels"]:
   """The real line to pixels: the inverse of `dequantize`; values outside the range become the nearest pixel value.
 

@@ -31,6 +31,13 @@ def test_images_without_noise_keep_their_levels(levels):
 
 
 @pytest.mark.parametrize("levels", LEVELS)
+def test_centres_are_halfway_between_the_edges_of_each_bin(levels):
+  edges = np.linspace(-1, 1 + lk.bin_width(levels), levels + 1)
+  x = np.asarray(lk.centres(all_levels(levels, 1), levels)).ravel()
+  np.testing.assert_allclose(x, (edges[:-1] + edges[1:]) / 2, atol=1e-6)  # float32 near 1
+
+
+@pytest.mark.parametrize("levels", LEVELS)
 @pytest.mark.parametrize("extreme", [0.0, 1 - 2.0**-24])
 def test_quantize_undoes_dequantize_at_the_edges_of_a_bin(levels, extreme, monkeypatch):
   monkeypatch.setattr(jax.random, "uniform", lambda key, shape, dtype: jnp.full(shape, extreme, dtype))

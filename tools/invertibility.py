@@ -96,11 +96,6 @@ def truncated(model: Jet, variables, couplings: int):
   return model.clone(couplings=couplings), kept
 
 
-def centres(images, levels: int) -> np.ndarray:
-  """Centres of the bins of pixels, uint8 in {0 .. levels - 1}, on the real line: float32."""
-  return (images * likelihood.bin_width(levels) - 1 + likelihood.bin_width(levels) / 2).astype(np.float32)
-
-
 def report(model: Jet, variables, images, levels: int) -> list[dict]:
   """Measures the round trips of all inputs, both predictors and all depths.
 
@@ -117,7 +112,7 @@ def report(model: Jet, variables, images, levels: int) -> list[dict]:
   shape = images.shape
   latents = np.random.default_rng(1).standard_normal(shape).astype(np.float32)
   inputs = {
-    "images": centres(images, levels),
+    "images": np.asarray(likelihood.centres(images, levels)),
     "constants": np.broadcast_to(np.linspace(-1, 1, shape[0], dtype=np.float32)[:, None, None, None], shape),
     "noise": np.random.default_rng(0).uniform(-1, 1, shape).astype(np.float32),
     **{f"{value:+d}": np.full(shape, value, np.float32) for value in (1, -1, 100, -100)},
@@ -230,7 +225,7 @@ def main(argv=None) -> None:
     sys.exit(f"error: {error}")
   rows = report(model, variables, images, config.levels)
   print(table(rows))
-  exact, chosen = model.clone(dtype="float32"), centres(images[: args.jacobians], config.levels)
+  exact, chosen = model.clone(dtype="float32"), likelihood.centres(images[: args.jacobians], config.levels)
   jacobians = [measure_jacobian(exact, variables, x) for x in chosen]
   if jacobians:
     print(jacobian_table(jacobians))

@@ -30,7 +30,7 @@ def measure_scales(variables, images, *, model: Any, levels: int) -> tuple[jax.A
     coupling the smallest and largest scale, and the share of scales within `NEAR` of `scale_bound`, or of `scale_floor`
     if that is above 0.
   """
-  z, _, log_scales = forward_with_scales(model, variables, centres(images, levels))
+  z, _, log_scales = forward_with_scales(model, variables, likelihood.centres(images, levels))
   at_bound = log_scales >= math.log((1 - NEAR) * model.scale_bound)
   if model.scale_floor:
     at_bound |= log_scales <= math.log((1 + NEAR) * model.scale_floor)
@@ -57,13 +57,8 @@ def measure_reconstruction(variables, images, z, *, model: Any, levels: int) -> 
   """
   back, _ = model.apply(variables, z, method="inverse")
   is_lost = (likelihood.quantize(back, levels) != images) | ~jnp.isfinite(back)  # NaN rounds to a level too
-  error = jnp.abs(back - centres(images, levels)) / likelihood.bin_width(levels)
+  error = jnp.abs(back - likelihood.centres(images, levels)) / likelihood.bin_width(levels)
   return {"reconstruction_error": error.max(), "reconstruction_pixels": is_lost.mean()}
-
-
-def centres(images, levels: int) -> jax.Array:
-  """The centres of the bins of pixels, float32."""
-  return (jnp.asarray(images, jnp.float32) + 0.5) * likelihood.bin_width(levels) - 1
 
 
 # How each result of one batch is combined with those of the others.

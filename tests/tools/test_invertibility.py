@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jet_jax import train
+from jet_jax import likelihood, train
 from jet_jax.flow.front import fit_front
 from jet_jax.flow.splits import Splits, halves
 from jet_jax.jet import Jet
@@ -131,7 +131,7 @@ def test_a_truncated_flow_is_the_first_couplings(tiny_flow):
 def test_a_truncated_flow_keeps_its_front():
   images = np.random.default_rng(0).integers(0, 256, (20, 4, 4, 3), np.uint8)
   model = Jet(couplings=4, block_depth=1, width=8, heads=2, patch_size=2, front="stationary")
-  x = jnp.asarray(invertibility.centres(images, 256))
+  x = likelihood.centres(images)
   variables = model.init(jax.random.key(0), x, fit_front("stationary", [images], 2))
   z, logdet = model.apply(variables, x)  # of couplings that are still the identity
   first, kept = invertibility.truncated(model, variables, 1)
