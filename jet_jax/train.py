@@ -27,7 +27,17 @@ from jet_jax.devices import Stop, processes, settings, sharding, streams
 from jet_jax.devices import compile as compile_lib
 from jet_jax.flow.front import FrontConstants
 from jet_jax.sampling import Sampler
-from jet_jax.training import Evaluator, NonFiniteMonitor, Run, TrainState, choose_run, cost, fitted_front, transfer
+from jet_jax.training import (
+  Diagnostics,
+  Evaluator,
+  NonFiniteMonitor,
+  Run,
+  TrainState,
+  choose_run,
+  cost,
+  fitted_front,
+  transfer,
+)  # fmt: skip
 from jet_jax.workdir import Checkpoints, MetricLog, bad_images, claim_workdir, holding, versions
 from jet_jax.workdir.wandb_page import check_wandb
 
@@ -161,6 +171,7 @@ class Programs:
 
   train_step: Callable
   evaluator: Evaluator
+  diagnostics: Diagnostics
   sampler: Sampler
 
 
@@ -179,12 +190,14 @@ def compile_all(job: Job) -> Programs:
   beside = state_bytes - compile_lib.bytes_a_device(variables)
   at_once = config_lib.microbatch_size(config)
   evaluator = Evaluator(run.model, config.levels, job.validation, at_once, run.mesh)
+  diagnostics = Diagnostics(run.model, config.levels, job.validation, at_once, run.mesh)
   sampler = Sampler(run.model, config.image_shape, config.levels, config.sample_num, run.mesh, at_once)
   if run.interval("eval"):
     evaluator.compile(variables, config.image_shape, limit, beside)
+    diagnostics.compile(variables, config.image_shape, limit, beside)
   if run.interval("sample"):
     sampler.compile(variables, limit, beside)
-  return Programs(train_step, evaluator, sampler)
+  return Programs(train_step, evaluator, diagnostics, sampler)
 
 
 def train(job: Job) -> TrainState:
@@ -282,6 +295,8 @@ def evaluate_sample_save(run: Run, programs: Programs, step: int, state: TrainSt
   if run.is_due("eval", step):
     with log.pause(PAUSES["eval"]):
       result = programs.evaluator(state.variables(), config.eval_noise_samples)
+      diagnostics = programs.diagnostics(state.variables())
+    log.diagnostics(step, diagnostics)  # first: readers of metrics.jsonl may take its last line for the evaluation
     log.validation(step, result)
     is_best = checkpoints.best.add(step, result["bits_per_dim"])
   if run.is_due("sample", step):

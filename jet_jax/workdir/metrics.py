@@ -109,6 +109,12 @@ class MetricLog:
     nonfinite = f"{metrics['num_nonfinite']:,} of them NaN or infinite" if metrics["num_nonfinite"] else ""
     self._print(step, bits, f"{metrics['num_images']:,} images", nonfinite)
 
+  def diagnostics(self, step: int, metrics: Mapping[str, Any]) -> None:
+    """Logs diagnostics, numbers and lists, named without the prefix "val/"; prints a line if pixels are lost."""
+    self._write(step, {f"val/{name}": value for name, value in metrics.items()})
+    if share := metrics["reconstruction_pixels"]:
+      self._print(step, f"{share:.2%} of the pixels come back as other levels from the inverse; see val/scale_min")
+
   def samples(self, step: int, images, num_nonfinite: int) -> None:
     """Writes a grid of samples, uint8 (N, H, W, C). Logs the number of NaN or infinite ones if there are any."""
     if num_nonfinite:
@@ -147,7 +153,7 @@ class JsonLines:
     self._path, self._start = path, start
     self._file, self._pending = None, b""
 
-  def metrics(self, step: int, metrics: dict[str, float]) -> None:
+  def metrics(self, step: int, metrics: Mapping[str, Any]) -> None:
     """Appends a line."""
     self._pending += as_json({"step": step, **metrics}).encode() + b"\n"
     self._write()

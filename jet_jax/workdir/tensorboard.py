@@ -5,10 +5,13 @@ files are written here directly, in the thread of the sink.
 """
 
 import json
+import math
 import os
 import pathlib
 import time
+from collections.abc import Mapping
 
+import numpy as np
 from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
@@ -31,16 +34,20 @@ class TensorBoard:
     self._opened = []  # names of the files so far
     self._first: dict[str, tuple[int, int] | None] = {}  # of counts: step and value, until the value changes
 
-  def metrics(self, step: int, metrics: dict[str, float]) -> None:
+  def metrics(self, step: int, metrics: Mapping[str, float | list[float]]) -> None:
     """Adds figures to the charts. One that starts with "val/" goes to the chart of its twin that starts with "train/".
 
-    Integers are counts, and have a chart only once they change.
+    Integers are counts, and have a chart only once they change. A list has a histogram of its finite numbers.
     """
     for name, value in metrics.items():
       kind, _, tag = name.partition("/")
       if kind == "samples":
         kind, tag = "train", f"samples_{tag}"
       file = VALIDATION if kind == "val" else ""
+      if isinstance(value, list):
+        if finite := [number for number in value if math.isfinite(number)]:
+          self._add(file, step, summary=summary.histogram(tag, np.array(finite), "auto"))
+        continue
       for at, number in self._to_chart(name, step, value):
         self._add(file, at, summary=summary.scalar(tag, number))
     self._flush()

@@ -43,9 +43,9 @@ class WandbPage:
     self._workdir, self._project, self._config = workdir, project, config
     self._run = None
 
-  def metrics(self, step: int, metrics: dict[str, float]) -> None:
-    """Adds figures to the charts."""
-    self._started().log(metrics, step=step)
+  def metrics(self, step: int, metrics: dict[str, Any]) -> None:
+    """Adds figures to the charts; not lists, for which there is no chart."""
+    self._started().log({name: value for name, value in metrics.items() if not isinstance(value, list)}, step=step)
 
   def picture(self, step: int, grid) -> None:
     """Adds a picture, uint8 (H, W, 3)."""

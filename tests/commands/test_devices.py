@@ -58,13 +58,15 @@ def run(workdir, stop=20, devices=1, processes=1, **settings):
 
 
 def losses(workdir):
-  """Losses of 20 steps and of the evaluations after 10 and 20; evaluations at another last step are left out."""
+  """Losses of 20 steps; losses and largest scales of the evaluations after 10 and 20, not of those at another step."""
   lines = [json.loads(line) for line in (workdir / "run" / "metrics.jsonl").read_text().splitlines()]
   train, validation = ([line for line in lines if f"{name}/bits_per_dim" in line] for name in ("train", "val"))
   assert [line["step"] for line in train] == list(range(1, 21))
   validation = [line for line in validation if line["step"] % 10 == 0]
   assert [(line["step"], line["val/num_images"]) for line in validation] == [(10, 200), (20, 200)]
-  return [line["train/bits_per_dim"] for line in train] + [line["val/bits_per_dim"] for line in validation]
+  scales = [line["val/scale_max"] for line in lines if "val/scale_max" in line and line["step"] % 10 == 0]
+  assert len(scales) == 2
+  return [line["train/bits_per_dim"] for line in train] + [line["val/bits_per_dim"] for line in validation] + scales
 
 
 def samples(workdir):

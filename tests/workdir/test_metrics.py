@@ -61,6 +61,17 @@ def test_a_log_whose_every_place_fails_raises_nothing_and_names_each_once(tmp_pa
   assert printed.out.count("train 3.5000 bits/dim") == 2
 
 
+def test_diagnostics_are_written_whole_and_lost_pixels_printed(tmp_path, capsys):
+  with MetricLog(tmp_path, default_config(), 0, 4) as log:
+    log.diagnostics(1, {"reconstruction_pixels": 0.0, "scale_max_by_coupling": [1.5, float("nan")]})
+    log.diagnostics(2, {"reconstruction_pixels": 0.25, "scale_max_by_coupling": [1.5, 2.0]})
+  first, second = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
+  assert first == {"step": 1, "val/reconstruction_pixels": 0.0, "val/scale_max_by_coupling": [1.5, None]}
+  assert second["val/scale_max_by_coupling"] == [1.5, 2.0]
+  (line,) = [line for line in capsys.readouterr().out.splitlines() if "levels" in line]
+  assert "25.00% of the pixels come back as other levels" in line
+
+
 def test_a_picture_is_there_before_a_checkpoint_may_be(tmp_path, monkeypatch):
   written = []
   monkeypatch.setattr(Pictures, "picture", lambda pictures, step, grid: written.append(step))

@@ -21,7 +21,8 @@ def events(folder):
       data = data[16 + length :]
       if event.HasField("session_log"):
         starts.append(event.step)
-      found += [(value.tag, event.step, value.simple_value) for value in event.summary.value]
+      for value in event.summary.value:
+        found.append((value.tag, event.step, value.histo if value.HasField("histo") else value.simple_value))
   return found, starts
 
 
@@ -40,6 +41,17 @@ def test_training_and_validation_share_charts_and_constants_have_none(tmp_path):
   validation, starts = events(tmp_path / "validation")
   assert starts == [5]
   assert validation == [("bits_per_dim", step, 4.5) for step in (5, 6, 7)]
+
+
+def test_a_list_has_a_histogram_of_its_finite_numbers(tmp_path):
+  board = TensorBoard(tmp_path, 0, "")
+  board.metrics(1, {"val/scale_max_by_coupling": [1.0, 1.5, float("nan"), 1.0]})
+  board.metrics(2, {"val/scale_max_by_coupling": [float("nan")]})
+  board.metrics(3, {"val/scale_max_by_coupling": [0.0, 0.0]})
+  board.close()
+  found, _ = events(tmp_path / "validation")
+  assert [(tag, step) for tag, step, _ in found] == [("scale_max_by_coupling", step) for step in (1, 3)]
+  assert (found[0][2].num, found[0][2].min, found[0][2].max) == (3, 1, 1.5)
 
 
 def test_a_failed_write_costs_its_event_and_begins_a_new_file(tmp_path, monkeypatch):

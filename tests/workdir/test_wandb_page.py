@@ -63,11 +63,12 @@ def test_only_the_process_that_reports_needs_a_key(wandb, tiny_config, tmp_path,
 def test_a_page_gets_figures_and_pictures_and_stays_that_of_its_run(wandb, tmp_path):
   for step in (1, 2):
     page = WandbPage(tmp_path, "project", {"lr": 1e-3})
-    page.metrics(step, {"train/bits_per_dim": 4.0})
+    page.metrics(step, {"train/bits_per_dim": 4.0, "val/scale_max_by_coupling": [1.0, 2.0]})
     page.picture(step, np.zeros((4, 4, 3), np.uint8))
     page.close()
   first, second = (settings for settings in wandb.given if isinstance(settings, dict))
   assert first == second
   assert (first["project"], first["resume"], first["config"]) == ("project", "allow", {"lr": 1e-3})
+  assert (2, {"train/bits_per_dim": 4.0}) in wandb.given, "without lists"
   assert (2, {"samples": ("image", (4, 4, 3))}) in wandb.given
   assert wandb.given[-1] == "end"
