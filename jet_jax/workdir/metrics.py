@@ -205,7 +205,7 @@ def read_lines(path: pathlib.Path) -> list[tuple[bytes, dict[str, Any]]]:
   found = []
   lines = path.read_bytes().splitlines() if path.exists() else []  # bytes: a crash may leave zeros
   for line in lines:
-    with contextlib.suppress(ValueError, TypeError, KeyError):  # no JSON, no object, or no step
+    with contextlib.suppress(ValueError, TypeError, KeyError, OverflowError):  # no JSON, no object, or no step
       values = json.loads(line)
       found.append((line, values | {"step": int(values["step"])}))
   return found

@@ -79,6 +79,15 @@ class Clock:
     }
 
 
+def for_locale(text: str) -> str:
+  """Returns a text with other characters in the place of those that the locale of standard output cannot write."""
+  try:
+    text.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
+  except UnicodeEncodeError:
+    return text.replace("±", "+/-").encode("ascii", "replace").decode()
+  return text
+
+
 class Terminal:
   """Lines on standard output, above a bar on standard error if that is a terminal.
 
@@ -99,11 +108,7 @@ class Terminal:
     """Prints a line. Characters that the locale cannot write become others."""
     if sys.stdout is None:
       return
-    try:
-      text.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
-    except UnicodeEncodeError:
-      text = text.replace("±", "+/-").encode("ascii", "replace").decode()
-    tqdm.write(text)
+    tqdm.write(for_locale(text))
     sys.stdout.flush()
 
   def progress(self, step: int, left: str) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 from jet_jax import config as config_lib
 from jet_jax.jet import Jet
 from jet_jax.training import cost
-from jet_jax.workdir import Best, metrics
+from tools.measuring import run_figures
 
 SEED = re.compile(r"/seed\d+$")
 STYLES: dict[str, Any] = {"val": "-", "train": ":"}  # of the curves
@@ -34,34 +34,22 @@ def describe(workdir: pathlib.Path) -> dict:
     "train" is the mean of the last five training batches. Figures without a measurement are absent.
   """
   config = config_lib.load(workdir)
+  so_far = run_figures.read(workdir, config)
   model = Jet(**config.model)
   params = model.abstract_variables(config.image_shape)["params"]
-  lines = [values for _, values in metrics.read_lines(workdir / "metrics.jsonl")]
-  validation, training = (_figures(lines, split) for split in ("val", "train"))
-  steps = max((line["step"] for line in lines), default=0)
   row = {
-    "steps": steps,
-    "of": config_lib.duration_in_steps(config, "total", config.data.num_examples),
+    "steps": so_far.step,
+    "of": so_far.total,
     "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
-    "flops": cost.train_flops(model, config.image_shape) * config.batch_size * steps,
+    "flops": cost.train_flops(model, config.image_shape) * config.batch_size * so_far.step,
   }
-  if validation:
-    row |= {"bits_per_dim": validation[-1][1]}
-    row |= {"stderr": next(line["val/bits_per_dim_stderr"] for line in reversed(lines) if "val/bits_per_dim" in line)}
-  if training:
+  if validation := so_far.curve("val"):
+    row |= {"bits_per_dim": validation[-1][1], "stderr": so_far.last("val/bits_per_dim_stderr")}
+  if training := so_far.curve("train"):
     row |= {"train": float(np.mean([bits for _, bits in training[-5:]]))}
-  best = Best()
-  for step, bits in validation:
-    best.add(step, bits)
-  if best.step is not None:
-    row |= {"best": best.bits_per_dim, "best_step": best.step}
-  return row | {"finished": steps >= row["of"] or best.is_past(config.patience)}
-
-
-def _figures(lines, split: str) -> list[tuple[int, float]]:
-  """Pairs (step, bits/dim) of "val" or "train"; a non-finite figure is NaN."""
-  pairs = [(line["step"], line[f"{split}/bits_per_dim"]) for line in lines if f"{split}/bits_per_dim" in line]
-  return [(step, math.nan if bits is None else bits) for step, bits in pairs]
+  if so_far.best.step is not None:
+    row |= {"best": so_far.best.bits_per_dim, "best_step": so_far.best.step}
+  return row | {"finished": so_far.is_finished}
 
 
 def tabulate(out: pathlib.Path, chosen: Callable[[str], Any] = str) -> tuple[list[dict], list[dict]]:
@@ -138,9 +126,9 @@ def plot(out: pathlib.Path, rows: list[dict], path: pathlib.Path) -> None:
   figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
   lowest, highest = math.inf, -math.inf
   for row in rows:
-    lines = [values for _, values in metrics.read_lines(out / row["run"] / "metrics.jsonl")]
+    so_far = run_figures.read(out / row["run"], config_lib.load(out / row["run"]))
     for split, style in STYLES.items():
-      points = [(step, bits) for step, bits in _figures(lines, split) if step > 1]
+      points = [(step, bits) for step, bits in so_far.curve(split) if step > 1]
       if points:
         width = 1.5 if split == "val" else 0.8
         axes.plot(*zip(*points, strict=True), style, color=colors[row["group"]], linewidth=width)
