@@ -74,8 +74,10 @@ def test_every_chart_is_drawn_and_all_runs_are_in_it(page):
 def test_the_wheel_with_control_zooms_all_charts_and_alone_scrolls(page):
   before = page.run(AXIS.format(0))
   x, y = middle(page, "#chart-0 svg")
+  scrolled = page.run("scrollY")
   page.wheel(x, y, 100)
-  page.wait("scrollY > 0")
+  page.wait(f"scrollY > {scrolled}")
+  page.wait("new Promise((done) => (y => setTimeout(() => done(y === scrollY), 300))(scrollY))")  # it scrolls smoothly
   assert page.run(AXIS.format(0)) == before == "[1,100]"
   x, y = middle(page, "#chart-0 svg")
   page.wheel(x, y, -300, control=True)
