@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import scipy.special
 from absl import logging
 
 from jet_jax import config as config_lib
@@ -23,7 +22,7 @@ from jet_jax import data, likelihood
 from jet_jax.data import sources
 from jet_jax.devices import processes, settings
 from jet_jax.devices.compile import keep_compiled
-from jet_jax.training.evaluator import Evaluator, mean_and_error
+from jet_jax.training.evaluator import Evaluator, with_interval
 from jet_jax.training.splits_of_run import open_splits_of_run
 from jet_jax.workdir import atomic, bad_images, load_run
 from jet_jax.workdir.metrics import as_json
@@ -98,8 +97,8 @@ def _evaluate(args) -> dict[str, Any]:
   return {
     "step": step,
     "split": args.split,
-    **_figures("bits_per_dim", bits),
-    **_figures("iw_bits_per_dim", likelihood.importance_weighted(draws, math.prod(shape))),
+    **with_interval("bits_per_dim", bits),
+    **with_interval("iw_bits_per_dim", likelihood.importance_weighted(draws, math.prod(shape))),
     **evaluator.summary(draws),
     "noise_seed": likelihood.NOISE_SEED,
     "levels": config.levels,
@@ -113,13 +112,6 @@ def _evaluate(args) -> dict[str, Any]:
     },
     "device_batch": evaluator.batch_size // mesh.size,
   }
-
-
-def _figures(name: str, values: np.ndarray) -> dict[str, Any]:
-  """Returns the mean over images under `name`, its standard error and its 95% interval, by Student's t."""
-  mean, error = mean_and_error(values)
-  margin = error * float(scipy.special.stdtrit(len(values) - 1, 0.975))
-  return {name: mean, f"{name}_stderr": error, f"{name}_interval": [mean - margin, mean + margin]}
 
 
 def _write_per_image(path: Path, index: np.ndarray, bits: np.ndarray, names: Sequence[str | None]) -> None:

@@ -1,9 +1,11 @@
 """Measures bits per dimension of a data set."""
 
 import functools
+from typing import Any
 
 import jax
 import numpy as np
+import scipy.special
 
 from jet_jax import data, likelihood
 from jet_jax.devices import in_turn, sharding
@@ -115,3 +117,10 @@ def mean_and_error(values: np.ndarray) -> tuple[float, float]:
   """Returns the mean over images, (N,), and its standard error; that of one image is NaN."""
   error = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.nan
   return float(values.mean()), float(error)
+
+
+def with_interval(name: str, values: np.ndarray) -> dict[str, Any]:
+  """Returns the mean over images under `name`, its standard error and its 95% interval, by Student's t."""
+  mean, error = mean_and_error(values)
+  margin = error * float(scipy.special.stdtrit(len(values) - 1, 0.975))
+  return {name: mean, f"{name}_stderr": error, f"{name}_interval": [mean - margin, mean + margin]}

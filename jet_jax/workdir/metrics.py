@@ -202,13 +202,17 @@ def _drop_steps_after(start: int, path: pathlib.Path) -> None:
 
 def read_lines(path: pathlib.Path) -> list[tuple[bytes, dict[str, Any]]]:
   """Reads a `metrics.jsonl`: each valid line, and its values. Returns [] if there is no such file."""
-  found = []
   lines = path.read_bytes().splitlines() if path.exists() else []  # bytes: a crash may leave zeros
-  for line in lines:
-    with contextlib.suppress(ValueError, TypeError, KeyError, OverflowError):  # no JSON, no object, or no step
-      values = json.loads(line)
-      found.append((line, values | {"step": int(values["step"])}))
-  return found
+  return [(line, values) for line in lines if (values := parse_line(line)) is not None]
+
+
+def parse_line(line: bytes) -> dict[str, Any] | None:
+  """Returns the values of a line, with an integer "step"; None for no JSON, no object or no step."""
+  try:
+    values = json.loads(line)
+    return values | {"step": int(values["step"])}
+  except (ValueError, TypeError, KeyError, OverflowError, RecursionError):  # the last two of 1e999 and of [[[[...
+    return None
 
 
 def as_json(value: Any) -> str:

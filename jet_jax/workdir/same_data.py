@@ -35,7 +35,7 @@ def resumed(
   Raises:
     ValueError: the images are not those of before, or nothing shows that they are, and `accept` is False.
   """
-  old = _read(workdir) or _record_of(before)
+  old = read(workdir) or _record_of(before)
   now = started(config, splits)
   problem = _difference(old, now)
   if problem and not accept:
@@ -66,11 +66,12 @@ def differs_from_run(workdir: str | pathlib.Path, split: str, known: Mapping[str
     split: name of the split.
     known: the identity of the images of now: {"images": number, "sha256": digest}.
   """
-  old = _read(pathlib.Path(workdir))
+  old = read(pathlib.Path(workdir))
   return _difference_of(split, old["splits"][split], known) if old and split in old["splits"] else ""
 
 
-def _read(workdir: pathlib.Path) -> dict[str, Any] | None:
+def read(workdir: pathlib.Path) -> dict[str, Any] | None:
+  """Returns the record of a work directory; None if it has none. Raises ValueError if it is damaged."""
   path = workdir / FILE
   if not path.exists():
     return None

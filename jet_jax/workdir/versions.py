@@ -3,6 +3,7 @@
 A line has `step`, `time` and whatever bits of the results depend on.
 """
 
+import contextlib
 import datetime
 import importlib.metadata
 import json
@@ -84,14 +85,16 @@ def record(workdir: pathlib.Path, step: int) -> None:
 
 def last_line(text: str) -> dict[str, Any]:
   """Returns the last line of JSON that a crash has not torn; {} if there is none."""
-  for line in reversed(text.splitlines()):
-    try:
-      values = json.loads(line)
-    except ValueError:
-      continue
-    if isinstance(values, dict):
-      return values
-  return {}
+  return next(reversed(starts(text)), {})
+
+
+def starts(text: str) -> list[dict[str, Any]]:
+  """Parses the file: each line of JSON that a crash has not torn, the first start first."""
+  found = []
+  for line in text.splitlines():
+    with contextlib.suppress(ValueError, RecursionError):
+      found.append(json.loads(line))
+  return [values for values in found if isinstance(values, dict)]
 
 
 def describe_changes(before: dict[str, Any], now: dict[str, Any]) -> str:

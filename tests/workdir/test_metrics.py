@@ -5,7 +5,7 @@ import json
 import numpy as np
 
 from jet_jax.config import default_config
-from jet_jax.workdir.metrics import JsonLines, MetricLog, Pictures
+from jet_jax.workdir.metrics import JsonLines, MetricLog, Pictures, read_lines
 
 
 class Full:
@@ -78,3 +78,10 @@ def test_a_picture_is_there_before_a_checkpoint_may_be(tmp_path, monkeypatch):
   with MetricLog(tmp_path, default_config(), 0, 4) as log:
     log.samples(3, np.zeros((2, 4, 4, 1), np.uint8), 0)
     assert written == [3]
+
+
+def test_a_line_that_no_run_writes_is_skipped(tmp_path):
+  path = tmp_path / "metrics.jsonl"
+  broken = [b"[" * 100_000, b'{"step": 1e999}', b'{"step": "x"}', b'{"a": 1}', b"[1]", b"\0\0", b'{"step": 3, "a"']
+  path.write_bytes(b"\n".join([b'{"step": 1, "a": 2}', *broken, b'{"step": 4}']))
+  assert [values for _, values in read_lines(path)] == [{"step": 1, "a": 2}, {"step": 4}]
