@@ -92,7 +92,7 @@ def config(own):
 
   settings = {
     "couplings": 2, "block_depth": 1, "width": 6, "heads": 2, "batch_size": 16, "total_steps": 4, "eval_steps": 4,
-    "checkpoint_steps": 4, "sample_num": 4, "wd": 1e-3,
+    "checkpoint_steps": 4, "sample_num": 4, "wd": 1e-3, "muon_params": "kernel",
   }  # fmt: skip
   return config_lib.override(get_config(), settings | PARTS)
 
