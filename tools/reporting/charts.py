@@ -32,7 +32,7 @@ def specification(num_runs: int, log: bool, dots: bool, kinds: bool) -> dict[str
   y = alt.Y("value:Q", title="log scale" if log else None, scale=alt.Scale(zero=False, type="log" if log else "linear"))
   color = alt.Color("run:N", legend=None, scale=alt.Scale(domain=list(range(num_runs))))
   of_kind = lambda validation, training: alt.condition("datum.kind === 0", alt.value(validation), alt.value(training))
-  width, opacity = (of_kind(2.2, 1), of_kind(1, 0.7)) if kinds else (alt.value(1.8), alt.value(1))
+  width, opacity = (of_kind(2.2, 1), of_kind(1, 0.5)) if kinds else (alt.value(1.8), alt.value(1))
   base = alt.Chart(alt.NamedData("points")).transform_filter("indexof(shown, datum.run) >= 0").encode(color=color)
   lines = base.mark_line(clip=True, aria=False).encode(x=x, y=y, detail="kind:N", strokeWidth=width, opacity=opacity)
   points = base.transform_filter("datum.dot && datum.value !== null").mark_circle(

@@ -8,9 +8,10 @@ let views = [];
 let span = null; // steps in view, [from, to]; null for all
 let drawing = 0; // number of the latest call of draw
 
-// A row for each point. A dot marks a point of a short line, and one between two gaps, where no line is drawn.
+// A row for each point, those of validation last, to be drawn above training. A dot marks a point of a short line, and
+// one between two gaps, where no line is drawn.
 function rows(chart) {
-  return chart.lines.flatMap(({ run, kind, steps, values }) =>
+  return [...chart.lines].reverse().flatMap(({ run, kind, steps, values }) =>
     values.map((value, i) => {
       const alone = (values[i - 1] ?? null) === null && (values[i + 1] ?? null) === null;
       return { run, kind, step: steps[i], value, dot: chart.dots || alone };
