@@ -211,8 +211,8 @@ def main(argv=None) -> None:
   flow.add_argument("--workdir", type=config_lib.of_run, help="work directory of a training run")
   flow.add_argument(
     "--config",
-    help="config file, with its argument after a colon; with scale_bound=2 a new flow is the identity, whose "
-    "round trip is always exact",
+    help="config file, with its argument after a colon; with scale_bound=2 and no front, a new flow is the "
+    "identity, whose round trip is always exact",
   )
   parser.add_argument("--step", type=step_argument, help="step of a checkpoint, or best; the latest by default")
   parser.add_argument("--num", type=int, default=8, help="number of validation images")

@@ -1,6 +1,6 @@
 """Reads what a trained flow has learned, and prints one JSON object last.
 
-python -m tools.latents COMMAND --workdir=DIR ...     python -m tools.latents COMMAND --help
+python -m tools.latents COMMAND ...     python -m tools.latents COMMAND --help
 
   interpolate    a walk between images through their latents
   reconstruct    images to latents and back: what the inverse changes
@@ -10,7 +10,7 @@ python -m tools.latents COMMAND --workdir=DIR ...     python -m tools.latents CO
   couplings      the image after each coupling
   ood            other data sets against held-out images, by three scores
 
-DIR is a work directory or an export. docs/guide/see.md says what each shows and what it does not.
+All need --workdir=DIR, a work directory or an export. docs/guide/see.md says what each shows and what it does not.
 """
 
 import sys

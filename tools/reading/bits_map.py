@@ -5,7 +5,7 @@ python -m tools.latents bits_map --workdir=DIR [--num=64] [--noise_samples=8] [-
 Every latent has a place in the image, since each coupling puts its numbers back, and each scale acts on one number.
 So the bits of a place are the sum, over its channels, of
 
-  (-log N(latent) - sum over couplings of log scale - log scales of layers - ln bin_width) / ln 2
+  (-log prior(latent) - sum over couplings of log scale - log scales of layers - ln bin_width) / ln 2
 
 and over all places they sum to the bits of the image: its bits/dim times H W C. A front's logdet is one constant for
 each flow, and belongs to no place: it is spread evenly. The picture has images, their maps on one scale of colours,
@@ -59,9 +59,10 @@ def check(args) -> None:
 
 def check_places(model) -> None:
   """Raises ValueError for a flow whose bits have no places."""
-  if model.prior != "normal":
+  if model.prior != "normal" and not hasattr(model.find_prior(), "log_density"):
     raise ValueError(
-      f"model.prior={model.prior!r} gives one number an image, so its bits have no places; bits_map is for N(0, I)"
+      f"model.prior={model.prior!r} gives one number an image, so its bits have no places; give it a method "
+      "log_density(z), of each latent by itself"
     )
   if unknown := [name for name in model.layers if name not in KNOWN_LAYERS]:
     raise ValueError(
@@ -142,8 +143,10 @@ def maps_of(variables, pixels, index, draw, *, model, levels, image_shape):
   if (front := front_of(model, variables, image_shape)) is not None:
     of_front: Any = front.apply({}, to_tokens(x, model.patch_size))
     stretched += of_front[1][:, None, None, None] / z[0].size
-  nats = 0.5 * (z**2 + jnp.log(2 * jnp.pi)) - stretched - jnp.log(likelihood.bin_width(levels))
-  return nats.sum(axis=-1) / jnp.log(2), likelihood.bits_per_dim(z, logdet, levels)
+  prior: Any = model.find_prior()
+  log_density = prior.log_density(z) if prior else -0.5 * (z**2 + jnp.log(2 * jnp.pi))
+  nats = -log_density - stretched - jnp.log(likelihood.bin_width(levels))
+  return nats.sum(axis=-1) / jnp.log(2), likelihood.bits_per_dim(z, logdet, levels, prior)
 
 
 def placed_log_scales(variables, log_scales, layers=()):
