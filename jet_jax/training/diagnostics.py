@@ -97,8 +97,12 @@ class Diagnostics:
     """Compiles the programs of a call in advance; arguments and errors are those of `Evaluator.compile`."""
     shape, rows = (self.batch_size, *image_shape), sharding.batched(self.mesh)
     images, z = (jax.ShapeDtypeStruct(shape, dtype, sharding=rows) for dtype in ("uint8", "float32"))
-    self._forward = compile_to_fit("diagnostics", self._forward.lower(variables, images), limit, beside)
-    self._inverse = compile_to_fit("their inverse", self._inverse.lower(variables, images, z), limit, beside)
+    self._forward = compile_to_fit(
+      "the forward pass of diagnostics", self._forward.lower(variables, images), limit, beside
+    )
+    self._inverse = compile_to_fit(
+      "the inverse of diagnostics", self._inverse.lower(variables, images, z), limit, beside
+    )
 
   def __call__(self, variables) -> dict[str, float | list[float]]:
     """Diagnoses the flow with these `params` and `permutations`.
