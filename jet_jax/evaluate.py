@@ -9,7 +9,6 @@ what they were measured with: weights, images and evaluation noise. docs/guide/b
 import csv
 import math
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -93,7 +92,7 @@ def _evaluate(args) -> dict[str, Any]:
   if args.per_image and processes.is_writer():
     _write_per_image(args.per_image, index, bits, [source.name(int(i)) for i in index])
   if processes.is_writer() and (line := bad_images.record(args.workdir, {args.split: data.skipped(source)})):
-    print(line, file=sys.stderr)
+    processes.warn(line)
   return {
     "step": step,
     "split": args.split,

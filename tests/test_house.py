@@ -15,7 +15,7 @@ COMMANDS = {"train", "evaluate", "sample"}
 ALLOWED = {
   "likelihood": {"devices"},
   "config": set(),
-  "devices": set(),
+  "devices": {"config"},
   "flow": {"devices"},
   "jet": {"flow"},
   "data": {"config", "devices"},

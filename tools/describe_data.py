@@ -19,7 +19,6 @@ from jet_jax import config as config_lib
 from jet_jax.data import BadImage, identity, open_splits, sources
 from jet_jax.data.describe import counted, skipped_files, warnings
 from jet_jax.data.entries import in_words
-from jet_jax.devices.processes import printable
 from jet_jax.workdir.image_grid import make_grid, save_png
 
 READ = 100  # images of each split whose pixels are looked at
@@ -57,7 +56,7 @@ def main(argv=None) -> None:
       save_png(picture(splits, levels if highest < levels else 256), args.grid)
   except (ValueError, OSError) as error:
     sys.exit(f"error: {error}")
-  print("\n".join(map(printable, [source, *in_lines(splits, result)])))
+  print("\n".join(map(config_lib.printable, [source, *in_lines(splits, result)])))
   print(json.dumps(result))
 
 

@@ -159,16 +159,16 @@ def table(rows: list[Row]) -> str:
     "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
     for line in zip(*columns, strict=True)
   ]
-  notes = [f"{visible(row['run'])}: {visible(row['note'])}" for row in rows if row["note"]]
+  notes = [f"{config_lib.printable(row['run'])}: {config_lib.printable(row['note'])}" for row in rows if row["note"]]
   return for_locale("\n".join([*aligned, *notes]))
 
 
 def _cells(row: Row) -> tuple[str, ...]:
   if row["status"] == "unreadable":
-    return (visible(row["run"]), row["status"], *["-"] * 10)
+    return (config_lib.printable(row["run"]), row["status"], *["-"] * 10)
   error, best = row["val_bits_per_dim_stderr"], row["best_step"]
   return (
-    visible(row["run"]),
+    config_lib.printable(row["run"]),
     row["status"],
     f"{row['step']:,}/{row['total']:,}",
     f"{row['step'] / max(1, row['total']):.0%}",
@@ -189,11 +189,6 @@ def _figure(value: float | None, layout: str = ".4f") -> str:
 
 def _duration(seconds: float | None) -> str:
   return "-" if seconds is None or seconds > LONGEST else str(datetime.timedelta(seconds=round(seconds)))
-
-
-def visible(text: str) -> str:
-  """Writes characters that would control a terminal, or that it cannot show, as escape sequences."""
-  return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def interval(text: str) -> float:

@@ -10,7 +10,6 @@ one JSON object. docs/guide/report.md describes the page.
 import importlib.util
 import json
 import pathlib
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -84,7 +83,7 @@ def main(argv=None) -> None:
   except (ValueError, OSError) as error:
     processes.fail(error)
   for note in result["left_out"]:
-    print(f"left out: {note}", file=sys.stderr)
+    processes.warn(f"left out: {note}")
   print(json.dumps({"out": str(args.out), **result}))
 
 

@@ -1,7 +1,7 @@
 """A run's configuration: its fields, how they are set, and what is checked."""
 
 from jet_jax.config.checks import check_ranges, resolve, set_from_data
-from jet_jax.config.command_line import Parser
+from jet_jax.config.command_line import Parser, printable
 from jet_jax.config.describe import describe_fields
 from jet_jax.config.durations import duration_in_steps
 from jet_jax.config.fields import Config, default_config, microbatch_size
@@ -11,7 +11,6 @@ from jet_jax.config.paths import check_output, local, of_run
 
 __all__ = [
   "Config", "Parser", "check_output", "check_ranges", "default_config", "describe_fields", "differences",
-  "duration_in_steps", "from_file", "load", "local", "microbatch_size", "of_run", "override", "resolve", "save",
-  "set_from_data",
-  "split_argument", "with_argument",
+  "duration_in_steps", "from_file", "load", "local", "microbatch_size", "of_run", "override", "printable",
+  "resolve", "save", "set_from_data", "split_argument", "with_argument",
 ]  # fmt: skip

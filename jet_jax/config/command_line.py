@@ -63,7 +63,7 @@ class Parser(argparse.ArgumentParser):
 
   def error(self, message: str) -> NoReturn:
     """Exits with status 2 and one line."""
-    self.exit(2, f"error: {message}\n")
+    self.exit(2, f"error: {printable(message)}\n")
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):
@@ -72,6 +72,11 @@ class _Help(argparse.RawDescriptionHelpFormatter):
   def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
     kind: Callable | Any = action.type
     return METAVARS.get(kind) or super()._get_default_metavar_for_optional(action)
+
+
+def printable(text: str) -> str:
+  """Writes characters that would control a terminal, break a line or not be shown, as escape sequences."""
+  return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def did_you_mean(name: str, known: Iterable[str], prefix: str = "") -> str:

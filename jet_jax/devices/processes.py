@@ -21,6 +21,7 @@ import jax
 # `jax.experimental.multihost_utils` run on the devices, whose collectives fail if one process is 30 s slower.
 from jax._src import distributed
 
+from jet_jax.config import printable
 from jet_jax.devices import absent_tpu
 
 TIMEOUT = 300  # seconds that processes wait for each other to start
@@ -86,14 +87,14 @@ def is_writer() -> bool:
 
 
 def say(text: str) -> None:
-  """Prints a line, once for all processes."""
+  """Prints lines on standard output, once for all processes. No name of a file in them can control a terminal."""
   if is_writer():
-    print(printable(text), flush=True)
+    print("\n".join(map(printable, text.split("\n"))), flush=True)
 
 
-def printable(text: str) -> str:
-  """Writes what is no Unicode, in names of files for example, as escape sequences: printing it would fail."""
-  return text.encode(errors="backslashreplace").decode()
+def warn(text: str) -> None:
+  """Prints lines on standard error, as `say` does on standard output, in this process."""
+  print("\n".join(map(printable, text.split("\n"))), file=sys.stderr, flush=True)
 
 
 def exchange(text: str = "", topic: str = "main") -> list[str]:
@@ -176,7 +177,7 @@ def status_of(error: BaseException) -> int:
 
 def fail(error: Exception) -> NoReturn:
   """Ends this process with one line, and the status of `status_of`."""
-  message, status = f"error: {error}", status_of(error)
+  message, status = f"error: {printable(str(error))}", status_of(error)
   print(message, file=sys.stderr, flush=True)
   if distributed.global_state.num_processes > 1:  # `jax.process_count` would start the devices of a wrong command
     _leave(status)

@@ -1,7 +1,6 @@
 """Opens splits of a run's data set, or of another one in its place, to measure the run on them."""
 
 import pathlib
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -53,7 +52,7 @@ def open_splits_of_run(
     if problem := same_data.differs_from_run(workdir, split, images[split]):
       lines.append(f"  warning: these are not the images that the run had: {problem}")
   if processes.is_writer():
-    print("\n".join(lines), file=sys.stderr, flush=True)
+    processes.warn("\n".join(lines))
   if other := [shape for shape in shapes.values() if shape != config.image_shape]:
     raise ValueError(
       f"{config.data.source} has images of {other[0]}, the flow is for {config.image_shape}; give another --source"

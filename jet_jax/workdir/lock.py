@@ -17,6 +17,8 @@ import sys
 import time
 from typing import Any
 
+from jet_jax.devices import processes
+
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)  # errors of file systems that have none
 
 # The C structure `flock` of a 64-bit system, and the place of its kind of lock: a start and length of 0 are the file.
@@ -58,11 +60,9 @@ def hold(path: pathlib.Path) -> None:
     has_locks = False
   holder = _read(file)
   if holder and not (has_locks and holder.get("host") == socket.gethostname()):
-    print(
+    processes.warn(
       f"warning: {path} names {_describe(holder)}. It has crashed, or it still runs and this file system's locks do "
-      "not show it; in that case stop one of the two runs",
-      file=sys.stderr,
-      flush=True,
+      "not show it; in that case stop one of the two runs"
     )
   os.ftruncate(file, 0)
   own = {"host": socket.gethostname(), "pid": os.getpid(), "program": pathlib.Path(sys.argv[0]).name}

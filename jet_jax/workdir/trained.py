@@ -2,7 +2,6 @@
 
 import argparse
 import pathlib
-import sys
 from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
@@ -85,7 +84,7 @@ def load_run(
   with open_saved(workdir) as checkpoints:
     for number, candidate in enumerate(_of_first_process(_candidates(workdir, step, checkpoints))):
       if number and processes.is_writer():
-        print(f"warning: {damaged}; falling back to step {candidate}", file=sys.stderr, flush=True)
+        processes.warn(f"warning: {damaged}; falling back to step {candidate}")
       try:
         variables = checkpoints.restore_variables(candidate, like, weights)
         return Trained(config, model, variables, candidate, mesh)

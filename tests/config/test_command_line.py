@@ -67,6 +67,7 @@ def parser():
     (["--workdir=a", "--nums", "3"], "error: unknown flag --nums, did you mean '--num'"),
     (["--workdir=a", "--n=3"], "error: unknown flag --n=3, did you mean '--num'"),  # no abbreviations
     (["--workdir=a", "b"], "error: unknown arguments b; a flag is --NAME=VALUE"),
+    (["--workdir=a", "\x1b[31m\n\u202eb"], "error: unknown arguments \\x1b[31m\\n\\u202eb; a flag"),
     (["--workdir=a", "--num=x"], "error: argument --num: invalid int value: 'x'"),
     ([], "error: the following arguments are required: --workdir"),
   ],

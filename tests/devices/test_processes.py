@@ -112,6 +112,17 @@ def test_a_process_that_fails_prints_one_line_and_has_its_status(capsys):
   assert ended.value.code == processes.FAILED
 
 
+def test_no_name_in_a_line_controls_a_terminal(capsys):
+  name = "caf\udce9\x1b[31m\u202e"
+  processes.say(f"images of {name}\n  20 images")
+  processes.warn(f"images of {name}\n  20 images")
+  with pytest.raises(SystemExit):
+    processes.fail(ValueError(f"{name}\n is broken"))
+  printed, warned = capsys.readouterr()
+  assert printed == "images of caf\\udce9\\x1b[31m\\u202e\n  20 images\n"
+  assert warned == printed + "error: caf\\udce9\\x1b[31m\\u202e\\n is broken\n"
+
+
 def test_an_error_in_another_process_has_its_status_here(monkeypatch):
   for error, status in ((FULL_DISK, 1), (ValueError("a wrong value"), 2)):
     said = []

@@ -1,6 +1,5 @@
 """Reads chosen images of a split, and counts those with numbers that are not finite."""
 
-import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -10,6 +9,7 @@ import numpy as np
 from jet_jax import config as config_lib
 from jet_jax.data import sources
 from jet_jax.data.batches import READ_THREADS
+from jet_jax.devices import processes
 from jet_jax.training.splits_of_run import open_splits_of_run
 from tools.reading.flow import Flow
 
@@ -83,9 +83,7 @@ class NonFinite:
     """Returns "num_nonfinite" and "nonfinite", the first names; prints a warning on standard error if there are any."""
     if self.names:
       first = ", ".join(self.names[:NAMED])
-      print(
-        f"warning: NaN or infinite numbers, left out of all figures: {len(self.names):,} of {first}", file=sys.stderr
-      )
+      processes.warn(f"warning: NaN or infinite numbers, left out of all figures: {len(self.names):,} of {first}")
     return {"num_nonfinite": len(self.names), "nonfinite": self.names[:NAMED]}
 
 

@@ -8,6 +8,8 @@ import os
 import pathlib
 from typing import Any
 
+from jet_jax.config import printable
+
 SMALL = 2**20  # bytes of config.json, data.json and the like, at most
 LONGEST = 200  # characters of a text on the page
 
@@ -55,4 +57,4 @@ def shown(value: Any, longest: int = LONGEST) -> str:
   """Returns a value as text for the page: of bounded length, without control characters and the like."""
   text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
   text = text if len(text) <= longest else text[: longest - 1] + "…"
-  return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+  return printable(text)
