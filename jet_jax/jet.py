@@ -20,7 +20,6 @@ from jet_jax.flow import LAYERS, Coupling, Front, Layer, Reorder, Stack, ViT, in
 from jet_jax.flow.attention import IMPLEMENTATIONS, broken_rule
 from jet_jax.flow.explicit import with_automatic_axes
 from jet_jax.flow.front import FRONTS, LARGEST, FrontConstants, front_shapes
-from jet_jax.flow.priors import PRIORS
 from jet_jax.flow.reorder import composed_orders
 from jet_jax.flow.splits import Splits, check_splits, draw_splits
 from jet_jax.flow.stack import REMAT_POLICIES
@@ -65,8 +64,8 @@ class Jet(nn.Module):
     layers: invertible layers in front of each coupling, by their names in `flow.LAYERS`; the paper has none.
     attention: implementation, see `attention.IMPLEMENTATIONS`; "auto" is "xla" until `for_device` chooses.
     predictor: "vit", or "module:name" of the user's own, see `make_predictor` and `Coupling.predictor`.
-    prior: of the latents: "normal" for N(0, I), a name of `flow.priors.PRIORS`, or "module:name" of an object with
-      `log_prob` and `sample`, see `likelihood.log_prior` and `likelihood.sample_prior`.
+    prior: of the latents: "normal" for N(0, I), or "module:name" of an object with `log_prob` and `sample`, see
+      `likelihood.log_prior` and `likelihood.sample_prior`.
     front: fixed linear layer before the couplings: "none", or a kind of `flow.Front`.
     front_stretch: the largest factor by which the front's inverse stretches a direction; read where it is fitted.
     constant_predictions: see `Coupling`.
@@ -202,12 +201,12 @@ class Jet(nn.Module):
 
   @nn.nowrap
   def find_prior(self) -> Any:
-    """Returns the prior as the functions of likelihood.py take it: None for N(0, I), or an object.
+    """Returns the prior as the functions of likelihood.py take it: None for N(0, I), or the object of the user's own.
 
     Raises:
       ValueError: no such prior, or one without `log_prob` and `sample`.
     """
-    prior = named.find("model.prior", self.prior, {"normal": None, **PRIORS})
+    prior = named.find("model.prior", self.prior, {"normal": None})
     if prior is None:
       return None
     rule = f"model.prior={self.prior!r} must have the methods log_prob(z) and sample(key, shape, temperature)"

@@ -53,7 +53,7 @@ def default_config() -> Config:  # noqa: PLR0915  a line a field
   config.model.layers = ()  # ("actnorm",): invertible layers in front of each coupling, by name; see flow/__init__.py
   config.model.attention = "auto"  # suits the device; or xla, einsum, cudnn (GPUs), splash (TPUs)
   config.model.predictor = "vit"  # inside a coupling; or module:name of your own, see docs/guide/own-parts.md
-  config.model.prior = "normal"  # of the latents, N(0, I); or student (docs/recipe.md); or module:name of your own
+  config.model.prior = "normal"  # of the latents, N(0, I); or module:name of your own
   config.model.front = "none"  # linear layer fitted to the training images: stationary, image, patch, scale
   config.model.front_stretch = 4.0  # largest factor by which the front's inverse stretches a direction
   config.own_code = ()  # digests of your own predictor and prior; training sets them, and evaluation compares them

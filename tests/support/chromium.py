@@ -47,14 +47,15 @@ class Page:
     self.requests, self.errors, self.dialogs, self.loaded = [], [], [], 0
     theirs_in, self._to = os.pipe()
     self._from, theirs_out = os.pipe()
+    command = [find(), *FLAGS, f"--user-data-dir={profile}", "about:blank"]
     self._process = subprocess.Popen(
-      [sys.executable, "-c", LAUNCH, str(theirs_in), str(theirs_out), find(), *FLAGS, f"--user-data-dir={profile}"],
+      [sys.executable, "-c", LAUNCH, str(theirs_in), str(theirs_out), *command],
       pass_fds=(theirs_in, theirs_out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     os.close(theirs_in)
     os.close(theirs_out)
     self._numbers, self._buffer, self._session = itertools.count(1), b"", None
-    target = self._until(self._tab)
+    target = self.until(self._tab)
     self._session = self.send("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
     for domain in ("Page", "Runtime", "Log", "Network"):
       self.send(f"{domain}.enable")
@@ -92,13 +93,13 @@ class Page:
 
   def wait(self, script, seconds=60):
     """Waits until a JavaScript expression is true."""
-    self._until(lambda: self.run(script), seconds)
+    self.until(lambda: self.run(script), seconds)
 
   def open(self, path):
     """Loads a file."""
     before = self.loaded
     self.send("Page.navigate", url=pathlib.Path(path).absolute().as_uri())
-    self._until(lambda: self.run("1") and self.loaded > before)
+    self.until(lambda: self.run("1") and self.loaded > before)
 
   def size(self, width, height, scale=1):
     """Sets the size of the window, in CSS pixels, and the pixels of the screen to each."""
@@ -133,7 +134,8 @@ class Page:
     targets = self.send("Target.getTargets")["targetInfos"]
     return next((target["targetId"] for target in targets if target["type"] == "page"), None)
 
-  def _until(self, condition, seconds=60):
+  def until(self, condition, seconds=60):
+    """Waits until a function returns what is true, and returns that."""
     until = time.monotonic() + seconds
     while not (value := condition()):
       assert time.monotonic() < until, "the browser took too long"
