@@ -18,6 +18,7 @@ from absl import logging
 
 from jet_jax import config as config_lib
 from jet_jax import data, likelihood
+from jet_jax.config.checks import AT_ONCE
 from jet_jax.data import sources
 from jet_jax.devices import processes, settings
 from jet_jax.devices.compile import keep_compiled
@@ -27,7 +28,7 @@ from jet_jax.workdir import atomic, bad_images, load_run
 from jet_jax.workdir.metrics import as_json
 from jet_jax.workdir.trained import name_weights, step_argument
 
-RANGES = {"--noise_samples": (1, 2**31 - 1), "--device_batch": (1, 2**31 - 1)}
+RANGES = {"--noise_samples": (1, 2**31 - 1), "--device_batch": (1, AT_ONCE)}
 
 
 def main(argv=None) -> None:

@@ -19,6 +19,7 @@ from absl import logging
 from tqdm import tqdm
 
 from jet_jax import config as config_lib
+from jet_jax.config.checks import AT_ONCE
 from jet_jax.data import NpzWriter
 from jet_jax.devices import processes, settings
 from jet_jax.devices.compile import keep_compiled
@@ -29,7 +30,7 @@ from jet_jax.workdir.trained import name_weights, step_argument
 
 GRID = 256  # images in a picture, at most
 LARGEST = 2**31 - 1
-RANGES = {"--num": (1, LARGEST), "--seed": (0, LARGEST), "--device_batch": (1, LARGEST)}
+RANGES = {"--num": (1, LARGEST), "--seed": (0, LARGEST), "--device_batch": (1, AT_ONCE)}
 
 
 class Out(NamedTuple):

@@ -52,21 +52,23 @@ def export(workdir: pathlib.Path, out: pathlib.Path, step: Step = None) -> dict:
     "python", the "module:name" of parts of the user's own, which jet_jax needs beside the folder.
 
   Raises:
-    ValueError: a package or the run or step is missing, a damaged checkpoint, a folder that is not empty, or a
-      predictor or prior that cannot be exported.
+    ValueError: a package or the run or step is missing, a damaged checkpoint, a folder that is not empty or
+      cannot be written, a damaged record, or a predictor or prior that cannot be exported.
   """
   if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
     raise ValueError(f"exports need {' and '.join(missing)}; install them: pip install {' '.join(missing)}")
   if out.exists() and (not out.is_dir() or any(out.iterdir())):
     raise ValueError(f"--out={out} is there already; give a new folder")
+  config_lib.check_output(out / CARD)
   trained = load_run(workdir, step)
   config, variables = without_folders(trained.config), trained.variables
   weights = name_weights(config, variables)
+  lines = [values for _, values in read_lines(workdir / "metrics.jsonl") if values["step"] == trained.step]
+  record = same_data.read(workdir)
   programs = make_programs(config, variables)
   flow = TrainedFlow(trained.model, variables, config)
   samples = flow.sample(config.sample_num, temperature=config.sample_temperature)
-  metrics = [values for _, values in read_lines(workdir / "metrics.jsonl") if values["step"] == trained.step]
-  evaluation = next((values for values in metrics if values.get("val/bits_per_dim") is not None), None)
+  evaluation = next((values for values in lines if values.get("val/bits_per_dim") is not None), None)
 
   out.mkdir(parents=True, exist_ok=True)
   exported.write_weights(out, variables, trained.step, read_record(workdir, trained.step)[1])
@@ -74,9 +76,9 @@ def export(workdir: pathlib.Path, out: pathlib.Path, step: Step = None) -> dict:
   for name, program in programs.items():
     atomic.write_bytes(out / name, program)
   save_png(make_grid(samples, config.levels), out / "samples.png")
-  atomic.write_bytes(out / "metrics.jsonl", "".join(json.dumps(values) + "\n" for values in metrics).encode())
-  if (workdir / same_data.FILE).exists():
-    atomic.write_json(out / same_data.FILE, record_without_folders(json.loads((workdir / same_data.FILE).read_text())))
+  atomic.write_bytes(out / "metrics.jsonl", "".join(json.dumps(values) + "\n" for values in lines).encode())
+  if record:
+    atomic.write_json(out / same_data.FILE, record_without_folders(record))
   atomic.write_bytes(out / CARD, write_card(config, trained, weights, evaluation).encode())
   exported.write_sums(out, editable=CARD)  # last: without it, an export that was broken off is none
   return {

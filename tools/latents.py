@@ -10,7 +10,7 @@ python -m tools.latents COMMAND ...     python -m tools.latents COMMAND --help
   couplings      the image after each coupling
   ood            other data sets against held-out images, by three scores
 
-All need --workdir=DIR, a work directory or an export. docs/guide/see.md says what each shows and what it does not.
+Each takes --workdir=DIR, a work directory or an export. docs/guide/see.md says what each shows and what it does not.
 """
 
 import sys
@@ -18,6 +18,7 @@ import sys
 from absl import logging
 
 from jet_jax import config as config_lib
+from jet_jax.config.checks import AT_ONCE
 from jet_jax.config.command_line import did_you_mean
 from jet_jax.devices import processes, settings
 from jet_jax.devices.compile import keep_compiled
@@ -43,7 +44,8 @@ def main(argv=None) -> None:
   argv = sys.argv[1:] if argv is None else list(argv)
   every = config_lib.Parser("tools.latents COMMAND", __doc__)
   if not argv or argv[0] in ("-h", "--help"):
-    every.parse_args(argv or ["--help"])
+    every.parse_args(argv)
+    every.error(f"a command is missing; use one of {', '.join(COMMANDS)}")
   name, *rest = argv
   if name not in COMMANDS:
     every.error(f"unknown command {name}{did_you_mean(name, COMMANDS)}; use one of {', '.join(COMMANDS)}")
@@ -52,7 +54,7 @@ def main(argv=None) -> None:
   settings.settle()
   try:
     if args.device_batch is not None:
-      config_lib.check_ranges({"--device_batch": args.device_batch}, {"--device_batch": (1, 2**31 - 1)})
+      config_lib.check_ranges({"--device_batch": args.device_batch}, {"--device_batch": (1, AT_ONCE)})
     reading.check(args)
     keep_compiled()
     flow = Flow(load_run(args.workdir, args.step), args.device_batch)

@@ -14,6 +14,7 @@ from jet_jax.config.overrides import flatten, set_field
 
 LARGEST = 2**31 - 1  # int32
 LARGEST_SIDE = 2**16  # of an image, a matrix or the flow: far larger numbers would take forever to fail
+AT_ONCE = 2**16  # images at a time on a device: far more would fill the memory of the machine before they fail
 BELOW_ONE = 1 - 1e-9
 RANGES = {
   "batch_size": (1, LARGEST), "levels": (2, 256), "seed": (0, LARGEST), "lr": (0, 1e3), "wd": (0, 1),

@@ -114,9 +114,9 @@ class Evaluator:
 
 @np.errstate(invalid="ignore")
 def mean_and_error(values: np.ndarray) -> tuple[float, float]:
-  """Returns the mean over images, (N,), and its standard error; that of one image is NaN."""
+  """Returns the mean over images, (N,), and its standard error; NaN without images, and of one for the error."""
   error = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.nan
-  return float(values.mean()), float(error)
+  return float(values.mean()) if len(values) else np.nan, float(error)
 
 
 def with_interval(name: str, values: np.ndarray) -> dict[str, Any]:

@@ -31,7 +31,12 @@ def saved_steps(workdir: str | pathlib.Path) -> list[int]:
   if exported.is_export(workdir):
     return [exported.read_step(workdir)]
   names = [commit.parent.name for commit in (pathlib.Path(workdir) / "checkpoints").glob(f"*/{COMMIT_FILE}")]
-  return sorted(int(name) for name in names if name.isdigit())
+  return sorted(int(name) for name in names if _is_step(name))
+
+
+def _is_step(name: str) -> bool:
+  """Returns True for the name of a step's folder; orbax writes ASCII digits, and Python counts "²" as a digit too."""
+  return name.isascii() and name.isdecimal()
 
 
 def choose_step(workdir: str | pathlib.Path, step: int | Literal["best"] | None) -> int:
@@ -138,7 +143,7 @@ class Checkpoints:
   def _remove_unfinished(self) -> None:
     """Removes checkpoints that were not saved to the end; orbax would fail on them when it saves the same step."""
     for step in self.directory.glob("*") if processes.is_writer() else ():
-      if step.name.isdigit() and step.is_dir() and not (step / COMMIT_FILE).exists():
+      if _is_step(step.name) and step.is_dir() and not (step / COMMIT_FILE).exists():
         print(f"removing {step}, which was not saved to the end", flush=True)
         shutil.rmtree(step)
 

@@ -21,6 +21,7 @@ from jet_jax.workdir.tensorboard import TensorBoard, as_markdown
 from jet_jax.workdir.wandb_page import WandbPage
 
 PROMPT = 10  # seconds that training waits for a file that a resumed run needs; more is a disk that hangs
+LARGEST_STEP = 2**53  # beyond, JSON of other programs has no integers, and no run gets so far
 BAR = 0.2  # seconds between two moves of the bar
 UPLOAD = 60  # seconds that the end of a run waits for Weights & Biases
 
@@ -201,16 +202,27 @@ def _drop_steps_after(start: int, path: pathlib.Path) -> None:
 
 
 def read_lines(path: pathlib.Path) -> list[tuple[bytes, dict[str, Any]]]:
-  """Reads a `metrics.jsonl`: each valid line, and its values. Returns [] if there is no such file."""
-  lines = path.read_bytes().splitlines() if path.exists() else []  # bytes: a crash may leave zeros
+  """Reads a `metrics.jsonl`: each valid line, and its values. Returns [] if there is no such file.
+
+  Raises:
+    ValueError: the file cannot be read.
+  """
+  try:
+    lines = path.read_bytes().splitlines() if path.exists() else []  # bytes: a crash may leave zeros
+  except OSError as error:
+    raise ValueError(
+      f"{path} cannot be read ({error.strerror}); it must be a file with a JSON object a line, so restore it or move "
+      "it away"
+    ) from error
   return [(line, values) for line in lines if (values := parse_line(line)) is not None]
 
 
 def parse_line(line: bytes) -> dict[str, Any] | None:
-  """Returns the values of a line, with an integer "step"; None for no JSON, no object or no step."""
+  """Returns the values of a line, with an integer "step"; None for no JSON, no object or no possible step."""
   try:
     values = json.loads(line)
-    return values | {"step": int(values["step"])}
+    step = int(values["step"])
+    return values | {"step": step} if 0 <= step <= LARGEST_STEP else None
   except (ValueError, TypeError, KeyError, OverflowError, RecursionError):  # the last two of 1e999 and of [[[[...
     return None
 

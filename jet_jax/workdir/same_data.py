@@ -80,9 +80,16 @@ def read(workdir: pathlib.Path) -> dict[str, Any] | None:
     splits = {split: {name: known[name] for name in ("images", "sha256")} for split, known in record["splits"].items()}
     if "train" not in splits:
       raise KeyError("train")
+    texts = [images[name] for images in (record, *record["changes"]) for name in ("source", "data_dir")]
+    if not all(isinstance(text, str) for text in texts) or not all(map(_is_identity, splits.values())):
+      raise TypeError("a value of another type")
     return {name: record[name] for name in ("source", "data_dir", "changes")} | {"splits": splits}
-  except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+  except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
     raise ValueError(f"{path} is damaged ({error!r}); remove it and rerun the command") from error
+
+
+def _is_identity(known: Mapping[str, Any]) -> bool:
+  return type(known["images"]) in (int, type(None)) and isinstance(known["sha256"], str | None)
 
 
 def _record_of(before: Config) -> dict[str, Any]:

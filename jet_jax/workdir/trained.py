@@ -29,7 +29,7 @@ class Trained(NamedTuple):
 
 def step_argument(text: str) -> int | Literal["best"]:
   """Parses the --step of a command: a number or "best"."""
-  if text == "best" or text.isdecimal():
+  if text == "best" or (text.isascii() and text.isdecimal()):
     return "best" if text == "best" else int(text)
   raise argparse.ArgumentTypeError(f"{text!r} must be the number of a step, or best")
 

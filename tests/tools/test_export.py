@@ -259,6 +259,19 @@ def test_training_does_not_resume_from_it_but_starts_from_it(folder, config, tmp
   jax.tree.map(np.testing.assert_array_equal, state.params, jet_jax.load(folder).variables["params"])
 
 
+def test_what_cannot_be_written_or_read_is_rejected_before_anything_is_compiled(workdir, tmp_path, monkeypatch, capsys):
+  monkeypatch.setattr(export, "make_programs", None)
+  (tmp_path / "file").touch()
+  run = shutil.copytree(workdir, tmp_path / "run")
+  (run / "data.json").write_text('{"source": 5, "data_dir": "", "changes": [], "splits": {}}')
+  for path, message in (("file/flow", "cannot be written"), ("flow", "data.json is damaged")):
+    with pytest.raises(SystemExit) as end:
+      export.main([f"--workdir={run}", f"--out={tmp_path / path}"])
+    assert end.value.code == 2
+    assert message in capsys.readouterr().err
+  assert not (tmp_path / "flow").exists()
+
+
 def test_an_export_is_exported_again_and_a_folder_in_use_is_rejected(folder, tmp_path, capsys):
   result = figures(export.main, capsys, f"--workdir={folder}", f"--out={tmp_path}/a")
   assert (result["step"], result["python"], result["out"]) == (load_run(folder).step, [], f"{tmp_path}/a")

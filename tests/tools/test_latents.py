@@ -5,6 +5,7 @@ import json
 import re
 import sys
 import types
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -176,6 +177,17 @@ def test_errors_of_an_inverse_are_counted_and_what_is_not_finite_is_named(run):
     "largest_levels": 3, "largest_float": pytest.approx(3 * likelihood.bin_width(LEVELS)),
     "num_nonfinite": 1, "nonfinite": ["image 1"],
   }  # fmt: skip
+  back[:] = np.nan
+  figures = reconstruction.measure(flow, digits("validation"), np.arange(4)).figures
+  assert figures["num_nonfinite"] == 4
+  assert {figures[name] for name in ("changed_numbers", "changed_images", "largest_levels", "largest_float")} == {None}
+
+
+def test_images_of_which_none_can_be_read_are_rejected_by_name():
+  bad = [{"image": np.zeros(SHAPE, np.uint8), "index": i, "bad": True} for i in range(3)]
+  source = type("Source", (list,), {"name": lambda self, i: f"{i}.png"})(bad)
+  with pytest.raises(ValueError, match=r"none of the 3 images can be read, the first is 0\.png"):
+    list(images.read(source, range(3), 2))
 
 
 def test_differences_are_amplified_by_a_power_of_ten_that_keeps_the_largest():
@@ -247,6 +259,10 @@ def test_membership_compares_means_and_says_what_they_show():
   assert result["auroc"] > 0.9
   assert "fewer than held-out ones, which shows overfitting;" in result["meaning"]
   assert "no overfitting beyond the error" in memorization.compare(others[:250], others[250:])["meaning"]
+  with warnings.catch_warnings(action="error"):
+    none = memorization.compare(np.zeros(0), others)
+  assert np.isnan([none["difference"], none["difference_stderr"], none["auroc"]]).all()
+  assert none["meaning"] == "too few finite images to compare"
 
 
 def test_bits_are_those_of_evaluation_and_membership_has_equal_numbers(command, flow):
@@ -432,10 +448,13 @@ def test_photographs_and_a_flows_own_samples_are_brought_to_its_levels(flow, tmp
     ("interpolate --images=3", "a walk needs two images; give --images=I,J"),
     ("interpolate --images=3,4 --num=1", "--num=1 must be at least 2"),
     ("interpolate --samples=3,4 --seed=-1", "--seed=-1 must be at least 0"),
+    ("couplings --images=3 --temperature=nan", "--temperature=nan must be at least 0"),
+    ("couplings --samples=99999999999", "--samples=99999999999 must be at least 0 and at most"),
     ("reconstruct --num=0", "--num=0 must be at least 1"),
     ("reconstruct --source=photos", "data.size=0 must be between 1 and 160 for photos"),
     ("reconstruct --split=test", "has no split 'test'"),
     ("reconstruct --device_batch=0", "--device_batch=0 must be at least 1"),
+    ("reconstruct --device_batch=2147483647", "--device_batch=2147483647 must be at least 1 and at most 65536"),
     ("memorization --split=train", "--split=train is what held-out images are compared with"),
     ("nearest --neighbours=1", "--neighbours=1 must be at least 2"),
     ("nearest --num=3 --neighbours=20 --source=npz:{path}/few.npz", "is more than the 10 training images"),
@@ -484,6 +503,10 @@ def test_each_command_has_help_and_a_wrong_one_is_named(capsys):
       latents.main([name, "--help"])
     assert end.value.code == 0
     assert f"python -m tools.latents {name} --workdir=DIR" in capsys.readouterr().out
+  with pytest.raises(SystemExit) as end:
+    latents.main([])
+  assert end.value.code == 2
+  assert "a command is missing; use one of interpolate, " in capsys.readouterr().err
   with pytest.raises(SystemExit):
     latents.main(["interpolat", "--workdir=x"])
   assert "unknown command interpolat, did you mean 'interpolate'; use one of" in capsys.readouterr().err

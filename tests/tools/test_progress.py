@@ -184,6 +184,7 @@ def test_an_unreadable_run_is_named_and_the_others_shown(make_run, tmp_path, cap
     b'{"step": 60, "val/bits_per_dim": NaN, "val/bits_per_dim_stderr": null}\n',
     b'{"step": 60, "val/bits_per_dim": "\\u001b[2J", "train/bits_per_dim": [1], "train/skipped_steps": {}}\n',
     b'{"step": 60, "train/images_per_second": 0, "val/bits_per_dim": 1e999}\n',
+    b'{"step": 60, "val/bits_per_dim": true, "train/bits_per_dim": false}\n',
   ],
 )
 def test_torn_lines_and_wrong_values_stop_nothing(make_run, tmp_path, capsys, torn):

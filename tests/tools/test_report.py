@@ -16,9 +16,11 @@ from hypothesis.extra import numpy as arrays
 
 from jet_jax import evaluate, train
 from jet_jax.config import override
+from jet_jax.training.evaluator import with_interval
 from tools import report
-from tools.reporting import charts, curves, page, runs
+from tools.reporting import charts, curves, page, runs, tables
 from tools.reporting import files as files_lib
+from tools.reporting.measure import Measured
 from written_runs import HOSTILE, lines_of, write_run, write_whole_run
 
 LIBRARIES = "window.vegaEmbed = null;"  # in place of those of vl-convert, which take seconds to bundle
@@ -257,6 +259,22 @@ def test_commands_that_make_no_page_say_why(tmp_path, capsys, monkeypatch):
   fix = "install them: pip install altair vl-convert-python jinja2"
   assert f"pages need altair and vl_convert and jinja2; {fix}" in reject(f"--workdir={workdir}", out)
   assert not (tmp_path / "page.html").exists()
+
+
+@pytest.mark.parametrize(
+  ("bits", "expected"),
+  [
+    ([3.0, 5.0], ["4.0000 ± 1.0000", "-8.7062 to 16.7062", None]),
+    ([3.0], ["3.0000", None, None]),  # one image has no error
+    ([3.0, math.nan], ["NaN", None, "1"]),
+  ],
+)
+def test_a_measured_figure_says_what_is_unknown_of_it(tmp_path, bits, expected):
+  summary = {"step": 4, "num_images": len(bits), "num_nonfinite": int(np.isnan(bits).sum()), "weights": "params"}
+  figures = summary | {"weights_sha256": "0"} | with_interval("bits_per_dim", np.array(bits))
+  rows = tables.evaluation(runs.read_runs([write_run(tmp_path / "run", [])]), [Measured(figures, "", {})]).rows
+  names = ["measured for this page", "95% interval", "of them with a NaN or infinite result"]
+  assert [dict(rows).get(name) for name in names] == expected
 
 
 @pytest.mark.process  # a whole run, and its evaluation

@@ -1,5 +1,7 @@
 """A saved state is restored bit for bit; an unfinished checkpoint does not count."""
 
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -80,8 +82,12 @@ def test_reading_alone_removes_nothing(tmp_path):
 
 
 def test_a_step_that_is_not_there_is_refused_with_those_that_are(tmp_path):
+  for name in ("²", "٣", "tmp"):  # digits to Python, which are no steps
+    (tmp_path / "checkpoints" / name).mkdir(parents=True)
+    (tmp_path / "checkpoints" / name / "commit_success.txt").touch()
   with pytest.raises(ValueError, match="no complete checkpoint"):
     choose_step(tmp_path, None)
+  shutil.rmtree(tmp_path / "checkpoints")
   with Checkpoints(tmp_path, keep=5) as checkpoints:
     checkpoints.save(make_state(4).items())
     checkpoints.save(make_state(7).items())

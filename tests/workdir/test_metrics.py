@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pytest
 
 from jet_jax.config import default_config
 from jet_jax.workdir.metrics import JsonLines, MetricLog, Pictures, read_lines
@@ -83,5 +84,12 @@ def test_a_picture_is_there_before_a_checkpoint_may_be(tmp_path, monkeypatch):
 def test_a_line_that_no_run_writes_is_skipped(tmp_path):
   path = tmp_path / "metrics.jsonl"
   broken = [b"[" * 100_000, b'{"step": 1e999}', b'{"step": "x"}', b'{"a": 1}', b"[1]", b"\0\0", b'{"step": 3, "a"']
+  broken += [b'{"step": -1}', b'{"step": 99999999999999999999}']
   path.write_bytes(b"\n".join([b'{"step": 1, "a": 2}', *broken, b'{"step": 4}']))
   assert [values for _, values in read_lines(path)] == [{"step": 1, "a": 2}, {"step": 4}]
+
+
+def test_a_folder_in_the_place_of_the_file_is_named_with_a_fix(tmp_path):
+  (tmp_path / "metrics.jsonl").mkdir()
+  with pytest.raises(ValueError, match=r"metrics\.jsonl cannot be read \(Is a directory\); .* move it away"):
+    read_lines(tmp_path / "metrics.jsonl")

@@ -15,6 +15,14 @@ from jet_jax.workdir import same_data
 
 NO_SPLITS = '{"source": "", "data_dir": "", "changes": [], "splits": {}}'
 ODD_SPLITS = '{"source": "", "data_dir": "", "changes": [], "splits": {"train": 3}}'
+KNOWN = '"splits": {"train": {"images": 20, "sha256": null}}'
+ODD_VALUES = [
+  f'{{"source": 5, "data_dir": "", "changes": [], {KNOWN}}}',
+  f'{{"source": "", "data_dir": "", "changes": 7, {KNOWN}}}',
+  f'{{"source": "", "data_dir": "", "changes": [{{"source": ""}}], {KNOWN}}}',
+  '{"source": "", "data_dir": "", "changes": [], "splits": {"train": {"images": "x", "sha256": null}}}',
+  "[" * 100_000,
+]
 
 
 def make_folder(path, count=20):
@@ -124,7 +132,9 @@ def test_an_older_run_whose_training_images_have_another_number_needs_a_word(beg
   prepare("folder:images", accept=True)
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[]", '{"source": 1', "\x00", NO_SPLITS, ODD_SPLITS])
+@pytest.mark.parametrize(
+  "text", ["", "{}", "[]", '{"source": 1', "\x00", NO_SPLITS, ODD_SPLITS, *ODD_VALUES], ids=range(12)
+)
 def test_a_damaged_record_is_named_and_may_be_removed(begun, prepare, tmp_path, text):
   (tmp_path / "run" / "data.json").write_text(text)
   with pytest.raises(ValueError, match=r"data\.json is damaged .*; remove it and rerun"):

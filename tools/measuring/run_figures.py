@@ -38,7 +38,7 @@ class Figures:
 
 
 def read(workdir: pathlib.Path, config: config_lib.Config) -> Figures:
-  """Reads the figures of a run with a resolved config. Raises OSError if its file cannot be read."""
+  """Reads the figures of a run with a resolved config. Raises ValueError if its file cannot be read."""
   lines = [values for _, values in metrics.read_lines(workdir / "metrics.jsonl")]
   step = max((line["step"] for line in lines), default=0)
   total = config_lib.duration_in_steps(config, "total", config.data.num_examples)
@@ -56,4 +56,5 @@ def curve(lines: list[dict[str, Any]], split: str) -> list[tuple[int, float]]:
 
 def number(value: Any) -> float:
   """Returns a number, and NaN for what is no finite one: null, or something else in a damaged line."""
-  return value if isinstance(value, int | float) and abs(value) <= sys.float_info.max else math.nan
+  is_number = isinstance(value, int | float) and not isinstance(value, bool)
+  return value if is_number and abs(value) <= sys.float_info.max else math.nan

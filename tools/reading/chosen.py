@@ -12,7 +12,7 @@ from tools.reading import images
 from tools.reading.flow import Flow
 
 LARGEST = 2**31 - 1
-RANGES = {"--seed": (0, LARGEST), "--temperature": (0, 1e30)}
+RANGES = {"--seed": (0, LARGEST), "--temperature": (0, 1e30), "--samples": (0, LARGEST)}
 
 
 class Chosen(NamedTuple):
@@ -33,7 +33,7 @@ class Chosen(NamedTuple):
 
 def numbers_argument(text: str) -> list[int]:
   """Parses numbers with commas between them."""
-  if not re.fullmatch(r"\d+(,\d+)*", text):
+  if not re.fullmatch(r"[0-9]+(,[0-9]+)*", text):
     raise argparse.ArgumentTypeError(f"{text!r} must be numbers of images, such as 0,5")
   return [int(number) for number in text.split(",")]
 
@@ -51,16 +51,19 @@ def add_flags(parser: config_lib.Parser, few: str) -> None:
   images.add_data_flags(parser)
 
 
+def check(args) -> None:
+  """Raises ValueError for a seed, a temperature or a number of a sample that cannot be."""
+  values = {"--seed": args.seed, "--temperature": args.temperature, "--samples": max(args.samples or [0])}
+  config_lib.check_ranges(values, RANGES)
+
+
 def choose(args, flow: Flow) -> Chosen:
   """Reads or draws the images that the flags of `add_flags` name.
 
   Raises:
-    ValueError: a number that the split has not, an unreadable image, a seed or temperature out of range, or an image
-      whose numbers are not all finite.
+    ValueError: a number that the split has not, an unreadable image, or an image whose numbers are not all finite.
   """
   if args.samples:
-    config_lib.check_ranges({"--seed": args.seed, "--temperature": args.temperature}, RANGES)
-    config_lib.check_ranges({"--samples": max(args.samples)}, {"--samples": (0, LARGEST)})
     x = flow.sample(np.array(args.samples), args.seed, args.temperature)
     names = [f"sample {number}" for number in args.samples]
     pixels, z = np.asarray(likelihood.quantize(x, flow.levels)), flow.program(latents_of_numbers)(x)

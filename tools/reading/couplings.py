@@ -37,6 +37,7 @@ def add_flags(parser: config_lib.Parser) -> None:
 def check(args) -> None:
   """Raises ValueError for flags that cannot be."""
   config_lib.check_ranges({"--num": args.num}, {"--num": (2, 1000)})
+  chosen.check(args)
   pictures.check(args)
 
 

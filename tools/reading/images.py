@@ -47,21 +47,25 @@ def read(source: Any, numbers: Sequence[int] | np.ndarray, at_once: int) -> Iter
   Yields:
     uint8 (N, H, W, C), and their numbers, int32 (N,), at most `at_once` of them; unreadable images that the run skips
     are left out.
+
+  Raises:
+    ValueError: none of them can be read.
   """
+  found = False
   with ThreadPoolExecutor(READ_THREADS) as threads:
     for start in range(0, len(numbers), at_once):
       examples = threads.map(lambda i: source[int(i)], numbers[start : start + at_once])
       readable = [example for example in examples if not example.get("bad", False)]
       if readable:
+        found = True
         yield np.stack([one["image"] for one in readable]), np.array([one["index"] for one in readable], np.int32)
+  if not found:
+    raise ValueError(f"none of the {len(numbers)} images can be read, the first is {name(source, numbers[0])}")
 
 
 def read_all(source: Any, numbers: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   """Reads images of a split, as `read` does, in one batch. Raises ValueError if none of them can be read."""
-  found = next(read(source, numbers, len(numbers)), None)
-  if found is None:
-    raise ValueError(f"none of the {len(numbers)} images can be read, the first is {name(source, numbers[0])}")
-  return found
+  return next(read(source, numbers, len(numbers)))
 
 
 def name(source: Any, number: int) -> str:

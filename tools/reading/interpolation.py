@@ -32,6 +32,7 @@ def add_flags(parser: config_lib.Parser) -> None:
 def check(args) -> None:
   """Raises ValueError for flags that cannot be."""
   config_lib.check_ranges({"--num": args.num}, {"--num": (2, 1000)})
+  chosen.check(args)
   if len(args.images or args.samples) < 2:
     raise ValueError("a walk needs two images; give --images=I,J or --samples=I,J")
   pictures.check(args)

@@ -90,8 +90,8 @@ def measure(flow: Flow, source: Any, numbers: np.ndarray) -> Result:
     "num_images": len(shares),
     "changed_numbers": float(shares.mean()) if len(shares) else None,
     "changed_images": float(np.mean(shares > 0)) if len(shares) else None,
-    "largest_levels": levels,
-    "largest_float": largest,
+    "largest_levels": levels if len(shares) else None,
+    "largest_float": largest if len(shares) else None,
   }
   return Result(figures | nonfinite.result(), *map(np.stack, zip(*first[:SHOWN], strict=True)))
 

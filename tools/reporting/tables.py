@@ -61,6 +61,7 @@ def evaluation(runs: Sequence[Run], measured: Sequence[Measured | None]) -> Tabl
     "95% interval": [_interval(values) for values in figures],
     "of the checkpoint of step": [_of(values, "step", "{:,}") for values in figures],
     "on validation images": [_of(values, "num_images", "{:,}") for values in figures],
+    "of them with a NaN or infinite result": [_unless_zero(_of(values, "num_nonfinite", "{:,}")) for values in figures],
     "of weights": [_of(values, "weights", "{}") for values in figures],
     "with weights_sha256": [_of(values, "weights_sha256", "{}") for values in figures],
   }
@@ -159,9 +160,14 @@ def _evaluated(run: Run, series: Series | None, choose: Callable[[Series], int])
   place = choose(series)
   step, errors = series.steps[place], run.metrics.get("val/bits_per_dim_stderr")
   known = errors.values[errors.steps == step] if errors else np.array([])
-  error = f" ± {known[-1]:.4f}" if len(known) and np.isfinite(known[-1]) else ""
-  figure = f"{series.values[place]:.4f}" if np.isfinite(series.values[place]) else "NaN"
-  return f"{figure}{error} (step {step:,})"
+  return f"{_mean_and_error(series.values[place], known[-1] if len(known) else np.nan)} (step {step:,})"
+
+
+def _mean_and_error(mean: float, error: float) -> str:
+  """A mean with its standard error, which one image has not; NaN alone if the mean is not finite."""
+  if not np.isfinite(mean):
+    return "NaN"
+  return f"{mean:.4f} ± {error:.4f}" if np.isfinite(error) else f"{mean:.4f}"
 
 
 def _best(series: Series) -> int:
@@ -181,11 +187,13 @@ def _unless_zero(text: str) -> str:
 
 
 def _with_error(figures: dict[str, Any]) -> str:
-  return f"{figures['bits_per_dim']:.4f} ± {figures['bits_per_dim_stderr']:.4f}" if figures else NOTHING
+  return _mean_and_error(figures["bits_per_dim"], figures["bits_per_dim_stderr"]) if figures else NOTHING
 
 
 def _interval(figures: dict[str, Any]) -> str:
-  return "{:.4f} to {:.4f}".format(*figures["bits_per_dim_interval"]) if figures else NOTHING
+  """The interval; none of a mean that is not finite, nor of one image."""
+  has_interval = figures and np.isfinite(figures["bits_per_dim_interval"]).all()
+  return "{:.4f} to {:.4f}".format(*figures["bits_per_dim_interval"]) if has_interval else NOTHING
 
 
 def _of(figures: dict[str, Any], name: str, form: str) -> str:
