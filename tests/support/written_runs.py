@@ -60,12 +60,13 @@ def lines_of(num, seed=0, every=10):
 
 
 def write_whole_run(path, text):
-  """Writes a run with a string wherever one can stand."""
+  """Writes a run with a string wherever one can stand, and still be read."""
   lines = [{"step": step, f"train/{text}": float(step), f"val/{text}": 2.0 * step, text: [text]} for step in (1, 2)]
   fields = {"source": f"npz:{text}", "wandb_project": text, "init_from": text, "data_dir": text}
   write_run(path, lines, pictures=(1,), **fields)
-  splits = {"train": {"images": text, "sha256": text}, text: {"images": 1, "sha256": text}}
-  record = {"source": text, "data_dir": text, "splits": splits, "changes": [text]}
+  images = {"source": text, "data_dir": text}
+  splits = {name: {"images": 1, "sha256": text} for name in ("train", text)}
+  record = images | {"splits": splits, "changes": [images | {"splits": {text: text}}]}
   for name, values in (("data.json", record), ("init_from.json", {text: text, "step": {text: text}})):
     (path / name).write_text(json.dumps(values))
   start = {"step": text, "time": text, "jet_jax": text, text: text}
