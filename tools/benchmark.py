@@ -25,7 +25,6 @@ import json
 import os
 import pathlib
 import statistics
-import sys
 import tempfile
 import time
 
@@ -38,7 +37,7 @@ from jet_jax import data, train
 from jet_jax.data import records, sources
 from jet_jax.data.adapters import Chosen
 from jet_jax.devices import compile as compile_lib
-from jet_jax.devices import settings
+from jet_jax.devices import processes, settings
 from jet_jax.training import choose_mesh
 from tools import prepare_data
 from tools.compile_pod import image_shape_of, num_examples_of
@@ -232,7 +231,7 @@ def main(argv=None) -> None:
     else:
       result = benchmark_programs(args, what)
   except ValueError as error:
-    sys.exit(f"error: {error}")
+    processes.fail(error)
   device = f"{jax.device_count()} x {jax.devices()[0].device_kind}, {os.cpu_count()} cores"
   text = json.dumps({"what": args.what, "config": args.config, "device": device, **result})
   if args.json:

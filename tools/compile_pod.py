@@ -10,7 +10,6 @@ import json
 import os
 import pathlib
 import re
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -21,7 +20,7 @@ from absl import logging
 from jet_jax import config as config_lib
 from jet_jax.data import sources
 from jet_jax.devices import compile as compile_lib
-from jet_jax.devices import settings, sharding
+from jet_jax.devices import processes, settings, sharding
 from jet_jax.jet import Jet
 from jet_jax.sampling import sampler
 from jet_jax.training import Run, choose_mesh, cost, evaluator
@@ -319,7 +318,7 @@ def main(argv=None) -> None:
       find_batch(config, mesh, hbm_gib)
     result = report(config, mesh, chosen, hbm_gib, args.hlo)
   except ValueError as error:
-    sys.exit(f"error: {error}")
+    processes.fail(error)
   print(table(result))
   print(json.dumps({"topology": args.topology if args.platform == "tpu" else f"cpu:{args.devices}", **result}))
 

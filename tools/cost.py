@@ -10,11 +10,11 @@ every config whose data set must be prepared first, with its variants. Prints a 
 import importlib
 import json
 import pathlib
-import sys
 
 import jax
 
 from jet_jax import config as config_lib
+from jet_jax.devices import processes
 from jet_jax.jet import Jet
 from jet_jax.training.cost import train_flops
 from tools.compile_pod import image_shape_of
@@ -101,7 +101,7 @@ def main(argv=None) -> None:
         raise ValueError(f"{name} lacks its number of training images; add num_examples=N after a colon")
       rows[name] = cost(config, args.utilisation)
   except ValueError as error:
-    sys.exit(f"error: {error}")
+    processes.fail(error)
   print(
     f"{'config':42}{'parameters':>14}{'steps':>10}{'operations':>12}" + "".join(f"{n + ', h':>13}" for n in MACHINES)
   )

@@ -8,7 +8,6 @@ reason, and warnings of what looks odd. `--grid` draws some images of each class
 
 import collections
 import json
-import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,6 +18,7 @@ from jet_jax import config as config_lib
 from jet_jax.data import BadImage, identity, open_splits, sources
 from jet_jax.data.describe import counted, skipped_files, warnings
 from jet_jax.data.entries import in_words
+from jet_jax.devices import processes
 from jet_jax.workdir.image_grid import make_grid, save_png
 
 READ = 100  # images of each split whose pixels are looked at
@@ -55,7 +55,7 @@ def main(argv=None) -> None:
       highest = max((one["values"][1] for one in result["splits"].values() if one["values"]), default=255)
       save_png(picture(splits, levels if highest < levels else 256), args.grid)
   except (ValueError, OSError) as error:
-    sys.exit(f"error: {error}")
+    processes.fail(error)
   print("\n".join(map(config_lib.printable, [source, *in_lines(splits, result)])))
   print(json.dumps(result))
 

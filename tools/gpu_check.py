@@ -511,13 +511,13 @@ def main(argv=None) -> None:
   settings.settle()
   names, out = args.parts.split(","), args.out
   if unknown := [name for name in names if name not in dict(PARTS)]:
-    sys.exit(f"error: --parts has {unknown[0]!r}; use some of {','.join(dict(PARTS))}")
+    parser.error(f"--parts has {unknown[0]!r}; use some of {','.join(dict(PARTS))}")
   if not args.minutes > 0:  # NaN too
-    sys.exit(f"error: --minutes={args.minutes:g} must be positive")
+    parser.error(f"--minutes={args.minutes:g} must be positive")
   try:
     out.mkdir(parents=True, exist_ok=True)
   except OSError as error:
-    sys.exit(f"error: --out={out} cannot be made ({error.strerror}); give a folder")
+    parser.error(f"--out={out} cannot be made ({error.strerror}); give a folder")
   small = jax.default_backend() == "cpu" if args.small is None else args.small
   check = Check(out, SMALL if small else FULL, args.minutes)
   run_parts(check, [(name, function) for name, function in PARTS if name in names])

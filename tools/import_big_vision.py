@@ -13,7 +13,6 @@ import math
 import numbers
 import pathlib
 import re
-import sys
 import warnings
 from collections.abc import Sequence
 
@@ -26,7 +25,7 @@ from jax.tree_util import keystr, tree_leaves_with_path, tree_map_with_path
 from jet_jax import config as config_lib
 from jet_jax.data import sources
 from jet_jax.data.npz import Npz
-from jet_jax.devices import settings
+from jet_jax.devices import processes, settings
 from jet_jax.flow.splits import PATTERNS, Splits, patterns_of
 from jet_jax.jet import Jet
 from jet_jax.training.optimizer import make_optimizer, schedule
@@ -355,7 +354,7 @@ def main(argv=None) -> None:
     model, variables = convert(args.npz, image_shape, args.scale_bound)
     write_workdir(args.workdir, model, variables, image_shape, args.source)
   except (ValueError, OSError) as error:
-    sys.exit(f"error: {error}")
+    processes.fail(error)
   fields = {name: getattr(model, name) for name in config_lib.default_config().model}
   parameters = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
   print(

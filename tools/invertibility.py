@@ -10,7 +10,6 @@ through an inverse and then a forward pass. Prints a table, and one JSON object 
 """
 
 import functools
-import sys
 from typing import Any
 
 import jax
@@ -21,7 +20,7 @@ from absl import logging
 from jet_jax import config as config_lib
 from jet_jax import likelihood
 from jet_jax.data import sources
-from jet_jax.devices import settings, sharding
+from jet_jax.devices import processes, settings, sharding
 from jet_jax.jet import Jet
 from jet_jax.training import fitted_front
 from jet_jax.workdir import load_run
@@ -222,7 +221,7 @@ def main(argv=None) -> None:
   try:
     (config, model, variables, step, _), images = _open_run(args)
   except ValueError as error:
-    sys.exit(f"error: {error}")
+    processes.fail(error)
   rows = report(model, variables, images, config.levels)
   print(table(rows))
   exact, chosen = model.clone(dtype="float32"), likelihood.centres(images[: args.jacobians], config.levels)

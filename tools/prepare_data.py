@@ -15,11 +15,11 @@ import json
 import os
 import pathlib
 import re
-import sys
 from typing import Any
 
 from jet_jax import config as config_lib
 from jet_jax.data import BadImage, adapters, records
+from jet_jax.devices import processes
 from tools.preparing import cifar, imagenet_npz, inputs, process_pool, releases, shards, staging, tfrecord
 from tools.preparing.job import Job
 
@@ -172,7 +172,7 @@ def main(argv=None) -> None:
       folder, manifest = prepare_release(args)
     checked = check(folder, args.workers) if args.check or args.dataset == "check" else None
   except (ValueError, OSError) as error:
-    sys.exit(f"error: {error}")
+    processes.fail(error)
   counts = {name: manifest[name] for name in ("splits", "left_out") if name in manifest}
   print(json.dumps({"dataset": str(folder), **counts, "checked": checked}))
 

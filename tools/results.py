@@ -21,6 +21,7 @@ import subprocess
 import sys
 
 from jet_jax import config as config_lib
+from jet_jax.devices import processes
 from tools.measuring.tables import Row, render
 
 RUNS = pathlib.Path("docs/results/runs.json")
@@ -149,7 +150,7 @@ def main(argv=None) -> None:
       results = [result_of(workdir, args.evaluation) for workdir in args.add]
       add(rows, args.id, result_of_seeds(results), args.command)
     except (ValueError, OSError) as error:
-      sys.exit(f"error: {error}")
+      processes.fail(error)
     save(RUNS, rows)
   rows = evidence()
   changed = drifted(rows)

@@ -33,7 +33,7 @@ import jax
 from absl import logging
 
 from jet_jax import config as config_lib
-from jet_jax.devices.processes import heeded_signals
+from jet_jax.devices import processes
 from jet_jax.training import transfer
 from jet_jax.workdir import checkpoint, metrics
 from tools.measuring import sweep_tables
@@ -196,7 +196,7 @@ class _StopRequest:
   received = False
 
   def __enter__(self):
-    self._handlers = [(number, signal.signal(number, self._receive)) for number in heeded_signals()]
+    self._handlers = [(number, signal.signal(number, self._receive)) for number in processes.heeded_signals()]
     self._signalled = set()
     return self
 
@@ -261,7 +261,7 @@ def main(argv=None) -> None:
     sweep_tables.write_csv(args.out / "groups.csv", groups)
     sweep_tables.plot(args.out, rows, args.out / "curves.png")
   except (ValueError, OSError) as error:
-    sys.exit(f"error: {error}")
+    processes.fail(error)
   sweep_tables.print_groups(groups)
   print(metrics.as_json({"out": str(args.out), "runs": len(rows), "groups": groups, "failed": failed}))
   if failed:

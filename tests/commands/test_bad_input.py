@@ -13,7 +13,22 @@ from PIL import Image
 import small_runs
 from jet_jax import evaluate, sample, train
 from jet_jax.config import override
-from tools import prepare_data
+from tools import (
+  benchmark,
+  compile_pod,
+  cost,
+  describe_data,
+  export,
+  gpu_check,
+  import_big_vision,
+  invertibility,
+  latents,
+  prepare_data,
+  progress,
+  report,
+  results,
+  sweep,
+)  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -253,6 +268,37 @@ def test_the_command_line_names_what_is_wrong(arguments, message, tmp_path, caps
   assert line.startswith("error: ")
   assert message in line
   assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+  ("tool", "arguments"),
+  [
+    (benchmark, ["--config={}"]),
+    (compile_pod, ["--platform=cpu", "--config={}"]),
+    (cost, ["--config={}"]),
+    (describe_data, ["--source=npz:{}"]),
+    (export, ["--workdir={}", "--out={}"]),
+    (gpu_check, ["--parts={}", "--out={}"]),
+    (import_big_vision, ["--npz={}", "--workdir={}", "--image_shape=8,8,1"]),
+    (invertibility, ["--workdir={}"]),
+    (latents, ["reconstruct", "--workdir={}", "--out={}.png"]),
+    (prepare_data, ["--dataset=check", "--source={}"]),
+    (progress, ["{}"]),
+    (report, ["--workdir={}", "--out={}.html"]),
+    (results, ["--id=new", "--add={}"]),
+    (sweep, ["--sweep={}.py", "--out={}"]),
+  ],
+  ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_every_tool_rejects_what_is_missing_in_one_line_without_control_characters(tool, arguments, tmp_path, capsys):
+  with pytest.raises(SystemExit) as end:
+    tool.main([argument.replace("{}", f"{tmp_path}/mis\x1b[2Jsing") for argument in arguments])
+  assert end.value.code == 2
+  said = capsys.readouterr().err
+  assert said.startswith("error: ")
+  assert "mis\\x1b[2Jsing" in said
+  assert said.removesuffix("\n").isprintable()
+  assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.fault(23)

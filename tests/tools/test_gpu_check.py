@@ -1,6 +1,7 @@
 """The check of a device runs whole at small sizes, and an error or a lack of time in one part leaves the others."""
 
 import json
+import re
 import time
 
 import jax
@@ -173,7 +174,7 @@ def test_a_step_that_fails_on_the_device_does_not_spoil_the_next_one(check, monk
   assert list(check.compiled) == [row["setting"] for row in grid]
 
 
-def test_wrong_arguments_are_rejected_in_one_line(tmp_path):
+def test_wrong_arguments_are_rejected_in_one_line(tmp_path, capsys):
   (tmp_path / "file").touch()
   for arguments, message in (
     (["--parts=golden,fast"], "--parts has 'fast'; use some of device,golden,"),
@@ -181,6 +182,8 @@ def test_wrong_arguments_are_rejected_in_one_line(tmp_path):
     (["--minutes=nan"], "--minutes=nan must be positive"),
     ([f"--out={tmp_path / 'file'}"], "file cannot be made .File exists.; give a folder"),
   ):
-    with pytest.raises(SystemExit, match=f"^error: .*{message}"):
+    with pytest.raises(SystemExit) as end:
       gpu_check.main([f"--out={tmp_path / 'out'}", *arguments])
+    assert end.value.code == 2
+    assert re.fullmatch(f"error: .*{message}.*\n", capsys.readouterr().err)
     assert not (tmp_path / "out").exists()

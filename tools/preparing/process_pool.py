@@ -14,6 +14,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from jet_jax.devices import processes
 from tools.preparing import atomic
 
 
@@ -52,7 +53,7 @@ def _results(tasks: Mapping[str, tuple], workers: int) -> Generator[tuple[str, A
     for future in concurrent.futures.as_completed(futures):
       yield futures[future], future.result()
   except concurrent.futures.BrokenExecutor as error:
-    raise ValueError(
+    raise processes.Failure(
       "a worker process was killed, perhaps for lack of memory; give the same command again, with fewer --workers"
     ) from error
   except BaseException:
