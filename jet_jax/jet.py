@@ -16,14 +16,32 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Float
 
-from jet_jax.flow import LAYERS, Coupling, Front, Layer, Reorder, Stack, ViT, in_order, named
+from jet_jax.flow import (
+  CNN,
+  LAYERS,
+  Additive,
+  Affine,
+  Coupling,
+  FactorOut,
+  Front,
+  Layer,
+  LogisticMixture,
+  MaskedCoupling,
+  Reorder,
+  Stack,
+  ViT,
+  in_order,
+  named,
+)
 from jet_jax.flow.attention import IMPLEMENTATIONS, broken_rule
 from jet_jax.flow.explicit import with_automatic_axes
+from jet_jax.flow.factor_out import at_resolution
 from jet_jax.flow.front import FRONTS, LARGEST, FrontConstants, front_shapes
+from jet_jax.flow.prior import Logistic
 from jet_jax.flow.reorder import composed_orders
-from jet_jax.flow.splits import Splits, check_splits, draw_splits
+from jet_jax.flow.splits import Splits, check_splits, draw_splits, known
 from jet_jax.flow.stack import REMAT_POLICIES
-from jet_jax.flow.types import Logdet
+from jet_jax.flow.types import Context, Logdet
 
 # What "auto" takes on each platform: the first that can run, or that fits. Fastest first: timed on CPUs, by the
 # compiler's estimate on TPUs, not yet timed on GPUs (docs/reference/performance.md).
@@ -32,6 +50,9 @@ AUTO_REMAT = {"cpu": ("blocks", "full"), "gpu": ("dots", "blocks", "full"), "tpu
 # Kinds of TPU without 16-bit vector units. The products of float32 arrays multiply bfloat16 there by default. Arrays in
 # bfloat16 would be rounded after every operation, which costs more than the memory that they save.
 ROUNDS_IN_PRODUCTS = ("TPU v5 lite",)
+
+PREDICTORS = ("vit", "cnn")
+TRANSFORMS = ("affine", "additive", "mixture")  # what a coupling does to each number, see flow/elementwise.py
 
 Images = Float[Array, "batch height width channels"]
 
@@ -48,7 +69,7 @@ class Jet(nn.Module):
   them from the optimizer. A new flow is the identity if `scale_bound` is 2.
 
   Attributes:
-    couplings: number of couplings; their parameters are stacked along a leading axis of this size.
+    couplings: number of couplings, at each resolution; their parameters are stacked along a leading axis of this size.
     block_depth: transformer blocks inside each coupling.
     width: width of the transformer.
     heads: attention heads; divides `width`.
@@ -63,11 +84,17 @@ class Jet(nn.Module):
       the first of `AUTO_REMAT` that fits).
     layers: invertible layers in front of each coupling, by their names in `flow.LAYERS`; the paper has none.
     attention: implementation, see `attention.IMPLEMENTATIONS`; "auto" is "xla" until `for_device` chooses.
-    predictor: "vit", or "module:name" of the user's own, see `make_predictor` and `Coupling.predictor`.
-    prior: of the latents: "normal" for N(0, I), or "module:name" of an object with `log_prob` and `sample`, see
-      `likelihood.log_prior` and `likelihood.sample_prior`.
+    predictor: "vit", "cnn" (without attention; needs grids, so `masking` for spatial couplings), or "module:name" of
+      the user's own, see `make_predictor` and `Coupling.predictor`.
+    prior: of the latents: "normal" for N(0, I), "logistic", or "module:name" of an object with `log_prob` and `sample`,
+      see `likelihood.log_prior` and `likelihood.sample_prior`.
     front: fixed linear layer before the couplings: "none", or a kind of `flow.Front`.
     front_stretch: the largest factor by which the front's inverse stretches a direction; read where it is fitted.
+    coupling_transform: "affine" (the paper's), "additive" or "mixture", see flow/elementwise.py.
+    mixture_components: logistic distributions of a "mixture".
+    masking: couplings hide the half to be transformed in its place, see `MaskedCoupling`, instead of taking it out.
+    resolutions: number of resolutions; after all but the last, half of the numbers are factored out, see `FactorOut`.
+    dequantizer_couplings: couplings of a learned dequantizer, see `dequantizer`; 0 for uniform noise.
     constant_predictions: see `Coupling`.
   """
 
@@ -90,14 +117,21 @@ class Jet(nn.Module):
   prior: str = "normal"
   front: str = "none"
   front_stretch: float = 4.0
+  coupling_transform: str = "affine"
+  mixture_components: int = 8
+  masking: bool = False
+  resolutions: int = 1
+  dequantizer_couplings: int = 0
   constant_predictions: bool = False
 
-  def __call__(self, images, fitted: FrontConstants | None = None) -> tuple[Images, Logdet]:
+  def __call__(self, images, fitted: FrontConstants | None = None, context: Context = None) -> tuple[Images, Logdet]:
     """Data to latents.
 
     Args:
       images: float32 (B, H, W, C), dequantized: see `likelihood.dequantize`.
       fitted: constants of the front, for `init` alone, which puts them to the permutations.
+      context: what the predictors may read besides, float32 (B, tokens or 1, any): for the tokens of the image in their
+        places, and so with `masking` alone.
 
     Returns:
       Latents float32 (B, H, W, C), and logdet in nats, float32 (B,).
@@ -106,66 +140,120 @@ class Jet(nn.Module):
       ValueError: shapes that the flow cannot split, see `check`, or a front that was not fitted.
       TypeError: images that are not floating point.
     """
-    return self.transform(images, inverse=False, fitted=fitted)
+    return self.transform(images, inverse=False, fitted=fitted, context=context)
 
-  def inverse(self, latents) -> tuple[Images, Logdet]:
+  def inverse(self, latents, context: Context = None) -> tuple[Images, Logdet]:
     """Latents to data: the exact inverse of `__call__`, same shapes and errors; logdet is of this direction."""
-    return self.transform(latents, inverse=True)
+    return self.transform(latents, inverse=True, context=context)
 
   @nn.compact
   @with_automatic_axes
-  def transform(self, images, inverse: bool, fitted: FrontConstants | None = None):
+  def transform(self, images, inverse: bool, fitted: FrontConstants | None = None, context: Context = None):
     """Either direction; both walk the same layers."""
     self.check_input(images)
     height, width = (side // self.patch_size for side in images.shape[1:3])
+    x = self.tokens_of(jnp.asarray(images, jnp.promote_types(images.dtype, jnp.float32)))
+    layers = [*self.front_layers(images.shape[1:], fitted), *self.layers_from(0, (height, width), x.shape[2])]
+    x, logdet = in_order(layers, x, context, inverse)
+    if self.dequantizer_couplings and self.is_initializing():
+      self.dequantizer(name="dequantizer")(images, context=jnp.zeros_like(x))
     sides = {"hp": self.patch_size, "wp": self.patch_size, "h": height, "w": width}
-    x = jnp.asarray(images, jnp.promote_types(images.dtype, jnp.float32))
-    x = rearrange(x, "b (h hp) (w wp) c -> b (h w) (hp wp c)", **sides)
-
-    splits = self.splits(images.shape[1:])
-    tokens, channels = composed_orders(splits.tokens), composed_orders(splits.channels)
-    remat = "full" if self.remat == "auto" else self.remat
-    layers = [
-      *self.front_layers(images.shape[1:], fitted),
-      Reorder(tokens[0], channels[0]),
-      Stack(self.one_coupling, self.couplings, (splits.spatial, tokens[1:], channels[1:]), remat, name="couplings"),
-    ]
-    x, logdet = in_order(layers, x, None, inverse)
     return rearrange(x, "b (h w) (hp wp c) -> b (h hp) (w wp) c", **sides), logdet
 
   @nn.nowrap
-  def one_coupling(self, constants) -> list[Layer]:
-    """The layers of one coupling, in forward order; the state comes in the order in which it is split in halves.
+  def tokens_of(self, images: Images) -> Float[Array, "batch tokens token_dim"]:
+    """Cuts images into patches, one token each, row by row."""
+    return rearrange(images, "b (h hp) (w wp) c -> b (h w) (hp wp c)", hp=self.patch_size, wp=self.patch_size)
 
-    Args:
-      constants: the kind of its split, and the orders of tokens and channels that lead to the next coupling.
-    """
-    spatial, *to_the_next = constants
-    predictor = self.make_predictor()
-    before = [LAYERS[name](name=name) for name in self.layers]
-    bounds = self.scale_bound, self.scale_floor
-    coupling = Coupling(predictor, spatial, *bounds, self.constant_predictions, name="coupling")
-    return [*before, coupling, Reorder(*to_the_next)]
+  @property
+  def stacks(self) -> list[str]:
+    """Names of the stacks of couplings, in forward order; also those of their parameters."""
+    return [at_resolution("couplings", resolution) for resolution in range(self.resolutions)]
 
   @nn.nowrap
-  def make_predictor(self) -> nn.Module:
-    """Makes the network of a coupling: a ViT, or one of the user's own.
+  def layers_from(self, resolution: int, grid: tuple[int, int], token_dim: int) -> Sequence[Layer]:
+    """The layers of a resolution, the first being 0, and of all that follow, in forward order.
+
+    Args:
+      resolution: its number.
+      grid: rows and columns of tokens.
+      token_dim: channels of a token.
+    """
+    splits = self.splits(resolution, grid, token_dim)
+    remat = "full" if self.remat == "auto" else self.remat
+    orders = composed_orders(splits.tokens), composed_orders(splits.channels)
+    constants = (known(splits),) if self.masking else (splits.spatial, *(order[1:] for order in orders))
+    period = functools.partial(self.one_coupling, grid)
+    stack = Stack(period, self.couplings, constants, remat, name=at_resolution("couplings", resolution))
+    layers = [stack] if self.masking else [Reorder(*(order[0] for order in orders)), stack]
+    if resolution == self.resolutions - 1:
+      return layers
+    # The half that the last coupling has read is kept, so that coupling is the learned prior of the other.
+    stay, last = jnp.arange(math.prod(grid)), splits.channels[-1]
+    coarser = self.layers_from(resolution + 1, (grid[0] // 2, grid[1] // 2), 2 * token_dim)
+    return [*layers, Reorder(stay, last), FactorOut(coarser, grid), Reorder(stay, jnp.argsort(last))]
+
+  @nn.nowrap
+  def one_coupling(self, grid: tuple[int, int], constants) -> list[Layer]:
+    """The layers of one coupling, in forward order.
+
+    Args:
+      grid: rows and columns of tokens.
+      constants: the kind of its split, and the orders of tokens and channels that lead to the next coupling: the state
+        comes in the order in which it is split in halves. With `masking` the mask of the half that is read: the state
+        stays in the order of the image.
+    """
+    split, *to_the_next = constants
+    predictor, before = self.make_predictor(grid), [LAYERS[name](name=name) for name in self.layers]
+    kind = MaskedCoupling if self.masking else Coupling
+    coupling = kind(predictor, split, self.elementwise(), self.constant_predictions, name="coupling")
+    return [*before, coupling, *([] if self.masking else [Reorder(*to_the_next)])]
+
+  @nn.nowrap
+  def elementwise(self) -> Affine | Additive | LogisticMixture:
+    """Returns the map of single numbers that each coupling applies."""
+    affine = Affine(self.scale_bound, self.scale_floor)
+    if self.coupling_transform == "additive":
+      return Additive()
+    return LogisticMixture(self.mixture_components, affine) if self.coupling_transform == "mixture" else affine
+
+  @nn.nowrap
+  def dequantizer(self, **name) -> "Jet":
+    """The flow that learns the noise of dequantization, see `likelihood.dequantize_by`; its context is the image."""
+    like = ("width", "heads", "patch_size", "kinds", "spatial", "dtype", "remat", "attention")
+    shared: dict[str, Any] = {field: getattr(self, field) for field in like}
+    return Jet(self.dequantizer_couplings, block_depth=1, masking=True, **shared, **name)
+
+  @nn.nowrap
+  def make_predictor(self, grid: tuple[int, int]) -> nn.Module:
+    """Makes the network of a coupling: a ViT, a CNN, or one of the user's own.
 
     The latter is a flax Module, whose attributes are set to those of this flow that have the same names (`width`,
-    `block_depth`, `heads`, `dtype`), or a function from this flow to a Module.
+    `block_depth`, `heads`, `dtype`), `grid` to the rows and columns of tokens and `outputs` to the number of arrays to
+    return, or a function from this flow to a Module.
+
+    Args:
+      grid: rows and columns of tokens.
 
     Raises:
       ValueError: no such predictor, or one that makes no Module.
     """
+    outputs = self.elementwise().predicted
     if self.predictor == "vit":
       attention = "xla" if self.attention == "auto" else self.attention
-      return ViT(self.block_depth, self.width, self.heads, self.dtype, attention, name="vit")
-    make = named.find("model.predictor", self.predictor, {"vit": ViT})
+      return ViT(self.block_depth, self.width, self.heads, self.dtype, attention, outputs, name="vit")
+    if self.predictor == "cnn":
+      return CNN(self.block_depth, self.width, grid, self.dtype, outputs, name="cnn")
+    make = named.find("model.predictor", self.predictor, dict.fromkeys(PREDICTORS))
     rule = f"model.predictor={self.predictor!r} must be a flax Module with attributes of Jet, or a function to a Module"
     try:
       if isinstance(make, type) and issubclass(make, nn.Module):
         names = {field.name for field in dataclasses.fields(make)} - {"name", "parent"}
-        made = make(**{name: getattr(self, name) for name in names if name in Jet.__dataclass_fields__})
+        known_values = {name: getattr(self, name) for name in Jet.__dataclass_fields__} | {
+          "grid": grid,
+          "outputs": outputs,
+        }
+        made = make(**{name: value for name, value in known_values.items() if name in names})
       else:
         made = make(self.clone(parent=None))
     except TypeError as error:
@@ -182,7 +270,7 @@ class Jet(nn.Module):
     if self.predictor != "vit":
       if self.attention != "auto":
         raise ValueError(f"attention={self.attention!r} is not for predictor={self.predictor!r}; leave it at 'auto'")
-      self.make_predictor()
+      self.make_predictor((1, 1))
     elif self.width % self.heads:
       dividing = [h for h in range(1, self.width + 1) if self.width % h == 0]
       raise ValueError(f"heads={self.heads} must divide width={self.width}; try one of {dividing}")
@@ -206,7 +294,7 @@ class Jet(nn.Module):
     Raises:
       ValueError: no such prior, or one without `log_prob` and `sample`.
     """
-    prior = named.find("model.prior", self.prior, {"normal": None})
+    prior = named.find("model.prior", self.prior, {"normal": None, "logistic": Logistic})
     if prior is None:
       return None
     rule = f"model.prior={self.prior!r} must have the methods log_prob(z) and sample(key, shape, temperature)"
@@ -226,16 +314,20 @@ class Jet(nn.Module):
     return tuple(f"{name} {named.digest(part)}" for name, part in found.items())
 
   @nn.nowrap
-  def splits(self, image_shape: Sequence[int]) -> Splits:
-    """The split of each coupling: drawn at `init`, and constant from then on."""
-    height, width, channels = image_shape
-    grid = height // self.patch_size, width // self.patch_size
-    token_dim = self.patch_size**2 * channels
-    drawn = functools.cache(lambda: draw_splits(
-      self.make_rng("params"), self.couplings, self.kinds, self.spatial, grid, token_dim,
-    ))  # fmt: skip
+  def splits(self, resolution: int, grid: tuple[int, int], token_dim: int) -> Splits:
+    """The split of each coupling of a resolution: drawn at `init`, and constant from then on."""
+
+    @functools.cache
+    def drawn():
+      splits = draw_splits(self.make_rng("params"), self.couplings, self.kinds, self.spatial, grid, token_dim)
+      if resolution == self.resolutions - 1:
+        return splits
+      channels = draw_splits(self.make_rng("params"), 1, ("channels",), (), grid, token_dim)
+      return Splits(*(jnp.concatenate([one[:-1], last]) for one, last in zip(splits, channels, strict=True)))
+
     splits = Splits(*(
-      self.variable("permutations", name, lambda name=name: getattr(drawn(), name)).value for name in Splits._fields
+      self.variable("permutations", at_resolution(name, resolution), lambda name=name: getattr(drawn(), name)).value
+      for name in Splits._fields
     ))  # fmt: skip
     have = {name: value.shape for name, value in splits._asdict().items()}
     needed = {"tokens": (self.couplings, math.prod(grid)), "channels": (self.couplings, token_dim)}
@@ -275,9 +367,8 @@ class Jet(nn.Module):
     """Shapes and dtypes of `params` and `permutations` for images (H, W, C), as ShapeDtypeStructs."""
     images = jax.ShapeDtypeStruct((1, *image_shape), "float32")
     # They do not depend on the kinds of split, which may be from elsewhere and not such as this flow could draw.
-    return jax.eval_shape(
-      self.clone(kinds=("channels",)).init, jax.random.key(0), images, self.abstract_front(image_shape)
-    )
+    kinds = self.kinds if self.masking else ("channels",)
+    return jax.eval_shape(self.clone(kinds=kinds).init, jax.random.key(0), images, self.abstract_front(image_shape))
 
   @nn.nowrap
   def abstract_front(self, image_shape: Sequence[int]) -> FrontConstants | None:
@@ -357,6 +448,30 @@ class Jet(nn.Module):
         f"scale_floor={self.scale_floor} must be at least 0 and less than half of scale_bound={self.scale_bound}, "
         "where a scale starts"
       )
+    self.check_variants((height // self.patch_size, width // self.patch_size))
     if draws_splits:
-      grid = (height // self.patch_size, width // self.patch_size)
-      check_splits(self.kinds, self.spatial, grid, self.patch_size**2 * channels)
+      for resolution in range(self.resolutions):
+        grid = tuple(side // self.patch_size // 2**resolution for side in (height, width))
+        dim = self.patch_size**2 * channels * 2**resolution
+        check_splits(self.kinds, self.spatial, grid, dim, whole=self.masking and self.resolutions == 1)
+
+  @nn.nowrap
+  def check_variants(self, grid: tuple[int, int]) -> None:
+    """Raises ValueError, naming value, rule and fix, for parts beside the paper's that do not go together."""
+    if self.coupling_transform not in TRANSFORMS:
+      raise ValueError(f"coupling_transform={self.coupling_transform!r} must be one of {', '.join(TRANSFORMS)}")
+    if self.mixture_components < 1:
+      raise ValueError(f"mixture_components={self.mixture_components} must be at least 1; Flow++ has 32")
+    if self.dequantizer_couplings < 0:
+      raise ValueError(f"dequantizer_couplings={self.dequantizer_couplings} must be at least 0, for uniform noise")
+    if self.predictor == "cnn" and not self.masking and "spatial" in self.kinds:
+      raise ValueError(
+        "predictor='cnn' needs a grid of tokens, and half of the tokens is none; set masking=True, or only channels in "
+        "kinds"
+      )
+    most = 1 + min((side & -side).bit_length() - 1 for side in grid)  # halvings of both sides
+    if not 1 <= self.resolutions <= most:
+      raise ValueError(
+        f"resolutions={self.resolutions} must be from 1 to {most}: each but the first halves the {grid[0]}x{grid[1]} "
+        "grid of patches; use a smaller patch_size"
+      )

@@ -152,7 +152,8 @@ def _of_shape(shape, values, method: str, fix: str):
 def bits_per_dim(z: Images, logdet: PerImage, levels: int = LEVELS, prior: Any = None) -> Float[Array, "batch"]:
   """Negative log2 of the density in units of one bin, per dimension; its mean is the loss.
 
-  Averaged over the noise, it is an upper bound on -log2 of the probability of the quantized image.
+  Averaged over the noise, it is an upper bound on -log2 of the probability of the quantized image. Where the noise is
+  not uniform, its log density is taken from logdet, see `dequantize_by`.
 
     bits_per_dim = (-log prior(z) - logdet - D ln bin_width) / (D ln 2),    D = H W C
 
@@ -167,6 +168,38 @@ def bits_per_dim(z: Images, logdet: PerImage, levels: int = LEVELS, prior: Any =
   """
   dims = math.prod(z.shape[1:])
   return (-log_prior(z, prior) - logdet) / (dims * math.log(2)) - math.log2(bin_width(levels))
+
+
+def dequantize_by(
+  model: Any, variables, images: UInt8[Array | np.ndarray, "batch height width channels"], noise_keys: Keys, levels: int
+) -> tuple[Float[Array, "batch height width channels"], Float[Array, "batch"] | float]:
+  """Pixels to the real line by the noise of a flow: uniform, or learned (Flow++, arXiv 1902.00275, section 3.1).
+
+  A learned dequantizer g takes e of N(0, I) to noise in the unit interval, given the image u, and x to its bin:
+
+    v = Phi(g(e; u)),   x = (u + v) * bin_width - 1,   log q(v | u) = log N(e) - logdet_g - sum(log N(g(e; u)))
+
+  Phi is the distribution function of N(0, 1), and N its density: where g is the identity, v is uniform and log q is 0.
+  As `dequantize` does, v keeps `EDGE` from both ends, by a scale that is counted.
+
+  Args:
+    model: the flow, a `Jet`.
+    variables: its `params` and `permutations`.
+    images: uint8 (B, H, W, C) in {0 .. levels - 1}.
+    noise_keys: PRNG keys (B,).
+    levels: number of pixel values.
+
+  Returns:
+    float32 (B, H, W, C) in [-1, 1 + bin_width), and log q in nats per image, (B,), or 0 if the noise is uniform.
+  """
+  if not model.dequantizer_couplings:
+    return dequantize(images, noise_keys, levels), 0.0
+  own = {collection: tree["dequantizer"] for collection, tree in variables.items()}
+  e = sample_prior(noise_keys, images.shape[1:])
+  y, logdet = model.dequantizer().apply(own, e, context=model.tokens_of(centres(images, levels)))
+  v = EDGE + (1 - 2 * EDGE) * jax.scipy.special.ndtr(y)
+  log_q = log_prior(e) - logdet - log_prior(y) - e[0].size * math.log(1 - 2 * EDGE)
+  return (jnp.asarray(images, jnp.float32) + v) * bin_width(levels) - 1, log_q
 
 
 @np.errstate(invalid="ignore")  # the average shows what is not finite
@@ -195,7 +228,7 @@ def importance_weighted(bits: Float[np.ndarray, "draws batch"], dims: int) -> Fl
 def bits_of_images(
   model: Any, variables, images: UInt8[Array | np.ndarray, "batch height width channels"], noise_keys: Keys, levels: int
 ) -> Float[Array, "batch"]:
-  """Bits per dimension of images under one draw of the dequantization noise and the prior of the model.
+  """Bits per dimension of images under one draw of the model's dequantization noise and its prior.
 
   Args:
     model: the flow, a `Jet`.
@@ -207,8 +240,9 @@ def bits_of_images(
   Returns:
     float32 (B,).
   """
-  z, logdet = model.apply(variables, dequantize(images, noise_keys, levels))
-  return bits_per_dim(z, logdet, levels, model.find_prior())
+  x, log_q = dequantize_by(model, variables, images, noise_keys, levels)
+  z, logdet = model.apply(variables, x)
+  return bits_per_dim(z, logdet - log_q, levels, model.find_prior())
 
 
 def evaluation_bits(

@@ -4,13 +4,13 @@ python -m tools.invertibility --workdir=DIR [--step=N|best] [--num=8] [--jacobia
 python -m tools.invertibility --config=configs/NAME.py[:argument] [--num=8]     (a flow at initialization)
 
 A round trip is a forward and an inverse pass, with a float32 and with a bfloat16 predictor. Images of the data, at the
-centres of their bins, go through the first 1, 2, 4, ... couplings and through all. Other inputs go through all
-couplings: constants, noise, and all values 1, -1, 100 or -100. Latents from the prior, and 100 times as large, go
-through an inverse and then a forward pass. Prints a table, and one JSON object last, where null is a non-finite number.
+centres of their bins, go through the first 1, 2, 4, ... couplings (with one resolution) and through all. Other inputs
+go through all couplings: constants, noise, and all values 1, -1, 100 or -100. Latents from the prior, and 100 times as
+large, go through an inverse and then a forward pass. Prints a table, and one JSON object last, where null is a
+non-finite number.
 """
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,8 @@ from jet_jax import config as config_lib
 from jet_jax import likelihood
 from jet_jax.data import sources
 from jet_jax.devices import processes, settings, sharding
+from jet_jax.flow.scales import recorded
+from jet_jax.flow.splits import Splits
 from jet_jax.jet import Jet
 from jet_jax.training import fitted_front
 from jet_jax.workdir import load_run
@@ -38,13 +40,14 @@ def _round_trip(model: Jet, inverse_first: bool, variables, x):
   apply = functools.partial(model.apply, variables, mutable=["intermediates"])
   (halfway, first_logdet), first_record = apply(x, method=first_method)
   (returned, second_logdet), second_record = apply(halfway, method=second_method)
-  first: Any = first_record["intermediates"]["couplings"]
-  second: Any = second_record["intermediates"]["couplings"]
   # Without rounding, each coupling's output of the second pass is that coupling's input of the first pass.
-  entered, left = first["entered"][0], second["left"][0]
   largest = lambda states: jnp.max(jnp.abs(states), axis=(1, 2, 3))
-  scale_range, reach = first["coupling"]["scale_range"][0], jnp.max(jnp.abs(halfway))
-  return returned, first_logdet + second_logdet, largest(entered - left), largest(entered), scale_range, reach
+  by_resolution = []
+  for first, second in zip(recorded(model, first_record), recorded(model, second_record), strict=True):
+    entered, left = first["entered"][0], second["left"][0]
+    by_resolution.append((largest(entered - left), largest(entered), first["coupling"]["scale_range"][0]))
+  errors, sizes, scale_range = map(jnp.concatenate, zip(*by_resolution, strict=True))
+  return returned, first_logdet + second_logdet, errors, sizes, scale_range, jnp.max(jnp.abs(halfway))
 
 
 def measure(model: Jet, variables, x, inverse_first: bool = False) -> dict:
@@ -88,11 +91,14 @@ def measure(model: Jet, variables, x, inverse_first: bool = False) -> dict:
 
 
 def truncated(model: Jet, variables, couplings: int):
-  """The flow of the first `couplings` couplings, behind the same front: `(model, variables)`."""
-  kept = jax.tree.map(lambda leaf: leaf[:couplings], variables)
-  if model.front != "none":
-    kept["permutations"]["front"] = variables["permutations"]["front"]
-  return model.clone(couplings=couplings), kept
+  """The flow of the first `couplings` couplings, behind the same front: `(model, variables)`. It has one resolution."""
+  constants, params = variables["permutations"], variables["params"]
+  cut = lambda tree: jax.tree.map(lambda leaf: leaf[:couplings], tree)
+  kept = {name: cut(constants[name]) for name in Splits._fields}
+  kept |= {name: constants[name] for name in ("front",) if name in constants}
+  return model.clone(couplings=couplings, dequantizer_couplings=0), {
+    "params": {"couplings": cut(params["couplings"])}, "permutations": kept,
+  }  # fmt: skip
 
 
 def report(model: Jet, variables, images, levels: int) -> list[dict]:
@@ -119,10 +125,14 @@ def report(model: Jet, variables, images, levels: int) -> list[dict]:
     "latents*100": 100 * latents,
   }
   depths = sorted({model.couplings} | {2**i for i in range(model.couplings.bit_length())})
+  if model.resolutions > 1:  # the first couplings of the first resolution are no flow of their own
+    depths = [model.couplings]
   rows = []
   for predictor in ("float32", "bfloat16"):
     for depth in depths:
-      flow = truncated(model.clone(dtype=predictor, remat="full"), variables, depth)
+      flow = model.clone(dtype=predictor, remat="full"), variables
+      if depth < model.couplings:
+        flow = truncated(*flow, depth)
       for name, x in inputs.items() if depth == model.couplings else [("images", inputs["images"])]:
         result = measure(*flow, jnp.asarray(x), inverse_first=name.startswith("latents"))
         row = {"predictor": predictor, "couplings": depth, "input": name} | result

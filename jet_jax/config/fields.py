@@ -50,12 +50,17 @@ def default_config() -> Config:  # noqa: PLR0915  a line a field
   config.model.scale_floor = 0.0  # smallest factor; above 0 it bounds the inverse too
   config.model.dtype = "float32"  # of the transformers' computation; or bfloat16
   config.model.remat = "auto"  # what the backward pass recomputes: none, dots, blocks, full; auto suits the device
-  config.model.layers = ()  # ("actnorm",): invertible layers in front of each coupling, by name; see flow/__init__.py
+  config.model.layers = ()  # some of "actnorm", "dense": in front of each coupling; see flow/__init__.py
   config.model.attention = "auto"  # suits the device; or xla, einsum, cudnn (GPUs), splash (TPUs)
-  config.model.predictor = "vit"  # inside a coupling; or module:name of your own, see docs/guide/own-parts.md
-  config.model.prior = "normal"  # of the latents, N(0, I); or module:name of your own
+  config.model.predictor = "vit"  # inside a coupling; or cnn, or module:name of your own, see docs/guide/own-parts.md
+  config.model.prior = "normal"  # of the latents, N(0, I); or logistic, or module:name of your own
   config.model.front = "none"  # linear layer fitted to the training images: stationary, image, patch, scale
   config.model.front_stretch = 4.0  # largest factor by which the front's inverse stretches a direction
+  config.model.coupling_transform = "affine"  # of each number in a coupling; or additive, mixture
+  config.model.mixture_components = 8  # logistic distributions in a mixture
+  config.model.masking = False  # hide the half that a coupling transforms in its place, instead of taking it out
+  config.model.resolutions = 1  # after each but the last, half of the numbers are factored out and the side is halved
+  config.model.dequantizer_couplings = 0  # couplings of a learned dequantizer; 0 for uniform noise
   config.own_code = ()  # digests of your own predictor and prior; training sets them, and evaluation compares them
 
   for duration in DURATIONS:

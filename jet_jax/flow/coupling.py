@@ -1,84 +1,72 @@
-"""The affine coupling (Jet, equation 1)."""
+"""The coupling (Jet, equation 1, where it is affine)."""
 
-import math
+from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool
 
+from jet_jax.flow.elementwise import Affine, Elementwise, Numbers
 from jet_jax.flow.layer import Layer
 from jet_jax.flow.splits import halves, join
 
-Scale = Float[Array, "..."]  # (B, tokens, channels) in a coupling
-
-
-def scale_and_log(raw_scale: Scale, bound: float, floor: float) -> tuple[Scale, Scale]:
-  """The scale of a coupling and its logarithm, for any real `raw_scale`.
-
-  With a floor of 0 it is the paper's `bound * sigmoid(raw)` (Jet, equation 1). A saturated predictor can bring that to
-  0, and the inverse divides by it. With a floor above 0 it is `floor + (bound - floor) * sigmoid(raw + shift)`, with a
-  shift by which both start at `bound / 2`.
-  """
-  if not floor:
-    return bound * jax.nn.sigmoid(raw_scale), jax.nn.log_sigmoid(raw_scale) + jnp.log(bound)
-  shift = math.log1p(-2 * floor / bound)
-  scale = floor + (bound - floor) * jax.nn.sigmoid(raw_scale + shift)
-  return scale, jnp.log(scale)
-
 
 class Coupling(Layer):
-  """Transforms the second half of the state by a scale and a bias that are predicted from the first half.
+  """Transforms each number of the second half of the state by what a predictor gives for it from the first half.
 
-  With `x1, x2` the two halves, `bias, raw = predictor(x1)`, `m = scale_bound` and `scale = m * sigmoid(raw)`:
+  With `x1, x2` the two halves, and f increasing in each number of x2:
 
-    forward:  y1 = x1,  y2 = (x2 + bias) * scale     logdet =  sum(log scale)
-    inverse:  x1 = y1,  x2 = y2 / scale - bias       logdet = -sum(log scale)
+    forward:  y1 = x1,  y2 = f(x2; predictor(x1))        logdet =  sum(log f')
+    inverse:  x1 = y1,  x2 = f^-1(y2; predictor(y1))     logdet = -sum(log f')
 
-  Both directions share the one call of the predictor. The affine maths and logdet are in the dtype of `x`, not the
-  predictor's. Recorded in the collection "intermediates", if the caller asks for it: "scale_range", the smallest and
-  largest scale, and "log_scale", of the forward direction in either call.
+  Jet's f is affine: `y2 = (x2 + bias) * scale` with `bias, raw = predictor(x1)`, `scale = scale_bound * sigmoid(raw)`.
+
+  Both directions share the one call of the predictor. f and logdet are in the dtype of `x`, not the predictor's.
+  Recorded in the collection "intermediates", if the caller asks for it: "log_scale", log f' in either call, and
+  "scale_range", the smallest and largest f'.
 
   Attributes:
-    predictor: module from x1, (B, tokens, channels / 2), to bias and raw scale, each of the same shape; the context,
-      if there is one, is its second argument. A 16-bit result is taken as float32.
+    predictor: module from x1, (B, tokens, channels / 2), to `elementwise.predicted` arrays of the same shape; the
+      context, if there is one, is its second argument. A 16-bit result is taken as float32.
     spatial: bool (), whether the tokens are cut in two halves, or the channels; see `splits.halves`.
-    scale_bound: m, the largest scale; at 2, with a predictor that starts at zero, a new coupling is the identity.
-    scale_floor: the smallest scale, see `scale_and_log`.
-    constant_predictions: derivatives take bias and scale for constants, as sampling at a temperature does.
+    elementwise: f.
+    constant_predictions: derivatives take what is predicted for constants, as sampling at a temperature does.
   """
 
   predictor: nn.Module
   spatial: Bool[Array, ""]
-  scale_bound: float = 2.0
-  scale_floor: float = 0.0
+  elementwise: Elementwise = Affine()
   constant_predictions: bool = False
 
   @nn.compact
   def transform(self, x, context, inverse):
-    """See `Layer`. Raises ValueError if the predictor returns anything but two arrays of the shape of x1."""
+    """See `Layer`. Raises ValueError if the predictor returns anything but its number of arrays of the shape of x1."""
     x1, x2 = halves(x, self.spatial)
     read = jax.lax.stop_gradient(x1) if self.constant_predictions else x1
-    predicted = self.predictor(read) if context is None else self.predictor(read, context)
-    bias, raw_scale = _checked(predicted, x1.shape)
-    scale, log_scale = scale_and_log(raw_scale, self.scale_bound, self.scale_floor)
+    predicted = predict(self.predictor, read, context, self.elementwise.predicted)
+    x2, log_scale = self.elementwise(x2, predicted, inverse)
     logdet = jnp.sum(log_scale, axis=(1, 2))
-    if inverse:
-      x2, logdet = x2 / scale - bias, -logdet
-    else:
-      x2 = (x2 + bias) * scale
-    self.sow("intermediates", "scale_range", jnp.stack([scale.min(), scale.max()]))
-    self.sow("intermediates", "log_scale", log_scale)
-    return join(x1, x2, self.spatial), logdet
+    record_scales(self, log_scale)
+    return join(x1, x2, self.spatial), -logdet if inverse else logdet
 
 
-def _checked(predicted, shape) -> list[Scale]:
-  """Bias and raw scale, at least float32. Of another shape they would broadcast, and logdet would be wrong."""
-  shapes = [getattr(y, "shape", type(y).__name__) for y in predicted] if isinstance(predicted, tuple | list) else None
-  if shapes != [shape] * 2:
+def predict(predictor: nn.Module, x: Numbers, context, count: int) -> list[Numbers]:
+  """Calls a predictor; returns float32. Arrays of another shape would broadcast, and logdet would be wrong."""
+  predicted = predictor(x) if context is None else predictor(x, context)
+  is_several = isinstance(predicted, Sequence)
+  shapes = [getattr(y, "shape", type(y).__name__) for y in predicted] if is_several else None
+  if shapes != [x.shape] * count:
     have = shapes or getattr(predicted, "shape", type(predicted).__name__)
+    names = ", bias and raw scale," if count == 2 else ""
     raise ValueError(
-      f"model.predictor returns {have}, and must return two arrays, bias and raw scale, each of the shape {shape} of "
-      "its input; split its output in two"
+      f"model.predictor returns {have}, and must return {count} arrays{names} of the shape {x.shape} of its input; "
+      "split its output"
     )
   return [y.astype(jnp.promote_types(y.dtype, jnp.float32)) for y in predicted]
+
+
+def record_scales(layer: nn.Module, log_scale: Numbers) -> None:
+  """Records the derivatives of a coupling, if the caller asks for them."""
+  layer.sow("intermediates", "scale_range", jnp.exp(jnp.stack([log_scale.min(), log_scale.max()])))
+  layer.sow("intermediates", "log_scale", log_scale)

@@ -47,6 +47,12 @@ class Splits(NamedTuple):
   spatial: Bool[Array | np.ndarray, " couplings"]
 
 
+def known(splits: Splits) -> Bool[Array, "couplings tokens channels"]:
+  """Masks of the numbers of an image, in its own order, that are the first half of each coupling."""
+  tokens, channels = (jnp.argsort(jnp.asarray(order), axis=1) < order.shape[1] // 2 for order in splits[:2])
+  return jnp.where(jnp.asarray(splits.spatial)[:, None, None], tokens[:, :, None], channels[:, None, :])
+
+
 def halves(x: State, spatial: Bool[Array, ""]) -> tuple[Half, Half]:
   """Cuts a state, (B, N, K), whose tokens and channels have their order, into x1 and x2, each (B, N, K/2)."""
   halves = rearrange(x, "b n (half d) -> half b n d", half=2)
@@ -162,12 +168,22 @@ def move_splits(splits: Splits, grid: tuple[int, int], new_grid: tuple[int, int]
   return splits._replace(tokens=np.stack([moved(*each) for each in zip(itertools.count(), tokens, spatial)]))
 
 
-def check_splits(kinds: Sequence[str], spatial: Sequence[str], grid: tuple[int, int], token_dim: int) -> None:
-  """Raises ValueError if a coupling could not cut the image in two equal halves; arguments as in `draw_splits`."""
+def check_splits(
+  kinds: Sequence[str], spatial: Sequence[str], grid: tuple[int, int], token_dim: int, whole: bool = False
+) -> None:
+  """Raises ValueError if a coupling could not cut the image in two equal halves.
+
+  Args:
+    kinds, spatial, grid, token_dim: as in `draw_splits`.
+    whole: tokens of a spatial split stay whole, as in `MaskedCoupling`, and may hold an odd count of numbers.
+
+  Raises:
+    ValueError: names value, rule and fix.
+  """
   unknown = [kind for kind in kinds if kind not in KINDS]
   if unknown or not kinds:
     raise ValueError(f"kinds={tuple(kinds)!r} must be a sequence of 'channels' and 'spatial', at least one long")
-  if token_dim % 2:
+  if token_dim % 2 and not (whole and "channels" not in kinds):
     raise ValueError(
       f"a token must hold an even count of numbers to be halved, and holds patch_size**2 * channels = {token_dim}; "
       "use an even patch_size or an even number of channels"

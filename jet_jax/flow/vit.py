@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 from jet_jax.devices.sharding import keep_split
 from jet_jax.flow.attention import TOKENS_AS_ROWS, attend
-from jet_jax.flow.types import Half
+from jet_jax.flow.types import Context, Half
 
 LAYER_NORM_EPSILON = 1e-6
 # (B * tokens, width) or (B, tokens, width), see `attention.TOKENS_AS_ROWS`.
@@ -95,9 +95,9 @@ class Mlp(nn.Module):
 
 
 class ViT(nn.Module):
-  """Predicts the bias and the raw scale of a coupling from the half that conditions (Jet, section 2).
+  """Predicts the bias and the raw scale of a coupling, or more, from the half that conditions (Jet, section 2).
 
-  The head starts at zero: a new predictor returns zero for both, whatever its input.
+  The head starts at zero: a new predictor returns zeros, whatever its input.
 
   Attributes:
     block_depth: transformer blocks.
@@ -105,6 +105,7 @@ class ViT(nn.Module):
     heads: attention heads.
     dtype: of the computation; parameters are float32, and so is the output unless `dtype` is float64.
     attention: implementation, see `attention.attend`.
+    outputs: number of arrays that are predicted; 2 are bias and raw scale.
   """
 
   block_depth: int
@@ -112,19 +113,21 @@ class ViT(nn.Module):
   heads: int
   dtype: str
   attention: str = "xla"
+  outputs: int = 2
 
   @nn.compact
-  def __call__(self, x: Half) -> tuple[Half, Half]:
-    """x: (B, tokens, dim) -> bias and raw scale, each (B, tokens, dim)."""
+  def __call__(self, x: Half, context: Context = None) -> tuple[Half, ...]:
+    """x: (B, tokens, dim); context: (B, tokens or 1, any) -> `outputs` arrays (B, tokens, dim)."""
     _, tokens, dim = x.shape
     norm = functools.partial(nn.LayerNorm, epsilon=LAYER_NORM_EPSILON, dtype=self.dtype)
     x = rearrange(x, "b n d -> (b n) d") if self.attention in TOKENS_AS_ROWS else x
     x = nn.Dense(self.width, dtype=self.dtype, name="embed")(x)
     normal, shape = nn.initializers.normal(self.width**-0.5), (tokens, self.width)
     position = self.param("position_embedding", normal, shape, jnp.float32)
-    x = (x.reshape(-1, tokens, self.width) + position.astype(self.dtype)).reshape(x.shape)
-
-    x = keep_split(x)
+    added = position.astype(self.dtype)
+    if context is not None:
+      added += nn.Dense(self.width, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="context")(context)
+    x = keep_split((x.reshape(-1, tokens, self.width) + added).reshape(x.shape))
     for i in range(self.block_depth):
       y = norm(name=f"block{i}_attention_norm")(x)
       x = x + Attention(self.heads, tokens, self.dtype, self.attention, name=f"block{i}_attention")(y)
@@ -133,6 +136,5 @@ class ViT(nn.Module):
 
     x = norm(name="final_norm")(x)
     head_dtype = jnp.promote_types(self.dtype, jnp.float32)
-    x = nn.Dense(2 * dim, dtype=head_dtype, kernel_init=nn.initializers.zeros, name="head")(x)
-    bias, raw_scale = jnp.split(x.reshape(-1, tokens, 2 * dim), 2, axis=-1)
-    return bias, raw_scale
+    x = nn.Dense(self.outputs * dim, dtype=head_dtype, kernel_init=nn.initializers.zeros, name="head")(x)
+    return tuple(jnp.split(x.reshape(-1, tokens, self.outputs * dim), self.outputs, axis=-1))

@@ -1,5 +1,6 @@
 """Parameters, operations and images of a run, before it starts."""
 
+import math
 from typing import Any
 
 import jax
@@ -11,25 +12,47 @@ from jet_jax.devices.compile import bytes_a_device
 def forward_flops(model, image_shape) -> int:
   """Floating-point operations of the predictors for one image in one direction: 2 for each multiply-add of a matrix.
 
-  A coupling reads N tokens of K/2 numbers, for either kind of split:
-  embed N·K/2·w, in each block 4·N·w² (query, key, value, out), 2·N²·w (attention) and 8·N·w² (MLP), head N·w·K.
-  Norms, softmax, GELU and the affine maths are not counted, as is customary. A predictor of the user's own counts as
-  XLA does, before it optimizes: with its norms and activations, and the body of a loop once.
+  A coupling reads N tokens of d = K/2 numbers, for either kind of split, or K with `masking`, and predicts p arrays of
+  that size: 2 if it is affine. A ViT: embed N·d·w, in each block 4·N·w² (query, key, value, out), 2·N²·w (attention)
+  and 8·N·w² (MLP), head N·w·p·d. A CNN: embed 9·N·d·w, in each block 10·N·w², head 9·N·w·p·d. Norms, softmax, GELU and
+  the maths of the couplings and layers are not counted, as is customary. A predictor of the user's own counts as XLA
+  does, before it optimizes: with its norms and activations, and the body of a loop once. A dequantizer is added.
 
   Args:
     model: a `Jet`.
     image_shape: (H, W, C).
   """
   height, width, channels = image_shape
-  tokens = (height // model.patch_size) * (width // model.patch_size)
-  dim, w = model.patch_size**2 * channels, model.width
-  if model.predictor != "vit":
-    predictor, half = model.make_predictor(), jax.ShapeDtypeStruct((1, tokens, dim // 2), jnp.float32)
-    variables = jax.eval_shape(predictor.init, jax.random.key(0), half)
-    counted: Any = jax.jit(predictor.apply).lower(variables, half).cost_analysis()
-    return int(model.couplings * counted["flops"])
-  block = 12 * tokens * w**2 + 2 * tokens**2 * w
-  return 2 * model.couplings * (tokens * dim // 2 * w + model.block_depth * block + tokens * w * dim)
+  flops = 0
+  for resolution in range(model.resolutions):
+    grid = tuple(side // model.patch_size // 2**resolution for side in (height, width))
+    token_dim = model.patch_size**2 * channels * 2**resolution
+    flops += model.couplings * predictor_flops(model, grid, token_dim if model.masking else token_dim // 2)
+  if model.dequantizer_couplings:
+    grid, token_dim = (height // model.patch_size, width // model.patch_size), model.patch_size**2 * channels
+    own = model.dequantizer()
+    flops += own.couplings * (predictor_flops(own, grid, token_dim) + 2 * math.prod(grid) * token_dim * own.width)
+  return flops
+
+
+def predictor_flops(model, grid, dim: int) -> int:
+  """Operations of one predictor for one image, see `forward_flops`.
+
+  Args:
+    model: a `Jet`.
+    grid: rows and columns of tokens.
+    dim: d, numbers of a token that it reads.
+  """
+  tokens, w, outputs = math.prod(grid), model.width, model.elementwise().predicted
+  if model.predictor == "vit":
+    block = 12 * tokens * w**2 + 2 * tokens**2 * w
+    return 2 * (tokens * dim * w + model.block_depth * block + tokens * w * outputs * dim)
+  if model.predictor == "cnn":
+    return 2 * tokens * (9 * dim * w + model.block_depth * 10 * w**2 + 9 * w * outputs * dim)
+  predictor, half = model.make_predictor(grid), jax.ShapeDtypeStruct((1, tokens, dim), jnp.float32)
+  variables = jax.eval_shape(predictor.init, jax.random.key(0), half)
+  counted: Any = jax.jit(predictor.apply).lower(variables, half).cost_analysis()
+  return int(counted["flops"])
 
 
 def train_flops(model, image_shape) -> int:

@@ -30,16 +30,19 @@ def measure_scales(variables, images, *, model: Any, levels: int) -> tuple[jax.A
     coupling the smallest and largest scale, and the share of scales within `NEAR` of `scale_bound`, or of `scale_floor`
     if that is above 0.
   """
-  z, _, log_scales = forward_with_scales(model, variables, likelihood.centres(images, levels))
-  at_bound = log_scales >= math.log((1 - NEAR) * model.scale_bound)
-  if model.scale_floor:
-    at_bound |= log_scales <= math.log((1 + NEAR) * model.scale_floor)
-  of_an_image = (1, 2, 3)
-  return z, {
-    "scale_min": jnp.exp(log_scales.min(of_an_image)),
-    "scale_max": jnp.exp(log_scales.max(of_an_image)),
-    "scale_at_bound": at_bound.mean(of_an_image),
-  }
+  z, _, resolutions = forward_with_scales(model, variables, likelihood.centres(images, levels))
+  measured = []
+  for log_scales in resolutions:
+    at_bound = log_scales >= math.log((1 - NEAR) * model.scale_bound)
+    if model.scale_floor:
+      at_bound |= log_scales <= math.log((1 + NEAR) * model.scale_floor)
+    of_an_image = (1, 2, 3)
+    measured.append({
+      "scale_min": jnp.exp(log_scales.min(of_an_image)),
+      "scale_max": jnp.exp(log_scales.max(of_an_image)),
+      "scale_at_bound": at_bound.mean(of_an_image),
+    })  # fmt: skip
+  return z, jax.tree.map(lambda *values: jnp.concatenate(values), *measured)
 
 
 def measure_reconstruction(variables, images, z, *, model: Any, levels: int) -> dict[str, jax.Array]:

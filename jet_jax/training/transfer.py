@@ -19,6 +19,7 @@ from einops import rearrange
 
 from jet_jax import config as config_lib
 from jet_jax.devices import processes
+from jet_jax.flow.factor_out import at_resolution
 from jet_jax.flow.front import FrontConstants
 from jet_jax.flow.splits import Splits, move_splits
 from jet_jax.jet import Jet
@@ -32,7 +33,8 @@ from jet_jax.workdir.trained import check_own_code
 # The fields of `config.model` that decide which function the parameters compute.
 FUNCTION = (
   "couplings", "block_depth", "width", "heads", "patch_size", "kinds", "spatial", "scale_bound", "scale_floor",
-  "layers", "predictor", "front",
+  "layers", "predictor", "front", "coupling_transform", "mixture_components", "masking", "resolutions",
+  "dequantizer_couplings",
 )  # fmt: skip
 RECORD = "init_from.json"  # in the work directory: source, step, weights and digest that the run started from
 
@@ -140,14 +142,25 @@ def move(variables, model: Jet, image_shape, new_shape) -> tuple[dict[str, Any],
   if grid == new_grid:
     return variables, []
   sizes = f"from {grid[0]}x{grid[1]} patches to {new_grid[0]}x{new_grid[1]}"
-  splits = move_splits(Splits(*(variables["permutations"][name] for name in Splits._fields)), grid, new_grid)
-  params, changed = variables["params"], [f"permutations/tokens moved {sizes}"]
-  if model.predictor == "vit":
-    couplings = params["couplings"]
-    position = _resample(couplings["vit"]["position_embedding"], grid, new_grid)
-    params = {"couplings": couplings | {"vit": couplings["vit"] | {"position_embedding": position}}}
-    changed.insert(0, f"params/couplings/vit/position_embedding resampled {sizes}")
-  return {"params": params, "permutations": splits._asdict()}, changed
+  params, constants, changed = {}, {}, [f"permutations/tokens moved {sizes}"]
+  for resolution, stack in enumerate(model.stacks):
+    names = [at_resolution(name, resolution) for name in Splits._fields]
+    grids = [tuple(side // 2**resolution for side in one) for one in (grid, new_grid)]
+    splits = move_splits(Splits(*(variables["permutations"][name] for name in names)), *grids)
+    constants |= dict(zip(names, splits, strict=True))
+    params[stack] = variables["params"][stack]
+    if model.predictor == "vit":
+      vit = params[stack]["vit"]
+      params[stack] = params[stack] | {
+        "vit": vit | {"position_embedding": _resample(vit["position_embedding"], *grids)}
+      }
+      changed.insert(resolution, f"params/{stack}/vit/position_embedding resampled {sizes}")
+  if model.dequantizer_couplings:
+    own = {collection: tree["dequantizer"] for collection, tree in variables.items()}
+    moved, _ = move(own, model.dequantizer(), image_shape, new_shape)
+    params["dequantizer"], constants["dequantizer"] = moved["params"], moved["permutations"]
+    changed.append("dequantizer moved as well")
+  return {"params": params, "permutations": constants}, changed
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))

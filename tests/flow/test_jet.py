@@ -17,7 +17,23 @@ CASES = {
   "wide image": ((4, 12, 3), {"kinds": ("channels", "channels", "spatial")}),
   "deep ViT": ((4, 8, 2), {"block_depth": 3, "couplings": 3, "kinds": ("spatial", "channels")}),
   "scale bound": ((4, 4, 2), {"scale_bound": 3.0}),
+  "additive": ((4, 4, 2), {"coupling_transform": "additive", "layers": ("actnorm",)}),
+  "mixture": (
+    (4, 4, 2),
+    {"coupling_transform": "mixture", "mixture_components": 3, "kinds": ("channels", "spatial"), "std": 0.1},
+  ),
+  # Random matrices of a larger spread would be too ill-conditioned for the tolerance below.
+  "dense": ((4, 6, 3), {"layers": ("dense",), "kinds": ("channels",), "std": 0.1}),
+  "masking": ((8, 8, 2), {"masking": True, "kinds": ("channels", "spatial")}),
+  "CNN": ((4, 8, 2), {"predictor": "cnn", "masking": True, "kinds": ("channels", "spatial")}),
+  "whole tokens of an odd size": ((4, 4, 3), {"patch_size": 1, "masking": True, "kinds": ("spatial",)}),
+  "two resolutions": ((8, 8, 1), {"resolutions": 2, "kinds": ("channels", "spatial"), "couplings": 3}),
+  "three resolutions of masks": ((8, 8, 1), {"resolutions": 3, "masking": True, "kinds": ("channels",), "std": 0.2}),
 }
+FLOAT64 = [
+  "both kinds", "spatial only", "wide image", "scale bound", "additive", "mixture", "dense", "masking", "CNN",
+  "whole tokens of an odd size", "two resolutions", "three resolutions of masks",
+]  # fmt: skip
 
 
 def run(model, variables, x, method="__call__"):
@@ -47,7 +63,7 @@ def test_inverse_undoes_forward_and_their_logdets_cancel(tiny_flow, case):
   np.testing.assert_allclose(forward_logdet + inverse_logdet, 0, atol=1e-6 * x[0].size)
 
 
-@pytest.mark.parametrize("case", ["both kinds", "spatial only", "wide image", "scale bound"])
+@pytest.mark.parametrize("case", FLOAT64)
 def test_logdet_is_that_of_the_jacobian(tiny_flow, case):
   with jax.enable_x64():  # in float64 the comparison is exact to 1e-9, so that no small term can hide
     shape, model, variables = make(tiny_flow, case, dtype="float64")

@@ -12,10 +12,25 @@ import pytest
 
 from flows import randomize
 from jet_jax.devices import sharding
-from jet_jax.flow import ActNorm, Coupling, Front, Reorder, Stack, ViT
+from jet_jax.flow import (
+  CNN,
+  ActNorm,
+  Additive,
+  Affine,
+  Coupling,
+  FactorOut,
+  Front,
+  InvertibleDense,
+  LogisticMixture,
+  MaskedCoupling,
+  Reorder,
+  Stack,
+  ViT,
+)  # fmt: skip
+from jet_jax.flow.elementwise import LEAST_SLOPE
 from jet_jax.flow.front import FRONTS, front_shapes
 from jet_jax.flow.reorder import composed_orders
-from jet_jax.flow.splits import draw_splits
+from jet_jax.flow.splits import draw_splits, known
 from jet_jax.workdir.checkpoint import Checkpoints
 
 TOKENS, CHANNELS = 4, 6
@@ -30,8 +45,19 @@ def vit(dtype, **name):
   return ViT(block_depth=1, width=8, heads=2, dtype=dtype, **name)
 
 
-def coupling(dtype, spatial, **settings):
-  return Coupling(vit(dtype), jnp.array(spatial), **settings)
+def coupling(dtype, spatial, elementwise=None):
+  elementwise = elementwise or Affine()
+  return Coupling(vit(dtype, outputs=elementwise.predicted), jnp.array(spatial), elementwise)
+
+
+def masked(dtype, number, predictor="vit"):
+  """A masked coupling; number 0 is split by channels and number 1 by tokens."""
+  network = vit(dtype) if predictor == "vit" else CNN(1, 8, (2, 2), dtype)
+  return MaskedCoupling(network, known(SPLITS)[number])
+
+
+def factor_out(dtype):
+  return FactorOut([InvertibleDense(), coupling(dtype, False)], (2, 2))
 
 
 def front(kind):
@@ -49,6 +75,12 @@ def one_period(dtype, constants):
 
 def is_identity(x, y):
   np.testing.assert_array_equal(y, x)  # a bias of 0 and a scale of 2 * sigmoid(0) = 1 are exact
+
+
+def is_almost_identity(x, y):
+  x1, x2 = np.split(x, 2, axis=-1)
+  expected = np.concatenate([x1, (1 + LEAST_SLOPE) * x2], axis=-1)
+  np.testing.assert_allclose(y, expected, rtol=1e-5)  # logit(sigmoid(x)) is x, but for rounding
 
 
 def is_normalized(x, y):
@@ -70,9 +102,17 @@ LAYERS = {
   "reorder": (lambda dtype: Reorder(ORDERS[0][1], ORDERS[1][1]), is_permuted),
   "coupling by channels": (lambda dtype: coupling(dtype, False), is_identity),
   "coupling by tokens": (lambda dtype: coupling(dtype, True), is_identity),
-  "coupling, scale bound 3": (lambda dtype: coupling(dtype, False, scale_bound=3.0), None),
-  "coupling, scale floor 0.2": (lambda dtype: coupling(dtype, True, scale_floor=0.2), None),
+  "coupling, scale bound 3": (lambda dtype: coupling(dtype, False, Affine(3.0)), None),
+  "coupling, scale floor 0.2": (lambda dtype: coupling(dtype, True, Affine(2.0, 0.2)), None),
+  "coupling, additive": (lambda dtype: coupling(dtype, False, Additive()), is_identity),
+  "coupling, mixture": (lambda dtype: coupling(dtype, True, LogisticMixture(3)), None),
+  "coupling, mixture of one": (lambda dtype: coupling(dtype, False, LogisticMixture(1)), is_almost_identity),
+  "masked coupling by channels": (lambda dtype: masked(dtype, 0), is_identity),
+  "masked coupling by tokens": (lambda dtype: masked(dtype, 1), is_identity),
+  "masked coupling, CNN": (lambda dtype: masked(dtype, 1, "cnn"), is_identity),
   "actnorm": (lambda dtype: ActNorm(), is_normalized),
+  "dense": (lambda dtype: InvertibleDense(), is_identity),
+  "factor out": (factor_out, is_identity),
   **{f"front, {kind}": (lambda dtype, kind=kind: front(kind), None) for kind in FRONTS[1:]},
   "stack": (
     lambda dtype: Stack(functools.partial(one_period, dtype), 3, (SPLITS.spatial, *TO_THE_NEXT)),

@@ -9,7 +9,7 @@ import pytest
 
 from flows import randomize
 from jet_jax import likelihood
-from jet_jax.flow.coupling import scale_and_log
+from jet_jax.flow.elementwise import scale_and_log
 from jet_jax.jet import Jet
 from tools import invertibility
 

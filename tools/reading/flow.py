@@ -109,7 +109,7 @@ def noise_keys(index, draw=0):
 
 def latents_of(variables, images, index, *, model, levels):
   """Dequantized images and their latents; see `Flow.to_latents`."""
-  x = likelihood.dequantize(images, noise_keys(index), levels)
+  x, _ = likelihood.dequantize_by(model, variables, images, noise_keys(index), levels)
   return x, model.apply(variables, x)[0]
 
 

@@ -1,0 +1,24 @@
+"""Distributions of latents besides N(0, I)."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+WIDTH = math.sqrt(3) / math.pi  # of a logistic distribution with variance 1
+
+
+class Logistic:
+  """Independent logistic numbers of mean 0 and variance 1 (NICE, arXiv 1410.8516, section 3.4)."""
+
+  def log_density(self, z):
+    """Log density of each number, in nats."""
+    return jax.nn.log_sigmoid(z / WIDTH) + jax.nn.log_sigmoid(-z / WIDTH) - math.log(WIDTH)
+
+  def log_prob(self, z):
+    """Log density of each image, (B,), in nats; z: (B, H, W, C)."""
+    return jnp.sum(self.log_density(z), axis=(1, 2, 3))
+
+  def sample(self, key, shape, temperature):
+    """Draws the latents of one image, times the temperature; shape: (H, W, C)."""
+    return temperature * WIDTH * jax.random.logistic(key, shape, jnp.float32)
