@@ -23,18 +23,16 @@ class Conv(nn.Module):
   Attributes:
     features: channels of the result.
     dtype: of the computation.
-    kernel_init: initializer of the kernel.
   """
 
   features: int
   dtype: str
-  kernel_init: nn.initializers.Initializer = nn.initializers.xavier_uniform()
 
   @nn.compact
   def __call__(self, x):
     """x: (B, rows, columns, channels) -> (B, rows, columns, features)."""
     shape = (KERNEL**2 * x.shape[-1], self.features)
-    kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
+    kernel = self.param("kernel", nn.initializers.xavier_uniform(), shape, jnp.float32)
     bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
     x, kernel, bias = (y.astype(self.dtype) for y in (x, kernel, bias))
     kernel = rearrange(kernel, "(h w i) o -> h w i o", h=KERNEL, w=KERNEL)
@@ -45,7 +43,7 @@ class CNN(nn.Module):
   """Predicts the parameters of a coupling from a grid of tokens, as the networks in RealNVP, Glow and Flow++ do.
 
   A residual block is norm, 3x3 convolution, GELU and a dense layer: 10 * width**2 numbers, and a block of `ViT` has 12.
-  So both have about the same size and, but for attention, the same cost at the same width and depth.
+  First and last layer are those of a ViT. So both have about the same size and, but for attention, the same cost.
 
   Attributes:
     block_depth: residual blocks.
@@ -66,7 +64,8 @@ class CNN(nn.Module):
     """x: (B, tokens, dim); context: (B, tokens or 1, any) -> `outputs` arrays (B, tokens, dim)."""
     dim = x.shape[-1]
     norm = functools.partial(nn.LayerNorm, epsilon=LAYER_NORM_EPSILON, dtype=self.dtype)
-    x = Conv(self.width, self.dtype, name="embed")(rearrange(x, "b (h w) d -> b h w d", h=self.grid[0]))
+    x = rearrange(x, "b (h w) d -> b h w d", h=self.grid[0])
+    x = nn.Dense(self.width, dtype=self.dtype, name="embed")(x)
     if context is not None:
       rows, columns = self.grid if context.shape[1] > 1 else (1, 1)
       context = rearrange(context, "b (h w) d -> b h w d", h=rows, w=columns)
@@ -80,5 +79,5 @@ class CNN(nn.Module):
       x = checkpoint_name(keep_split(x + y), "block_output")
     head_dtype = jnp.promote_types(self.dtype, jnp.float32)
     x = norm(name="final_norm")(x)
-    x = Conv(self.outputs * dim, str(head_dtype), nn.initializers.zeros, name="head")(x)
+    x = nn.Dense(self.outputs * dim, dtype=head_dtype, kernel_init=nn.initializers.zeros, name="head")(x)
     return tuple(jnp.split(rearrange(x, "b h w d -> b (h w) d"), self.outputs, axis=-1))

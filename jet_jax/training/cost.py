@@ -14,9 +14,9 @@ def forward_flops(model, image_shape) -> int:
 
   A coupling reads N tokens of d = K/2 numbers, for either kind of split, or K with `masking`, and predicts p arrays of
   that size: 2 if it is affine. A ViT: embed N·d·w, in each block 4·N·w² (query, key, value, out), 2·N²·w (attention)
-  and 8·N·w² (MLP), head N·w·p·d. A CNN: embed 9·N·d·w, in each block 10·N·w², head 9·N·w·p·d. Norms, softmax, GELU and
-  the maths of the couplings and layers are not counted, as is customary. A predictor of the user's own counts as XLA
-  does, before it optimizes: with its norms and activations, and the body of a loop once. A dequantizer is added.
+  and 8·N·w² (MLP), head N·w·p·d. A CNN has 10·N·w² in each block. Norms, softmax, GELU and the maths of couplings and
+  layers are not counted, as is customary. A predictor of the user's own counts as XLA does, before it optimizes: with
+  its norms and activations, and the body of a loop once. The couplings of a learned dequantizer are added.
 
   Args:
     model: a `Jet`.
@@ -44,11 +44,9 @@ def predictor_flops(model, grid, dim: int) -> int:
     dim: d, numbers of a token that it reads.
   """
   tokens, w, outputs = math.prod(grid), model.width, model.elementwise().predicted
-  if model.predictor == "vit":
-    block = 12 * tokens * w**2 + 2 * tokens**2 * w
-    return 2 * (tokens * dim * w + model.block_depth * block + tokens * w * outputs * dim)
-  if model.predictor == "cnn":
-    return 2 * tokens * (9 * dim * w + model.block_depth * 10 * w**2 + 9 * w * outputs * dim)
+  blocks = {"vit": 12 * tokens * w**2 + 2 * tokens**2 * w, "cnn": 10 * tokens * w**2}
+  if model.predictor in blocks:
+    return 2 * (tokens * dim * w + model.block_depth * blocks[model.predictor] + tokens * w * outputs * dim)
   predictor, half = model.make_predictor(grid), jax.ShapeDtypeStruct((1, tokens, dim), jnp.float32)
   variables = jax.eval_shape(predictor.init, jax.random.key(0), half)
   counted: Any = jax.jit(predictor.apply).lower(variables, half).cost_analysis()
