@@ -55,6 +55,7 @@ PREDICTORS = ("vit", "cnn")
 TRANSFORMS = ("affine", "additive", "mixture")  # what a coupling does to each number, see flow/elementwise.py
 
 Images = Float[Array, "batch height width channels"]
+Beside = Float[Array, "batch height width features"] | Context  # what the predictors may read besides the image
 
 
 class Jet(nn.Module):
@@ -124,14 +125,14 @@ class Jet(nn.Module):
   dequantizer_couplings: int = 0
   constant_predictions: bool = False
 
-  def __call__(self, images, fitted: FrontConstants | None = None, context: Context = None) -> tuple[Images, Logdet]:
+  def __call__(self, images, fitted: FrontConstants | None = None, context: Beside = None) -> tuple[Images, Logdet]:
     """Data to latents.
 
     Args:
       images: float32 (B, H, W, C), dequantized: see `likelihood.dequantize`.
       fitted: constants of the front, for `init` alone, which puts them to the permutations.
-      context: what the predictors may read besides, float32 (B, tokens or 1, any): for the tokens of the image in their
-        places, and so with `masking` alone.
+      context: what the predictors may read besides, with `masking` alone: images, float32 (B, H, W, any), of which each
+        token reads its patch, or float32 (B, 1, any), which all tokens read.
 
     Returns:
       Latents float32 (B, H, W, C), and logdet in nats, float32 (B,).
@@ -142,26 +143,28 @@ class Jet(nn.Module):
     """
     return self.transform(images, inverse=False, fitted=fitted, context=context)
 
-  def inverse(self, latents, context: Context = None) -> tuple[Images, Logdet]:
+  def inverse(self, latents, context: Beside = None) -> tuple[Images, Logdet]:
     """Latents to data: the exact inverse of `__call__`, same shapes and errors; logdet is of this direction."""
     return self.transform(latents, inverse=True, context=context)
 
   @nn.compact
   @with_automatic_axes
-  def transform(self, images, inverse: bool, fitted: FrontConstants | None = None, context: Context = None):
+  def transform(self, images, inverse: bool, fitted: FrontConstants | None = None, context: Beside = None):
     """Either direction; both walk the same layers."""
     self.check_input(images)
     height, width = (side // self.patch_size for side in images.shape[1:3])
     x = self.tokens_of(jnp.asarray(images, jnp.promote_types(images.dtype, jnp.float32)))
     layers = [*self.front_layers(images.shape[1:], fitted), *self.layers_from(0, (height, width), x.shape[2])]
+    if context is not None and context.ndim == 4:
+      context = self.tokens_of(context)
     x, logdet = in_order(layers, x, context, inverse)
     if self.dequantizer_couplings and self.is_initializing():
-      self.dequantizer(name="dequantizer")(images, context=jnp.zeros_like(x))
+      self.dequantizer(name="dequantizer")(images, context=images)
     sides = {"hp": self.patch_size, "wp": self.patch_size, "h": height, "w": width}
     return rearrange(x, "b (h w) (hp wp c) -> b (h hp) (w wp) c", **sides), logdet
 
   @nn.nowrap
-  def tokens_of(self, images: Images) -> Float[Array, "batch tokens token_dim"]:
+  def tokens_of(self, images: Float[Array, "batch height width features"]) -> Float[Array, "batch tokens token_dim"]:
     """Cuts images into patches, one token each, row by row."""
     return rearrange(images, "b (h hp) (w wp) c -> b (h w) (hp wp c)", hp=self.patch_size, wp=self.patch_size)
 
@@ -271,7 +274,7 @@ class Jet(nn.Module):
       if self.attention != "auto":
         raise ValueError(f"attention={self.attention!r} is not for predictor={self.predictor!r}; leave it at 'auto'")
       self.make_predictor((1, 1))
-    elif self.width % self.heads:
+    if (self.predictor == "vit" or self.dequantizer_couplings) and self.width % self.heads:
       dividing = [h for h in range(1, self.width + 1) if self.width % h == 0]
       raise ValueError(f"heads={self.heads} must divide width={self.width}; try one of {dividing}")
 

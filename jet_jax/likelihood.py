@@ -196,7 +196,7 @@ def dequantize_by(
     return dequantize(images, noise_keys, levels), 0.0
   own = {collection: tree["dequantizer"] for collection, tree in variables.items()}
   e = sample_prior(noise_keys, images.shape[1:])
-  y, logdet = model.dequantizer().apply(own, e, context=model.tokens_of(centres(images, levels)))
+  y, logdet = model.dequantizer().apply(own, e, context=centres(images, levels))
   v = EDGE + (1 - 2 * EDGE) * jax.scipy.special.ndtr(y)
   log_q = log_prior(e) - logdet - log_prior(y) - e[0].size * math.log(1 - 2 * EDGE)
   return (jnp.asarray(images, jnp.float32) + v) * bin_width(levels) - 1, log_q

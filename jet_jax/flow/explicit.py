@@ -14,8 +14,9 @@ from jax.sharding import AxisType, PartitionSpec
 def with_automatic_axes(method):
   """Decorates `method(module, x, *arguments) -> (y, logdet)` of a flax module, so that it runs under any mesh.
 
-  Under a mesh with explicit axes, x and the module's variables enter as arrays of automatic axes; y leaves with the
-  sharding of x, logdet with that of its first axis, new variables without one. Under any other mesh nothing changes.
+  Under a mesh with explicit axes, x, other arrays and the module's variables enter as arrays of automatic axes. y
+  leaves with the sharding of x, logdet with that of its first axis, new variables without one. Under any other mesh
+  nothing changes.
 
   Args:
     method: x and y of one shape, images or examples first; logdet (B,).
@@ -30,8 +31,10 @@ def with_automatic_axes(method):
     if not names:
       return method(module, x, *arguments, **named)
     automatic = explicit.update_axis_types(dict.fromkeys(names, AxisType.Auto))
+    others = jax.tree.map(lambda one: _enter(automatic, one) if isinstance(one, jax.Array) else one, (arguments, named))
 
     def body(module, x):
+      arguments, named = others
       module.scope.rngs = _enter(automatic, module.scope.rngs)  # this scope is the body's own
       with jax.sharding.use_abstract_mesh(automatic):
         return method(module, jax.sharding.reshard(x, PartitionSpec()), *arguments, **named)

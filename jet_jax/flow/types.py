@@ -8,4 +8,4 @@ Logdet = Float[Array, " batch"]  # nats
 Half = Float[Array, "batch tokens half_channels"]  # of a state, by either kind of split
 TokenOrder = Int[Array | np.ndarray, " tokens"]  # a permutation
 ChannelOrder = Int[Array | np.ndarray, " channels"]
-Context = Float[Array, "batch length width"] | None  # what a predictor may read besides the state
+Context = Float[Array, "batch length features"] | None  # what a predictor may read besides the state

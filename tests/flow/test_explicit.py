@@ -13,7 +13,7 @@ from jet_jax.jet import Jet
 
 pytestmark = pytest.mark.process  # whole runs, or eight devices: too long for `make check`
 
-LAYERS = ("actnorm",)
+PARTS = {"kinds": ("channels", "spatial"), "layers": ("actnorm", "dense"), "dequantizer_couplings": 1}
 AXES = {
   "explicit": (("batch",), (AxisType.Explicit,), P("batch")),
   "those of a run": (("data", "fsdp"), (AxisType.Explicit,) * 2, P(("data", "fsdp"))),
@@ -39,13 +39,14 @@ def results(model, variables, x):
     "samples": likelihood.quantize(model.apply(variables, latents, method="inverse")[0]),
     "intermediates": model.apply(variables, x, mutable="intermediates")[1],
     "pixels": likelihood.dequantize(likelihood.quantize(x), keys),
+    "bits": likelihood.bits_of_images(model, variables, likelihood.quantize(x), keys, 256),
   }
 
 
 @pytest.fixture(scope="module")
 def example():
   """A flow with images, and all results without a mesh."""
-  model = Jet(couplings=2, block_depth=1, width=8, heads=2, patch_size=2, kinds=("channels", "spatial"), layers=LAYERS)
+  model = Jet(couplings=2, block_depth=1, width=8, heads=2, patch_size=2, **PARTS)
   x = jax.random.normal(jax.random.key(2), (3, 4, 4, 2))
   variables = jax.jit(model.init)(jax.random.key(0), x)
   variables = variables | {"params": randomize(variables["params"], jax.random.key(1))}
