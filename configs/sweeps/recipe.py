@@ -1,7 +1,7 @@
 """Compares the fast recipe with the paper's: whole and in parts, in longer runs, in transfer, and on few images.
 
   python -m tools.sweep --sweep=configs/sweeps/recipe.py --out=runs/recipe \
-      --define images=npz:PATH many=archive:PATH few=npz:PATH
+      --define images=npz:PATH many=archive:PATH 'few=npz:PATH{count}.npz'
 
 `parity` is the model of configs/cifar10_parity.py, `small` that of configs/small32.py, `tiny` that of small32 with half
 the couplings of three quarters of the width and half the batch. Numbers in names are steps. Results: docs/recipe.md.

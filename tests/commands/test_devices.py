@@ -132,6 +132,7 @@ def test_a_run_starts_from_another_on_any_mesh_and_number_of_processes(tmp_path,
   assert len(set(records)) == 1
 
 
+@pytest.mark.slow
 def test_auto_is_chosen_after_every_check_and_its_training_step_is_compiled_once(tmp_path):
   command = [sys.executable, "-m", "jet_jax.train", f"--workdir={tmp_path}"]
   config = f"--config=configs/digits.py:{SETTINGS},total_steps=1,eval_steps=0,sample_steps=0,mesh.fsdp=auto"

@@ -36,10 +36,9 @@ def test_a_run_that_is_asked_to_end_saves_and_goes_on_later_with_the_same_bits(t
   small_runs.assert_same(tmp_path, straight(**SETTINGS), TOTAL)
 
 
+@pytest.mark.slow
 @pytest.mark.fault(4)
-@pytest.mark.parametrize(
-  "what", ["evaluation", *(pytest.param(what, marks=pytest.mark.slow) for what in ("compile", "save"))]
-)
+@pytest.mark.parametrize("what", ["evaluation", "compile", "save"])
 def test_asked_while_something_else_is_under_way_it_does_the_same(tmp_path, cache, straight, what):
   said = small_runs.finish(small_runs.start(tmp_path, cache, sabotage={"ask_during": what, "times": 1}, **SETTINGS))
   stopped = int(re.search(rf"stopped after step (\d+) of {TOTAL}", said)[1])
