@@ -40,6 +40,7 @@ SHOWN = 8  # images in the picture
 SIDE = 1.1  # of an image in it, in inches
 ENDS = (1, 99)  # percentiles of the maps between which the colours are
 KNOWN_LAYERS = ("actnorm",)  # of `model.layers`, whose scales have a place
+KNOWN_VALUES = {"masking": False, "resolutions": 1, "dequantizer_couplings": 0}  # of the model
 
 
 def add_flags(parser: config_lib.Parser) -> None:
@@ -64,6 +65,9 @@ def check_places(model) -> None:
       f"model.prior={model.prior!r} gives one number an image, so its bits have no places; give it a method "
       "log_density(z), of each latent by itself"
     )
+  for name, known in KNOWN_VALUES.items():
+    if (value := getattr(model, name)) != known:
+      raise ValueError(f"model.{name}={value} has bits whose places bits_map does not know; it needs {name}={known}")
   if unknown := [name for name in model.layers if name not in KNOWN_LAYERS]:
     raise ValueError(
       f"model.layers has {unknown[0]!r}, whose logdet has no known places; bits_map knows {', '.join(KNOWN_LAYERS)}"
@@ -138,7 +142,7 @@ def maps_of(variables, pixels, index, draw, *, model, levels, image_shape):
     Bits of each pixel, float32 (B, H, W), and the bits/dim of each image, float32 (B,), as evaluation has it.
   """
   x = likelihood.dequantize(pixels, noise_keys(index, draw[0]), levels)
-  z, logdet, log_scales = forward_with_scales(model, variables, x)
+  z, logdet, (log_scales,) = forward_with_scales(model, variables, x)
   stretched = to_pixels(placed_log_scales(variables, log_scales, model.layers), image_shape, model.patch_size)
   if (front := front_of(model, variables, image_shape)) is not None:
     of_front: Any = front.apply({}, to_tokens(x, model.patch_size))
