@@ -227,7 +227,7 @@ def official_table(rows: list[Row]) -> str:
       [
         "memory of each of 256 v5e chips (16 GB), 64 × 5, batch 1,024",
         f"{pod['official_hbm_gb']} GB",
-        f"{split['hbm_gb']} GB with the state split over 16, about the same without",
+        f"{split['hbm_gb']} GB, state split over 16; unsplit, the same",
       ],
     ],
   )
