@@ -67,7 +67,7 @@ class Jet(nn.Module):
     images, logdet = model.apply(variables, z, method="inverse")
 
   The permutations are drawn from the init key. They are constants of the model: save them with its parameters and keep
-  them from the optimizer. A new flow is the identity if `scale_bound` is 2.
+  them from the optimizer. A new flow is the identity if `scale_bound` is 2, but for a front, ActNorm and mixtures.
 
   Attributes:
     couplings: number of couplings, at each resolution; their parameters are stacked along a leading axis of this size.
@@ -77,8 +77,9 @@ class Jet(nn.Module):
     patch_size: side of the square patches, in pixels; divides both sides of the image.
     kinds: "channels" or "spatial" for each coupling, repeated over all of them.
     spatial: patterns of the spatial couplings, repeated over those; see `splits.spatial_order`.
-    scale_bound: the largest factor by which a coupling can stretch a dimension.
-    scale_floor: the smallest factor; the inverse stretches a dimension by at most 1 / scale_floor in a coupling.
+    scale_bound: the largest factor by which an affine coupling, or the affine map behind a mixture, can stretch a
+      dimension.
+    scale_floor: the smallest factor; its inverse stretches a dimension by at most 1 / scale_floor.
     dtype: of the transformers' computation, "float32" or "bfloat16"; all else is float32.
     remat: results that the backward pass recomputes: "none" (needs the most memory), "dots" (all but the dense layers),
       "blocks" (each transformer block from its input), "full" (each coupling from its input), or "auto" (training takes
@@ -222,7 +223,10 @@ class Jet(nn.Module):
 
   @nn.nowrap
   def dequantizer(self, **name) -> "Jet":
-    """The flow that learns the noise of dequantization, see `likelihood.dequantize_by`; its context is the image."""
+    """The flow that learns the noise of dequantization, see `likelihood.dequantize_by`; its context is the image.
+
+    Its couplings are masked and affine, with a ViT of one block in each.
+    """
     like = ("width", "heads", "patch_size", "kinds", "spatial", "dtype", "remat", "attention")
     shared: dict[str, Any] = {field: getattr(self, field) for field in like}
     return Jet(self.dequantizer_couplings, block_depth=1, masking=True, **shared, **name)
@@ -397,9 +401,12 @@ class Jet(nn.Module):
     if self.predictor != "vit":
       return suited
     tokens = (image_shape[0] // self.patch_size) * (image_shape[1] // self.patch_size)
-    rule = functools.partial(
-      broken_rule, device=device, dtype=self.dtype, head_dim=self.width // self.heads, tokens=tokens
-    )
+
+    def rule(name):
+      counts = (tokens // 4**resolution for resolution in range(self.resolutions))
+      broken = (broken_rule(name, device, self.dtype, self.width // self.heads, count) for count in counts)
+      return next(filter(None, broken), "")
+
     attention = self.attention
     if attention == "auto":
       attention = next(name for name in AUTO_ATTENTION.get(device.platform, ("xla",)) if not rule(name))
@@ -452,6 +459,8 @@ class Jet(nn.Module):
         "where a scale starts"
       )
     self.check_variants((height // self.patch_size, width // self.patch_size))
+    if self.dequantizer_couplings:
+      self.dequantizer().check(image_shape, draws_splits)
     if draws_splits:
       for resolution in range(self.resolutions):
         grid = tuple(side // self.patch_size // 2**resolution for side in (height, width))
@@ -476,5 +485,5 @@ class Jet(nn.Module):
     if not 1 <= self.resolutions <= most:
       raise ValueError(
         f"resolutions={self.resolutions} must be from 1 to {most}: each but the first halves the {grid[0]}x{grid[1]} "
-        "grid of patches; use a smaller patch_size"
+        "grid of patches; a smaller patch_size may allow more"
       )

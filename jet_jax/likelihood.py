@@ -175,12 +175,15 @@ def dequantize_by(
 ) -> tuple[Float[Array, "batch height width channels"], Float[Array, "batch"] | float]:
   """Pixels to the real line by the noise of a flow: uniform, or learned (Flow++, arXiv 1902.00275, section 3.1).
 
-  A learned dequantizer g takes e of N(0, I) to noise in the unit interval, given the image u, and x to its bin:
+  A learned dequantizer g takes e of N(0, I) to noise v inside the bin of the image u:
 
-    v = Phi(g(e; u)),   x = (u + v) * bin_width - 1,   log q(v | u) = log N(e) - logdet_g - sum(log N(g(e; u)))
+    v = EDGE + (1 - 2 EDGE) Phi(g(e; u)),   x = (u + v) * bin_width - 1
+    log q(v | u) = log N(e) - logdet_g - log N(g(e; u)) - D ln(1 - 2 EDGE),    D = H W C
 
-  Phi is the distribution function of N(0, 1), and N its density: where g is the identity, v is uniform and log q is 0.
-  As `dequantize` does, v keeps `EDGE` from both ends, by a scale that is counted.
+  Phi is the distribution function of N(0, 1), and N its density. Where g is the identity, v is uniform between its
+  ends, and log q is -D ln(1 - 2 EDGE): a new dequantizer costs 0.0014 bits/dim more than `dequantize`, which clips its
+  noise at EDGE, for nothing. Learned noise is not clipped: much of it could come to lie at one point, and be counted as
+  if it were spread.
 
   Args:
     model: the flow, a `Jet`.

@@ -70,7 +70,7 @@ def main(argv=None) -> None:
         _check_outputs(args, pngs)
     config, model, variables, step, mesh = load_run(args.workdir, args.step, dtype=args.dtype)
     weights = name_weights(config, variables)
-  except ValueError as error:
+  except (OSError, ValueError) as error:
     processes.fail(error)
   at_once = config_lib.microbatch_size(config)
   sampler = Sampler(model, config.image_shape, config.levels, args.num, mesh, at_once, args.device_batch)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jet_jax import likelihood as lk
+from jet_jax.jet import Jet
 
 LEVELS = (2, 17, 32, 256)
 
@@ -78,6 +79,76 @@ def test_noise_and_latents_do_not_depend_on_the_batch_with_any_generator(generat
   if generator != "unsafe_rbg":  # which splits keys in its own way
     default = lk.example_keys(jax.random.key(0, impl="threefry2x32"), jnp.arange(4))
     np.testing.assert_array_equal(sample(lk.example_keys(key, jnp.arange(4))), sample(default))
+
+
+LEARNED = {"kinds": ("channels", "spatial"), "dequantizer_couplings": 2}
+dequantize_by = jax.jit(lk.dequantize_by, static_argnames=("model", "levels"))
+
+
+def noise_of(model, variables, images, levels=256):
+  """Noise that a flow adds to images, in bins, float64; x, and log q."""
+  keys = lk.example_keys(jax.random.key(0), jnp.arange(len(images)))
+  x, log_q = dequantize_by(model, variables, images, keys, levels)
+  return (np.asarray(x, np.float64) + 1) / lk.bin_width(levels) - images, x, log_q
+
+
+def within_its_ends(noise, levels=256):
+  """True if learned noise has its distance from the ends of its bin, but for rounding."""
+  error = 2.0**-22 / lk.bin_width(levels)  # of x: float32 rounds three sums and products of numbers up to 2
+  return lk.EDGE - error <= noise.min() and noise.max() <= 1 - lk.EDGE + error
+
+
+def test_a_new_dequantizer_fills_the_bins_evenly_between_their_ends():
+  model = Jet(4, 1, 8, 2, patch_size=2, **LEARNED)
+  variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 4, 4, 2)))
+  noise, _, log_q = noise_of(model, variables, np.zeros((3000, 4, 4, 2), np.uint8))
+  assert within_its_ends(noise)
+  # 96,000 draws: the share in each tenth has standard deviation 0.001; five of them.
+  np.testing.assert_allclose(np.histogram(noise, 10, (0, 1))[0] / noise.size, 0.1, atol=0.005)
+  # Uniform on an interval of 1 - 2 EDGE. The logdet of the identity is the rounding of 32 logarithms a coupling.
+  np.testing.assert_allclose(log_q, -32 * np.log(1 - 2 * lk.EDGE), atol=1e-5)
+
+
+def test_log_q_is_that_of_the_jacobian(tiny_flow, monkeypatch):
+  """log q of x is log N(e) - log|det dx/de|, less the change of units from x to bins."""
+  with jax.enable_x64():  # in float64, so that no small term can hide
+    model, variables = tiny_flow((4, 4, 2), dtype="float64", **LEARNED)
+    variables = jax.tree.map(lambda leaf: leaf.astype("float64") if leaf.dtype == "float32" else leaf, variables)
+    images = jnp.asarray(np.random.default_rng(0).integers(0, 17, (1, 4, 4, 2)), jnp.uint8)
+
+    def dequantized(e):
+      monkeypatch.setattr(lk, "sample_prior", lambda *_: e.reshape(1, 4, 4, 2))
+      x, log_q = lk.dequantize_by(model, variables, images, jax.random.split(jax.random.key(0), 1), 17)
+      return x.ravel(), log_q[0]
+
+    e = jax.random.normal(jax.random.key(0), (32,), "float64")
+    jacobian, log_q = jax.jit(jax.jacfwd(dequantized, has_aux=True))(e)
+    logdet = np.linalg.slogdet(jacobian)[1] - 32 * np.log(lk.bin_width(17))
+    assert abs(log_q) > 1
+    np.testing.assert_allclose(log_q, jax.scipy.stats.norm.logpdf(e).sum() - logdet, atol=1e-9)
+
+
+@pytest.mark.parametrize("levels", [2, 256])
+def test_quantize_undoes_learned_noise_on_all_levels(tiny_flow, levels):
+  images = np.random.default_rng(0).integers(0, levels, (400, 4, 4, 2)).astype(np.uint8)
+  for std in (0.3, 3.0):
+    noise, x, log_q = noise_of(*tiny_flow((4, 4, 2), std=std, **LEARNED), images, levels)
+    np.testing.assert_array_equal(lk.quantize(x, levels), images)
+    assert within_its_ends(noise, levels)
+    assert jnp.isfinite(log_q).all()
+  assert np.mean(np.abs(noise - 0.5) > 0.5 - 2 * lk.EDGE) > 0.05, "the second draw must push noise to the ends"
+
+
+def test_learned_noise_depends_on_its_image_and_key_alone(tiny_flow):
+  flow = tiny_flow((4, 4, 2), **LEARNED)
+  images = np.random.default_rng(0).integers(0, 256, (400, 4, 4, 2)).astype(np.uint8)
+  noise, x, _ = noise_of(*flow, images)
+  other = images.copy()
+  other[3::2] = 255 - other[3::2]
+  np.testing.assert_array_equal(noise_of(*flow, other)[1][::2], x[::2])
+  np.testing.assert_allclose(noise_of(*flow, images[:3])[0], noise[:3], atol=1e-4)  # float32, at another size
+  assert np.abs(noise_of(*flow, other)[0] - noise)[3::2].max() > 0.1, "it depends on its image"
+  assert noise_of(*flow, images[:1].repeat(400, axis=0))[0].std(axis=0).mean() > 0.1, "and on its key"
 
 
 def sample(keys):
@@ -154,9 +225,13 @@ def test_a_draw_that_is_not_finite_shows_in_the_importance_weighted_bound(bad):
   np.testing.assert_array_equal(np.isfinite(lk.importance_weighted(bits, 12)), [False, True])
 
 
-def test_the_probabilities_of_all_images_sum_to_the_mass_of_the_flow_with_many_draws_and_to_less_with_one(tiny_flow):
+@pytest.mark.parametrize("dequantizer_couplings", [0, 2], ids=["uniform noise", "learned noise"])
+def test_the_probabilities_of_all_images_sum_to_the_mass_of_the_flow_with_many_draws_and_to_less_with_one(
+  tiny_flow, dequantizer_couplings
+):
   levels, dims, draws, side = 4, 2, 1024, 50
-  model, variables = tiny_flow((1, 1, dims), patch_size=1, kinds=("channels",))
+  settings = {"patch_size": 1, "kinds": ("channels",), "dequantizer_couplings": dequantizer_couplings}
+  model, variables = tiny_flow((1, 1, dims), **settings)
   images = np.stack(np.meshgrid(*[np.arange(levels)] * dims), axis=-1).reshape(-1, 1, 1, dims).astype(np.uint8)
   count = len(images)
   index = np.arange(draws * count, dtype=np.int32)
@@ -164,11 +239,13 @@ def test_the_probabilities_of_all_images_sum_to_the_mass_of_the_flow_with_many_d
     variables, np.tile(images, (draws, 1, 1, 1)), index, jax.random.key(0), model=model, levels=levels
   )
   bits = np.asarray(bits).reshape(draws, count)
-  # The mass, by the midpoints of a fine grid over the pixels' bins.
-  axis = (np.arange(levels * side) + 0.5) / side * lk.bin_width(levels) - 1
+  # The mass, by the midpoints of a fine grid over the pixels' bins, or what learned noise can reach of them.
+  edge = lk.EDGE if dequantizer_couplings else 0
+  places = np.arange(levels)[:, None] + edge + (1 - 2 * edge) * (np.arange(side) + 0.5) / side
+  axis = places.ravel() * lk.bin_width(levels) - 1
   x = np.stack(np.meshgrid(*[axis] * dims), axis=-1).reshape(-1, 1, 1, dims).astype(np.float32)
   density = 2.0 ** (-dims * lk.bits_per_dim(*jax.jit(model.apply)(variables, x), levels))
-  mass = density.sum() / side**dims
+  mass = density.sum() * ((1 - 2 * edge) / side) ** dims
   average, weighted = (np.sum(2.0 ** (-dims * bound)) for bound in (bits.mean(0), lk.importance_weighted(bits, dims)))
   error = np.sqrt(np.sum((2.0 ** (-dims * bits)).var(axis=0) / draws))
   assert average < 0.97 * mass  # bits of one draw are an upper bound: their images have too little probability

@@ -51,6 +51,11 @@ MODULES = {  # our name -> official name; {} is the number of a transformer bloc
   "block{}_mlp/up": BLOCK + "MlpBlock_0/Dense_0",
   "block{}_mlp/down": BLOCK + "MlpBlock_0/Dense_1",
 }
+# Fields of a flow that the official code lacks, and their only values in it.
+UNOFFICIAL = {
+  "scale_floor": 0.0, "front": "none", "layers": (), "predictor": "vit", "prior": "normal",
+  "coupling_transform": "affine", "masking": False, "resolutions": 1, "dequantizer_couplings": 0,
+}  # fmt: skip
 UNNAMED = "imported"  # a spatial split outside `PATTERNS`: only the order of the tokens defines it
 
 
@@ -105,22 +110,21 @@ def export_npz(model: Jet, variables, image_shape, npz: str | pathlib.Path) -> N
   """Writes a model of ours as official weights: the inverse of `convert`, bit for bit.
 
   Args:
-    model: a flow with a `scale_floor` of 0, no front and no `layers`; the official code has none of them.
+    model: a flow of the official kind, whose fields are as in `UNOFFICIAL`.
     variables: `params` and `permutations` of the model.
     image_shape: (H, W, C) of the images of the model.
     npz: path to write.
 
   Raises:
-    ValueError: variables of another model or image shape, or a feature that the official code lacks: a `scale_floor`,
-      a front, `layers`, or a split that reorders both tokens and channels.
+    ValueError: variables of another model or image shape, or a feature that the official code lacks: another value of a
+      field in `UNOFFICIAL`, or a split that reorders both tokens and channels.
   """
   image_shape = _check_image_shape(image_shape)
-  if model.scale_floor:
-    raise ValueError(f"scale_floor={model.scale_floor} has no official counterpart; export a model with scale_floor=0")
-  if model.front != "none":
-    raise ValueError(f"front={model.front!r} has no official counterpart; export a model with front='none'")
-  if model.layers:
-    raise ValueError(f"layers={tuple(model.layers)} have no official counterpart; export a model with layers=()")
+  for name, official in UNOFFICIAL.items():
+    value = getattr(model, name)
+    value = tuple(value) if name == "layers" else value
+    if value != official:
+      raise ValueError(f"{name}={value!r} has no official counterpart; export a model with {name}={official!r}")
   model.check(image_shape, draws_splits=False)
   _check_variables(variables, _shapes(model, image_shape))
   arrays = {}

@@ -21,6 +21,7 @@ leaves pauses out. Prints a table, and one JSON object last; with --watch only t
 import argparse
 import datetime
 import math
+import os
 import pathlib
 import sys
 import time
@@ -47,8 +48,14 @@ def find_runs(folder: pathlib.Path) -> dict[str, pathlib.Path]:
   Raises:
     ValueError: the folder has none.
   """
-  found = [path.parent for depth in range(DEPTH + 1) for path in folder.glob("*/" * depth + "config.json")]
-  found = sorted(path for path in found if not exported.is_export(path))
+  found = []
+  for path, below, files in os.walk(folder):  # which passes over a folder that a run removes meanwhile
+    place = pathlib.Path(path)
+    if "config.json" in files and not exported.is_export(place):
+      found.append(place)
+    if len(place.relative_to(folder).parts) == DEPTH:
+      below.clear()
+  found.sort()
   if not found:
     raise ValueError(
       f"{folder} has no run: no config.json in it or up to {DEPTH} folders below; give a --workdir of training, or the "

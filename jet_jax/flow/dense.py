@@ -13,8 +13,8 @@ class InvertibleDense(Layer):
     forward:  y = L U x           logdet =  tokens * sum(log_diagonal)
     inverse:  x = U^-1 L^-1 y     logdet = -tokens * sum(log_diagonal)
 
-  L has ones on its diagonal, U has exp(log_diagonal). Glow's third factor P, a fixed permutation, is the random order
-  of the channels in each coupling. A new layer is the identity, and weight decay draws it there.
+  L has ones on its diagonal, U has exp(log_diagonal). Glow's third factor P, a fixed permutation, is not needed: each
+  coupling splits the channels at random. A new layer is the identity, and weight decay draws it there.
   """
 
   @nn.compact

@@ -82,14 +82,14 @@ class LogisticMixture:
     F(x) = sum_i weight_i * sigmoid((x - mean_i) / width_i)
     v = log F(x) - log(1 - F(x)) + LEAST_SLOPE * x,   y = (v + bias) * scale
 
-  Predicted are bias and raw scale, as of `Affine`, then for each component the logarithm of its weight, its mean and
-  the logarithm of its width. The means start apart, or all components would learn the same; so it starts near the
-  identity, not at it. Widths lie in (1 / WIDEST, WIDEST). Flow++ has no last term of v. Without it v is flat between
-  two narrow components, and in float32 nothing finds x there again.
+  Predicted are bias and raw scale, as of `Affine`, then the logarithms of the weights of all components, their means,
+  and the logarithms of their widths. The means start apart, or all components would learn the same; so it starts near
+  the identity, not at it. Widths lie in (1 / WIDEST, WIDEST). Flow++ has no last term of v. Without it v is flat
+  between two narrow components, and in float32 nothing finds x there again.
 
   No equation gives the inverse. v is increasing in x, and between the smallest and the largest of the lines
   (x - mean_i) / width_i + LEAST_SLOPE * x, so x is between the places where these reach v. Bisection narrows that, and
-  Newton steps that stay inside end it: in float32 within 1e-5.
+  Newton steps that stay inside end it: in float32 within 1e-5, for parameters of N(0, 1) and x up to 6.
 
   Attributes:
     components: number of logistic distributions.

@@ -17,7 +17,7 @@ class MaskedCoupling(Layer):
     inverse:  x = y where known, f^-1(y; p) elsewhere    logdet = -sum(log f') elsewhere     read = x where known
 
   It is `Coupling` for states in the order of the image: the predictor sees all tokens in their places, as a convolution
-  needs, and a learned number stands for each that is hidden. Recorded in "intermediates" as by `Coupling`.
+  needs, and a learned number for each channel stands where it is hidden. Recorded in "intermediates" as by `Coupling`.
 
   Attributes:
     predictor: module from a state (B, tokens, channels) to `elementwise.predicted` arrays of the same shape; the
@@ -42,6 +42,6 @@ class MaskedCoupling(Layer):
     y, log_scale = self.elementwise(x, predicted, inverse)
     y, log_scale = jnp.where(self.known, x, y), jnp.where(self.known, 0, log_scale)
     places = jnp.nonzero(~self.known.ravel(), size=self.known.size // 2)[0]
-    record_scales(self, log_scale.reshape(len(x), 1, -1)[:, :, places])
+    record_scales(self, log_scale.reshape(x.shape[0], 1, -1)[:, :, places])
     logdet = jnp.sum(log_scale, axis=(1, 2))
     return y, -logdet if inverse else logdet

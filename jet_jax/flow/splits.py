@@ -90,7 +90,8 @@ def spatial_order(pattern: str, grid: tuple[int, int]) -> np.ndarray:
   if 2 * conditions.sum() != conditions.size:
     raise ValueError(
       f"spatial pattern {pattern!r} must cut the tokens in equal halves, and on a grid of {grid[0]}x{grid[1]} patches "
-      f"they are {conditions.sum()} and {(~conditions).sum()}; use another patch_size, image size or pattern"
+      f"they are {conditions.sum()} and {(~conditions).sum()}; use another patch_size, image size or pattern, or fewer "
+      "resolutions"
     )
   if pattern.endswith(INVERTED):
     conditions = ~conditions

@@ -21,7 +21,7 @@ def images_at(variables, key, index, temperature, model, image_shape) -> jax.Arr
   At temperature T, the latents are T z. Behind a front that mixes pixels, that makes each coupling shrink what the next
   one reads: energy falls far below that of any image, and what is predicted there has no meaning (docs/recipe.md). So
   there, all predictors read the states of T = 1. The biases and scales that they give make the inverse A z + b, and the
-  image is T A z + b.
+  image is T A z + b. With mixtures that inverse is not affine; it is taken to first order around T = 1.
 
   Args:
     variables: `params` and `permutations`.

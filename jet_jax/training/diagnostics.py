@@ -26,9 +26,10 @@ def measure_scales(variables, images, *, model: Any, levels: int) -> tuple[jax.A
     model, levels: constants of the run.
 
   Returns:
-    Latents, float32 (B, H, W, C); and "scale_min", "scale_max" and "scale_at_bound", float32 (couplings,): of each
-    coupling the smallest and largest scale, and the share of scales within `NEAR` of `scale_bound`, or of `scale_floor`
-    if that is above 0.
+    Latents, float32 (B, H, W, C); and "scale_min", "scale_max" and "scale_at_bound", float32 (couplings,), those of
+    each resolution in turn: of each coupling the smallest and largest scale, and the share of scales within `NEAR` of
+    `scale_bound`, or of `scale_floor` if that is above 0. Scales of mixtures are their derivatives, which neither
+    bounds: their share is 0, as that of additive couplings is.
   """
   z, _, resolutions = forward_with_scales(model, variables, likelihood.centres(images, levels))
   measured = []
@@ -36,6 +37,7 @@ def measure_scales(variables, images, *, model: Any, levels: int) -> tuple[jax.A
     at_bound = log_scales >= math.log((1 - NEAR) * model.scale_bound)
     if model.scale_floor:
       at_bound |= log_scales <= math.log((1 + NEAR) * model.scale_floor)
+    at_bound &= model.coupling_transform == "affine"
     of_an_image = (1, 2, 3)
     measured.append({
       "scale_min": jnp.exp(log_scales.min(of_an_image)),

@@ -91,7 +91,7 @@ def _check(config: config_lib.Config, source: config_lib.Config) -> None:
       f"model.front_stretch={stretches[1]} would do nothing: the front comes from {config.init_from}, which was fitted "
       f"with {stretches[0]}; set that, or init_front=False"
     )
-  if config.model.predictor != "vit" and (leaves := _unlike(_shapes(source), _shapes(config))):
+  if config.model.predictor != "vit" and (leaves := _unlike(*map(_shapes_of_stacks, (source, config)))):
     raise ValueError(
       f"init_from={config.init_from} is for images of {source.image_shape}, and on the {config.image_shape} here "
       f"parameters of {config.model.predictor} have other shapes; train on the size of the source. They are: "
@@ -221,6 +221,11 @@ def _leaves_that_differ(source, config) -> list[str]:
   grid = source.image_shape[0] // source.model.patch_size, source.image_shape[1] // source.model.patch_size
   side = config.model.patch_size
   return _unlike(_shapes(source), _shapes(config, (grid[0] * side, grid[1] * side, config.image_shape[2])))
+
+
+def _shapes_of_stacks(config) -> dict[str, tuple[int, ...]]:
+  """Shapes without those of the dequantizer: its predictor is a ViT, and `move` resamples the positions of that."""
+  return {name: shape for name, shape in _shapes(config).items() if not name.startswith("dequantizer/")}
 
 
 def _shapes(config, image_shape=None) -> dict[str, tuple[int, ...]]:

@@ -9,6 +9,7 @@ DIR/SHA256SUMS         digests of both and of the other files, for `sha256sum --
 import hashlib
 import json
 import pathlib
+import re
 from typing import Any
 
 import jax
@@ -108,8 +109,12 @@ def _check_sums(folder: pathlib.Path) -> None:
 
 
 def _read_sums(folder: pathlib.Path) -> dict[str, str]:
+  """Reads the digest of each file. Raises ValueError without those of the files from which a flow is loaded."""
   lines = (folder / SUMS).read_text().splitlines()
-  return {name: known for known, _, name in (line.partition("  ") for line in lines)}
+  sums = {name: known for known, _, name in (line.partition("  ") for line in lines)}
+  if missing := [name for name in (WEIGHTS, "config.json") if not re.fullmatch("[0-9a-f]{64}", sums.get(name, ""))]:
+    raise ValueError(f"{SUMS} has no digest of {missing[0]}; copy it again, or export the run again")
+  return sums
 
 
 def _sha256(path: pathlib.Path) -> str:

@@ -123,6 +123,13 @@ def test_what_cannot_run_is_told_with_a_fix(implementation, device, dtype, head_
     assert flow.for_device(device, (1, tokens, 2)).attention == implementation
 
 
+def test_the_rule_holds_at_every_resolution():
+  flow = Jet(width=64, heads=1, attention="splash", patch_size=1, kinds=("channels",), resolutions=2)
+  assert flow.for_device(device("tpu"), (32, 32, 2)).attention == "splash"  # 256 tokens at the second
+  with pytest.raises(ValueError, match="'splash' needs a multiple of 128 tokens an image, not 64"):
+    flow.for_device(device("tpu"), (16, 16, 2))
+
+
 @pytest.mark.parametrize(
   ("device", "dtype", "width", "attention", "computed_in"),
   [

@@ -71,6 +71,26 @@ def test_a_flow_runs_under_any_mesh(axes, example):
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), found, expected)
 
 
+@pytest.mark.parametrize("axes", AXES)
+def test_learned_noise_runs_under_any_mesh(axes, tiny_flow):
+  """Its flow reads the image as a context, which enters as the state does."""
+  names, types, spec = AXES[axes]
+  settings = {"couplings": 1, "kinds": ("channels",), "masking": True, "predictor": "cnn", "dequantizer_couplings": 1}
+  model, variables = tiny_flow((4, 4, 2), **settings)
+  images = np.random.default_rng(0).integers(0, 256, (3, 4, 4, 2)).astype(np.uint8)
+
+  @jax.jit
+  def bits(images):
+    keys = likelihood.example_keys(jax.random.key(1), jnp.arange(len(images)))
+    return likelihood.bits_of_images(model, variables, images, keys, 256)
+
+  expected = bits(images)
+  mesh = jax.make_mesh((1,) * len(names), names, axis_types=types)
+  with jax.set_mesh(mesh):
+    found = bits(jax.device_put(images, NamedSharding(mesh, spec)))
+  np.testing.assert_allclose(found, expected, rtol=1e-5)  # the compiler may fuse operations in another order
+
+
 def test_a_flow_runs_without_jit_under_a_mesh(tiny_flow):
   model, variables = tiny_flow((2, 2, 2), couplings=1, kinds=("channels",), patch_size=1)
   x = jax.random.normal(jax.random.key(2), (3, 2, 2, 2))

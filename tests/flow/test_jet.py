@@ -80,9 +80,21 @@ def test_logdet_is_that_of_the_jacobian(tiny_flow, case):
       np.testing.assert_allclose(logdet, expected, atol=1e-9)
 
 
-def test_a_new_flow_is_the_identity():
+@pytest.mark.parametrize(
+  "settings",
+  [
+    {"couplings": 7},
+    {"masking": True},
+    {"predictor": "cnn", "masking": True, "layers": ("dense",), "coupling_transform": "additive"},
+    {"resolutions": 2},
+    {"resolutions": 3, "masking": True, "kinds": ("channels",)},
+  ],
+  ids=str,
+)
+def test_a_new_flow_is_the_identity(settings):
   x = jax.random.normal(jax.random.key(0), (2, 8, 8, 3))
-  model = Jet(couplings=7, block_depth=1, width=8, heads=2, patch_size=2, kinds=("channels", "spatial"))
+  basic = {"couplings": 2, "block_depth": 1, "width": 8, "heads": 2, "patch_size": 2, "kinds": ("channels", "spatial")}
+  model = Jet(**basic | settings)
   z, logdet = run(model, model.init(jax.random.key(1), x), x)
   # x survives unchanged, bit for bit: a bias of 0 and a scale of 2 * sigmoid(0) = 1 are exact in float32.
   np.testing.assert_array_equal(z, x)
@@ -99,15 +111,40 @@ def test_every_dimension_moves_under_the_default_kinds(tiny_flow):
   assert jnp.all(jnp.abs(z - x) > 1e-4)
 
 
+@pytest.mark.parametrize("masking", [False, True])
 @pytest.mark.parametrize("kind", ["channels", "spatial"])
-def test_a_coupling_moves_its_second_half_and_no_other_dimension(tiny_flow, kind):
-  model, variables = tiny_flow((2, 4, 2), patch_size=1, couplings=1, kinds=(kind,))
+def test_a_coupling_moves_its_second_half_and_no_other_dimension(tiny_flow, kind, masking):
+  model, variables = tiny_flow((2, 4, 2), patch_size=1, couplings=1, kinds=(kind,), masking=masking)
   x = jax.random.normal(jax.random.key(0), (1, 2, 4, 2))
-  z, _ = run(model, variables, x)
-  moved = np.flatnonzero(np.asarray(z != x).ravel())
   split = jax.tree.map(lambda x: x[0], Splits(**variables["permutations"]))
   where = jnp.arange(16.0).reshape(1, 8, 2)[:, split.tokens][:, :, split.channels]
-  np.testing.assert_array_equal(moved, np.sort(halves(where, split.spatial)[1].ravel()))
+  for method in ("__call__", "inverse"):
+    z, _ = run(model, variables, x, method)
+    moved = np.flatnonzero(np.asarray(z != x).ravel())  # the others have the same bits
+    np.testing.assert_array_equal(moved, np.sort(halves(where, split.spatial)[1].ravel()))
+
+
+@pytest.mark.parametrize("masking", [False, True])
+def test_the_half_that_the_last_coupling_reads_goes_on_to_the_next_resolution(tiny_flow, masking):
+  """Else that coupling would not be the learned prior of the half that is factored out."""
+  settings = {"patch_size": 1, "couplings": 1, "kinds": ("spatial",), "resolutions": 2, "masking": masking}
+  model, variables = tiny_flow((4, 4, 4), **settings)
+  splits = variables["permutations"]
+  assert not splits["spatial"].any(), "the last coupling splits channels, whatever its kind would be"
+  assert splits["spatial_1"].all()
+  x = jax.random.normal(jax.random.key(0), (64,))
+  jacobian = jax.jacfwd(lambda x: run(model, variables, x.reshape(1, 4, 4, 4))[0].ravel())(x)
+  kept_channels = np.isin(np.arange(4), splits["channels"][0, :2])
+  assert kept_channels[:2].sum() == 1, "a draw of the order that halves in place would not tell"
+  is_kept = np.tile(kept_channels, 16)
+  of_kept, of_factored = jacobian[is_kept], jacobian[~is_kept]
+  np.testing.assert_array_equal(of_kept[:, ~is_kept], 0)  # the kept half depends on itself alone
+  off_diagonal = lambda square: np.count_nonzero(square - np.diag(np.diag(square)))
+  assert off_diagonal(of_kept[:, is_kept]) == 16 * 16, (
+    "the next resolution transforms half of its tokens, by the others"
+  )
+  assert off_diagonal(of_factored[:, ~is_kept]) == 0, "each factored number is transformed by itself, once"
+  assert np.count_nonzero(of_factored[:, is_kept]) == 32 * 32, "and by what is predicted from the kept half"
 
 
 def test_channel_splits_alone_move_every_dimension(tiny_flow):
@@ -209,6 +246,25 @@ def test_permutations_are_constants_drawn_from_the_key(tiny_flow):
     ({"scale_bound": float("inf")}, (8, 8, 3), "scale_bound=inf must be positive and finite"),
     ({"remat": "some"}, (8, 8, 3), "none, dots, blocks, full"),
     ({"dtype": "float16"}, (8, 8, 3), "bfloat16"),
+    ({"coupling_transform": "cubic"}, (8, 8, 3), "coupling_transform='cubic' must be one of affine, additive, mixture"),
+    ({"mixture_components": 0}, (8, 8, 3), "mixture_components=0 must be at least 1"),
+    ({"dequantizer_couplings": -1}, (8, 8, 3), "dequantizer_couplings=-1 must be at least 0, for uniform noise"),
+    ({"predictor": "cnn"}, (8, 8, 3), "predictor='cnn' needs a grid of tokens.*set masking=True, or only channels in"),
+    ({"predictor": "cnn", "masking": True, "attention": "xla"}, (8, 8, 3), "predictor='cnn'; leave it at 'auto'"),
+    ({"predictor": "cnn", "masking": True, "heads": 3, "dequantizer_couplings": 1}, (8, 8, 3), "heads=3 must divide"),
+    ({"resolutions": 0}, (64, 64, 3), "resolutions=0 must be from 1 to 5: .* the 16x16 grid of patches"),
+    ({"resolutions": 3}, (24, 8, 3), "resolutions=3 must be from 1 to 2: .*; a smaller patch_size may allow more"),
+    ({"resolutions": 2}, (8, 8, 3), "on a grid of 1x1 patches .*, or fewer resolutions"),
+    (
+      {"patch_size": 1, "masking": True},
+      (8, 8, 3),
+      "even count of numbers to be halved, and holds .* = 3; use an even",
+    ),
+    (
+      {"patch_size": 1, "masking": True, "kinds": ("spatial",), "resolutions": 2},
+      (8, 8, 3),
+      "an even count of numbers",
+    ),
   ],
 )
 def test_shapes_that_the_flow_cannot_split_are_refused(settings, shape, message):

@@ -13,7 +13,7 @@ SHAPE = (4, 8, 2)
 def test_the_log_scales_of_an_image_sum_to_its_logdet(tiny_flow, settings):
   model, variables = tiny_flow(SHAPE, kinds=("channels", "spatial"), **settings)
   x = jax.random.normal(jax.random.key(7), (3, *SHAPE))
-  z, logdet, log_scales = jax.jit(forward_with_scales, static_argnums=0)(model, variables, x)
+  z, logdet, (log_scales,) = jax.jit(forward_with_scales, static_argnums=0)(model, variables, x)
   assert log_scales.size == 4 * x.size / 2, "a half in each coupling"
   np.testing.assert_allclose(log_scales.sum(axis=(0, 2, 3)), logdet, rtol=1e-5)  # the order of 128 summands
   expected_z, expected_logdet = jax.jit(model.apply)(variables, x)

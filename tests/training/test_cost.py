@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jet_jax import train
+from jet_jax import likelihood, train
 from jet_jax.config import resolve
 from jet_jax.devices import compile as compile_lib
 from jet_jax.jet import Jet
@@ -25,6 +25,31 @@ def test_forward_flops_are_those_that_xla_counts(block_depth, kinds):
   counted = jax.jit(model.apply).lower(variables, images).compile().cost_analysis()["flops"] / 2
   formula = cost.forward_flops(model, (32, 32, 3))
   assert formula < counted < 1.03 * formula  # what is above are norms, softmax, GELU and the affine maths
+
+
+@pytest.mark.parametrize(
+  "settings",
+  [
+    {"predictor": "cnn"},
+    {"predictor": "cnn", "masking": True},
+    {"coupling_transform": "mixture"},
+    {"coupling_transform": "additive"},
+    {"masking": True},
+    {"resolutions": 2},
+    {"dequantizer_couplings": 1},
+  ],
+  ids=str,
+)
+def test_forward_flops_of_other_parts_are_those_that_xla_counts(settings):
+  basic = {"couplings": 1, "block_depth": 2, "width": 256, "heads": 4, "kinds": ("channels",), "remat": "none"}
+  model = Jet(**basic | settings)
+  images, pixels = (jax.ShapeDtypeStruct((2, 32, 32, 3), dtype) for dtype in ("float32", "uint8"))
+  variables = jax.eval_shape(model.init, jax.random.key(0), images)
+  keys = jax.eval_shape(lambda: likelihood.example_keys(jax.random.key(0), jnp.arange(2)))
+  evaluated = jax.jit(lambda *arguments: likelihood.bits_of_images(model, *arguments, 256))
+  counted = evaluated.lower(variables, pixels, keys).compile().cost_analysis()["flops"] / 2
+  formula = cost.forward_flops(model, (32, 32, 3))
+  assert formula < counted < 1.03 * formula  # what is above are norms, softmax, GELU and the maths of the couplings
 
 
 def test_flops_grow_with_couplings_and_a_step_takes_three_times_the_forward_pass():

@@ -81,6 +81,32 @@ def test_scales_at_a_bound_are_counted_by_coupling(tiny_flow, floor, shares):
   assert result["scale_min_by_coupling"][2] == pytest.approx(floor, abs=1e-6)
 
 
+@pytest.mark.parametrize("masking", [False, True])
+def test_scales_of_every_resolution_are_those_of_its_couplings_in_turn(tiny_flow, masking):
+  model, variables = tiny_flow((4, 4, 2), couplings=2, resolutions=2, masking=masking, kinds=("channels",), std=0.1)
+  head = variables["params"]["couplings_1"]["vit"]["head"]
+  head["bias"] += jnp.array([0.0, 30.0])[:, None]  # the last coupling of the second resolution saturates above
+  source = examples(6)
+  result = diagnosed(model, variables, source)
+  assert result["scale_at_bound_by_coupling"] == [0, 0, 0, 1]
+  assert result["scale_max_by_coupling"][3] == pytest.approx(2)
+  x = likelihood.centres(np.stack([example["image"] for example in source]))
+  lows, highs = np.transpose(invertibility.measure(model, variables, x)["scale_range"])
+  np.testing.assert_allclose(result["scale_min_by_coupling"], lows, rtol=1e-5)
+  np.testing.assert_allclose(result["scale_max_by_coupling"], highs, rtol=1e-5)
+
+
+@pytest.mark.parametrize("bound", [1.0, 2.0])
+def test_additive_couplings_have_scales_of_1_and_mixtures_of_no_bound(tiny_flow, bound):
+  settings = {"couplings": 2, "kinds": ("channels", "spatial"), "scale_bound": bound}
+  additive = diagnosed(*tiny_flow(SHAPE, coupling_transform="additive", **settings), examples(6))
+  assert additive["scale_min_by_coupling"] == additive["scale_max_by_coupling"] == [1, 1]
+  assert additive["scale_at_bound_by_coupling"] == [0, 0]
+  mixture = diagnosed(*tiny_flow(SHAPE, coupling_transform="mixture", std=1.0, **settings), examples(6))
+  assert mixture["scale_max"] > 2 * bound, "a component is narrower than the bound"
+  assert mixture["scale_at_bound_by_coupling"] == [0, 0]
+
+
 @pytest.mark.parametrize("count", [3, 70, 1000])
 def test_the_images_are_spread_over_the_split_and_the_same_for_any_batch(count):
   numbered = [{"image": np.full((1, 1, 2), i % 256, np.uint8)} for i in range(count)]

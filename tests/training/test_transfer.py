@@ -139,6 +139,11 @@ def test_what_was_taken_is_on_record(make_source, small, tmp_path):
     ({"width": 16, "size": 16}, ["position_embedding (5, 16, 8) there and (5, 16, 16) here"]),
     ({"data.source": "digits", "data.size": 0, "patch_size": 2, "levels": 17}, ["channels=3 there and 1 here"]),
     ({"init_ema": True}, ["no averaged weights"]),
+    ({"coupling_transform": "additive"}, ["model.coupling_transform='affine' there and 'additive' here"]),
+    ({"coupling_transform": "mixture"}, ["head/kernel (5, 8, 12) there and (5, 8, 156) here"]),
+    ({"masking": True}, ["model.masking=False there and True here", "coupling/hidden missing there and (5, 12) here"]),
+    ({"kinds": ("channels",), "resolutions": 2}, ["model.resolutions=1 there and 2 here"]),
+    ({"dequantizer_couplings": 1}, ["model.dequantizer_couplings=0 there and 1 here", "dequantizer/couplings/"]),
   ],
 )  # fmt: skip
 def test_another_flow_is_refused_with_all_that_differs(settings, words, make_source, small, tmp_path):
@@ -280,6 +285,48 @@ def test_another_grid_moves_the_splits_and_resamples_positions(size, make_source
   assert [line.split()[0] for line in json.loads((tmp_path / "run" / transfer.RECORD).read_text())["changed"]] == [
     "params/couplings/vit/position_embedding", "permutations/tokens",
   ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+  ("settings", "there", "here"),
+  [
+    ({"resolutions": 2}, (8, 8), (16, 16)),
+    ({"resolutions": 2, "masking": True}, (16, 8), (8, 16)),
+    ({"dequantizer_couplings": 2}, (8, 8), (4, 8)),
+    ({"resolutions": 2, "masking": True, "predictor": "cnn", "dequantizer_couplings": 1}, (8, 8), (16, 16)),
+  ],
+  ids=str,
+)
+def test_every_part_of_a_flow_moves_to_another_grid(tiny_flow, settings, there, here):
+  model, variables = tiny_flow((*there, 2), kinds=("channels", "spatial"), **settings)
+  moved, changed = transfer.move(variables, model, (*there, 2), (*here, 2))
+  like = model.abstract_variables((*here, 2))
+  assert jax.tree.map(lambda x: (x.shape, x.dtype), moved) == jax.tree.map(lambda x: (x.shape, x.dtype), like)
+  images = np.random.default_rng(0).integers(0, 256, (2, *here, 2), np.uint8)
+
+  @jax.jit
+  def round_trip(images):
+    keys = jax.random.split(jax.random.key(1), 2)
+    x, log_q = likelihood.dequantize_by(model, moved, images, keys, 256)
+    z, logdet = model.apply(moved, x)
+    return x, z, log_q, logdet, *model.apply(moved, z, method="inverse")
+
+  x, z, log_q, logdet, back, logdet_back = round_trip(images)
+  np.testing.assert_allclose(back, x, atol=1e-4)  # float32, as for one resolution
+  np.testing.assert_allclose(logdet, -logdet_back, rtol=1e-5)
+  assert jnp.isfinite(log_q).all()
+  assert jnp.abs(z - x).max() > 0.1
+  positions = [line for line in changed if "position_embedding" in line]
+  assert len(positions) == (0 if settings.get("predictor") == "cnn" else model.resolutions)
+  assert ("dequantizer moved as well" in changed) == ("dequantizer_couplings" in settings)
+
+
+def test_a_run_with_a_cnn_and_learned_noise_starts_on_images_of_another_size(small, tmp_path):
+  """The positions of the dequantizer, which is a ViT, are resampled; those of a predictor of the user's own are not."""
+  settings = {"predictor": "cnn", "masking": True, "dequantizer_couplings": 1, "heads": 2}
+  source, config = small(**settings), small(size=16, init_from="source", **settings)
+  source.image_shape, config.image_shape = (8, 8, 3), (16, 16, 3)
+  transfer._check(config, source)
 
 
 def test_a_front_is_taken_along_or_fitted_to_the_new_images(make_source, small, tmp_path):

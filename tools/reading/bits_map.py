@@ -29,18 +29,17 @@ import matplotlib.pyplot as plt
 from jet_jax import config as config_lib
 from jet_jax import likelihood
 from jet_jax.flow.scales import forward_with_scales
-from jet_jax.flow.splits import join
+from jet_jax.flow.splits import Splits
 from jet_jax.workdir.atomic import replacing
 from jet_jax.workdir.image_grid import shown
 from tools.reading import images, pictures
 from tools.reading.flow import Flow, noise_keys
-from tools.reading.places import front_of, in_image_order, to_pixels, to_tokens
+from tools.reading.places import check_one_resolution, front_of, placed, to_pixels, to_tokens
 
 SHOWN = 8  # images in the picture
 SIDE = 1.1  # of an image in it, in inches
 ENDS = (1, 99)  # percentiles of the maps between which the colours are
 KNOWN_LAYERS = ("actnorm",)  # of `model.layers`, whose scales have a place
-KNOWN_VALUES = {"masking": False, "resolutions": 1, "dequantizer_couplings": 0}  # of the model
 
 
 def add_flags(parser: config_lib.Parser) -> None:
@@ -59,18 +58,22 @@ def check(args) -> None:
 
 
 def check_places(model) -> None:
-  """Raises ValueError for a flow whose bits have no places."""
+  """Raises ValueError for a flow whose bits have no places, or none that are known here."""
+  check_one_resolution(model, "bits_map")
+  if model.dequantizer_couplings:
+    raise ValueError(
+      f"model.dequantizer_couplings={model.dequantizer_couplings} learns the noise, whose bits have no known places; "
+      "give a run with uniform noise (dequantizer_couplings=0)"
+    )
   if model.prior != "normal" and not hasattr(model.find_prior(), "log_density"):
     raise ValueError(
       f"model.prior={model.prior!r} gives one number an image, so its bits have no places; give it a method "
       "log_density(z), of each latent by itself"
     )
-  for name, known in KNOWN_VALUES.items():
-    if (value := getattr(model, name)) != known:
-      raise ValueError(f"model.{name}={value} has bits whose places bits_map does not know; it needs {name}={known}")
   if unknown := [name for name in model.layers if name not in KNOWN_LAYERS]:
     raise ValueError(
-      f"model.layers has {unknown[0]!r}, whose logdet has no known places; bits_map knows {', '.join(KNOWN_LAYERS)}"
+      f"model.layers has {unknown[0]!r}, whose logdet has no known places; bits_map knows {', '.join(KNOWN_LAYERS)}; "
+      "give a run without it"
     )
 
 
@@ -143,7 +146,7 @@ def maps_of(variables, pixels, index, draw, *, model, levels, image_shape):
   """
   x = likelihood.dequantize(pixels, noise_keys(index, draw[0]), levels)
   z, logdet, (log_scales,) = forward_with_scales(model, variables, x)
-  stretched = to_pixels(placed_log_scales(variables, log_scales, model.layers), image_shape, model.patch_size)
+  stretched = to_pixels(placed_log_scales(model, variables, log_scales), image_shape, model.patch_size)
   if (front := front_of(model, variables, image_shape)) is not None:
     of_front: Any = front.apply({}, to_tokens(x, model.patch_size))
     stretched += of_front[1][:, None, None, None] / z[0].size
@@ -153,30 +156,28 @@ def maps_of(variables, pixels, index, draw, *, model, levels, image_shape):
   return nats.sum(axis=-1) / jnp.log(2), likelihood.bits_per_dim(z, logdet, levels, prior)
 
 
-def placed_log_scales(variables, log_scales, layers=()):
+def placed_log_scales(model, variables, log_scales):
   """Sums over couplings the log scales of each number, at its place.
 
   Args:
-    variables: `params` and `permutations` of the flow.
-    log_scales: of the halves that the couplings transform, float32 (couplings, B, N, K/2).
-    layers: names of the layers before each coupling.
+    model: the flow, of one resolution.
+    variables: its `params` and `permutations`.
+    log_scales: of the halves that the couplings transform, see `forward_with_scales`.
 
   Returns:
     Nats, float32 (B, N, K): tokens and channels in the order of the image.
   """
-  constants, params = variables["permutations"], variables["params"]["couplings"]
-  of_layers = (
-    params["actnorm"]["log_scale"] if "actnorm" in layers else jnp.zeros_like(constants["channels"], "float32")
-  )
+  splits, params = Splits(*(variables["permutations"][name] for name in Splits._fields)), variables["params"]
+  of_layers = jnp.zeros_like(splits.channels, "float32")
+  if "actnorm" in model.layers:
+    of_layers = params["couplings"]["actnorm"]["log_scale"]
 
   def add(total, coupling):
-    log_scale, of_layer, tokens, channels, spatial = coupling
-    state = join(jnp.zeros_like(log_scale), log_scale, spatial) + of_layer
-    return total + in_image_order(state, tokens, channels), None
+    log_scale, of_layer, split = coupling
+    return total + placed(log_scale, of_layer, split, model.masking), None
 
-  _, batch, tokens, half = log_scales.shape
-  orders = constants["tokens"], constants["channels"], constants["spatial"]
-  return jax.lax.scan(add, jnp.zeros((batch, tokens, 2 * half)), (log_scales, of_layers, *orders))[0]
+  shape = log_scales.shape[1], splits.tokens.shape[1], splits.channels.shape[1]
+  return jax.lax.scan(add, jnp.zeros(shape), (log_scales, of_layers, splits))[0]
 
 
 def draw(path, pixels: np.ndarray, maps: np.ndarray, mean: np.ndarray) -> None:

@@ -21,7 +21,7 @@ from jet_jax import likelihood
 from jet_jax.workdir.image_grid import make_grid, save_png
 from tools.reading import chosen, images, pictures
 from tools.reading.flow import Flow
-from tools.reading.places import front_of, in_image_order, to_pixels
+from tools.reading.places import check_one_resolution, front_of, in_image_order, to_pixels
 
 DIRECTIONS = ("inverse", "forward")
 
@@ -43,6 +43,7 @@ def check(args) -> None:
 
 def read(args, flow: Flow) -> dict[str, Any]:
   """Computes the states, draws them, and returns the result to print."""
+  check_one_resolution(flow.model, "couplings")
   given = chosen.choose(args, flow)
   inverse = args.direction == "inverse"
   program = flow.program(states_of, image_shape=flow.shape, inverse=inverse)
@@ -88,9 +89,10 @@ def states_of(variables, x, *, model, levels, image_shape, inverse):
   _, record = model.apply(variables, x, method=method, mutable=["intermediates"])
   recorded: Any = record["intermediates"]["couplings"]
   tokens, channels = variables["permutations"]["tokens"], variables["permutations"]["channels"]
-  # Where coupling i and the one before it meet, a state has the order of coupling i.
-  meetings = recorded["left" if inverse else "entered"][0]
-  states = [in_image_order(state, *orders) for state, *orders in zip(meetings, tokens, channels, strict=True)]
+  # Where coupling i and the one before it meet, a state has the order of coupling i; that of the image with masking.
+  states = list(recorded["left" if inverse else "entered"][0])
+  if not model.masking:
+    states = [in_image_order(state, *orders) for state, *orders in zip(states, tokens, channels, strict=True)]
   # After the last coupling it has the image's own.
   states.append(recorded["entered" if inverse else "left"][0][-1])
   if (front := front_of(model, variables, image_shape)) is not None:
