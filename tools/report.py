@@ -51,6 +51,8 @@ def report(
     raise ValueError(f"{len(workdirs)} runs are more than the {RUNS} that a page tells apart; write several pages")
   runs = read_runs(workdirs)
   measured = [measure(workdir, step) if evaluate else None for workdir in workdirs]
+  for run, one in zip(runs, measured, strict=True):
+    run.notes.extend(one.warnings if one else ())
   page = render(runs, measured).encode()
   atomic.write_bytes(out, page)
   left_out = [f"{run.name}: {note}" for run in runs for note in run.notes]

@@ -239,6 +239,11 @@ def test_a_changed_file_is_rejected_by_its_digest_and_the_card_may_be_edited(fol
   (copy / "README.md").write_text("licensed")
   (copy / "sampler.jaxexport").unlink()
   jet_jax.load(copy)
+  lines = (copy / "SHA256SUMS").read_text().splitlines()
+  for name in ("model.safetensors", "config.json"):
+    (copy / "SHA256SUMS").write_text("\n".join(line for line in lines if not line.endswith(name)))
+    with pytest.raises(ValueError, match=f"SHA256SUMS has no digest of {name}; copy it again"):
+      jet_jax.load(copy)
   (copy / "SHA256SUMS").unlink()
   with pytest.raises(ValueError, match="No such file .*SHA256SUMS"):
     jet_jax.load(copy)

@@ -3,6 +3,7 @@
 import datetime
 import json
 import os
+import pathlib
 import shutil
 import socket
 import subprocess
@@ -250,3 +251,18 @@ def test_a_trained_run_is_shown_as_finished(tiny_config, tmp_path, capsys):
   assert shown(capsys, tmp_path)[1]["copy"] | {"run": "run", "workdir": row["workdir"]} == row | {
     "seconds_since_line": pytest.approx(row["seconds_since_line"], abs=60)
   }
+
+
+def test_a_checkpoint_that_a_run_removes_meanwhile_does_not_end_the_search(tmp_path, monkeypatch):
+  gone, scan = tmp_path / "checkpoints" / "1", os.scandir
+  gone.mkdir(parents=True)
+  (tmp_path / "config.json").write_text("{}")
+
+  def scan_too_late(path):
+    if not isinstance(path, int) and pathlib.Path(path) == gone:
+      shutil.rmtree(gone)
+    return scan(path)
+
+  monkeypatch.setattr(os, "scandir", scan_too_late)
+  assert list(progress.find_runs(tmp_path).values()) == [tmp_path]
+  assert not gone.exists()

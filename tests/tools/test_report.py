@@ -16,6 +16,7 @@ from hypothesis.extra import numpy as arrays
 
 from jet_jax import evaluate, train
 from jet_jax.config import override
+from jet_jax.data import sources
 from jet_jax.training.evaluator import with_interval
 from tools import report
 from tools.reporting import charts, curves, page, runs, tables
@@ -272,14 +273,14 @@ def test_commands_that_make_no_page_say_why(tmp_path, capsys, monkeypatch):
 def test_a_measured_figure_says_what_is_unknown_of_it(tmp_path, bits, expected):
   summary = {"step": 4, "num_images": len(bits), "num_nonfinite": int(np.isnan(bits).sum()), "weights": "params"}
   figures = summary | {"weights_sha256": "0"} | with_interval("bits_per_dim", np.array(bits))
-  rows = tables.evaluation(runs.read_runs([write_run(tmp_path / "run", [])]), [Measured(figures, "", {})]).rows
+  rows = tables.evaluation(runs.read_runs([write_run(tmp_path / "run", [])]), [Measured(figures, "", {}, [])]).rows
   names = ["measured for this page", "95% interval", "of them with a NaN or infinite result"]
   assert [dict(rows).get(name) for name in names] == expected
 
 
 @pytest.mark.process  # a whole run, and its evaluation
 def test_a_page_measures_as_the_commands_do(tmp_path, tiny_config, document, capsys):
-  workdir = tmp_path / "run"
+  workdir, digits = tmp_path / "run", sources.open_source("digits", 0, 17, "validation").images
   train.train(train.prepare(override(tiny_config(), {"ema_decay": 0.5}), workdir))
   capsys.readouterr()
   evaluate.main([f"--workdir={workdir}"])
@@ -297,3 +298,15 @@ def test_a_page_measures_as_the_commands_do(tmp_path, tiny_config, document, cap
   assert recorded["latest checkpoint: weights_sha256"] == known["weights_sha256"]
   assert recorded["latest checkpoint: weights"] == "ema"
   assert "measured for this page" not in recorded
+  for other, said in ((digits[::-1], "measured on other images than the run had"), (digits[:, :4], "the flow is for")):
+    np.savez(tmp_path / "other.npz", train_images=digits, validation_images=other)
+    config = json.loads((workdir / "config.json").read_text())
+    config["data"]["source"] = f"npz:{tmp_path}/other.npz"
+    (workdir / "config.json").write_text(json.dumps(config))
+    if said.startswith("measured"):
+      report.main([f"--workdir={workdir}", f"--out={out}", "--evaluate"])
+      assert said in out.read_text()
+    else:
+      with pytest.raises(SystemExit) as end:
+        report.main([f"--workdir={workdir}", f"--out={out}", "--evaluate"])
+      assert re.search(f"{workdir}: .*{said}", str(end.value))

@@ -46,13 +46,23 @@ def add_flags(parser: config_lib.Parser, few: str) -> None:
     "--samples", type=numbers_argument, metavar=few,
     help="samples in their place: those that jet_jax.sample draws with these numbers, from --seed",
   )  # fmt: skip
-  parser.add_argument("--seed", type=int, default=0, help="of the latents of samples; 0 by default")
-  parser.add_argument("--temperature", type=float, default=1.0, help="of samples, 1 by default; see jet_jax.sample")
+  parser.add_argument("--seed", type=int, help="of the latents of samples; 0 by default")
+  parser.add_argument("--temperature", type=float, help="of samples, 1 by default; see jet_jax.sample")
   images.add_data_flags(parser)
 
 
 def check(args) -> None:
-  """Raises ValueError for a seed, a temperature or a number of a sample that cannot be."""
+  """Raises ValueError for a seed, a temperature or a number of a sample that cannot be, or a flag that does nothing.
+
+  Sets the defaults of the seed and the temperature.
+  """
+  of_samples, of_images = ("seed", "temperature"), ("source", "data_dir")
+  for name in of_images if args.samples else of_samples:
+    if getattr(args, name) is not None:
+      kind, given = ("images", "--samples") if args.samples else ("samples", "--images")
+      raise ValueError(f"--{name}={getattr(args, name)} is of {kind}, and {given} is given; leave one of them out")
+  args.seed = 0 if args.seed is None else args.seed
+  args.temperature = 1.0 if args.temperature is None else args.temperature
   values = {"--seed": args.seed, "--temperature": args.temperature, "--samples": max(args.samples or [0])}
   config_lib.check_ranges(values, RANGES)
 

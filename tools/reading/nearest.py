@@ -76,12 +76,13 @@ def read(args, flow: Flow) -> dict[str, Any]:
   nonfinite = images.NonFinite()
   x = flow.sample(np.arange(args.num), args.seed, args.temperature)
   nonfinite.note(finite := images.is_finite(x), [f"sample {i}" for i in range(len(x))])
-  sets = {
-    "samples": np.asarray(likelihood.quantize(x[finite], flow.levels)),
-    "held_out": images.read_all(held_out, images.spread(len(held_out), args.num))[0],
-  }
+  pixels, index = images.read_all(held_out, images.spread(len(held_out), args.num))
+  sets = {"samples": np.asarray(likelihood.quantize(x[finite], flow.levels)), "held_out": pixels}
+  own_numbers = {"samples": np.flatnonzero(finite), "held_out": index}
   mirrored = bool(flow.config.data.flip)
   found = find(np.concatenate([*sets.values()]), training_images(train, mirrored), args.neighbours)
+  if (found.numbers < 0).any():
+    raise ValueError(f"fewer than --neighbours={args.neighbours} training images can be read; give fewer, or mend them")
   count = len(sets["samples"])
   parts = {
     "samples": Neighbours(*(one[:count] for one in found)),
@@ -91,7 +92,7 @@ def read(args, flow: Flow) -> dict[str, Any]:
     save_png(picture(sets, parts, train, flow.levels), args.out)
   if args.npz:
     pictures.save_npz(args.npz, _arrays(sets, parts))
-  summaries = {name: summary(part) for name, part in parts.items()}
+  summaries = {name: summary(part, own_numbers[name]) for name, part in parts.items()}
   return {"split": args.split, "num_train": len(train), "mirrored": mirrored, **summaries, **nonfinite.result()}
 
 
@@ -133,8 +134,13 @@ def _best(squares: np.ndarray, numbers: np.ndarray, k: int) -> tuple[np.ndarray,
   return np.take_along_axis(np.where(again, np.inf, squares), order, axis=1), np.take_along_axis(numbers, order, axis=1)
 
 
-def summary(part: Neighbours) -> dict[str, Any]:
-  """Returns the medians of a set, and its image of the lowest ratio, with its number and that of its nearest."""
+def summary(part: Neighbours, own_numbers: np.ndarray) -> dict[str, Any]:
+  """Returns the medians of a set, and its image of the lowest ratio, with its number and that of its nearest.
+
+  Args:
+    part: neighbours of the images of the set.
+    own_numbers: numbers of these images as samples, or in their split.
+  """
   if not len(part.distances):
     return {"num": 0}
   ratios, lowest = part.ratios, int(np.argmin(part.ratios))
@@ -144,7 +150,7 @@ def summary(part: Neighbours) -> dict[str, Any]:
     "median_ratio": float(np.median(ratios)),
     "smallest_distance": float(part.distances[:, 0].min()),
     "smallest_ratio": float(ratios[lowest]),
-    "smallest_ratio_at": lowest,
+    "smallest_ratio_at": int(own_numbers[lowest]),
     "its_nearest": int(part.numbers[lowest, 0]),
     "copies": int(np.sum(part.distances[:, 0] == 0)),
   }

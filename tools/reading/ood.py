@@ -129,8 +129,14 @@ def png_bits(pixels: np.ndarray) -> float:
 
 def row(one: Measured, held_out: Measured) -> dict[str, Any]:
   """Returns the figures of a set: means, and the AUROC of each score against held-out images; None for those."""
-  centre = float(held_out.bits.mean())
-  scores = lambda part: dict(zip(SCORES, (part.bits, np.abs(part.bits - centre), part.bits - part.png), strict=True))
+  # The mean of the others: with itself among them, a held-out image would look nearer than one of another set.
+  count = len(held_out.bits)
+  own_weight = count / (count - 1) if count > 1 else 1.0
+
+  def scores(part):
+    distance = np.abs(part.bits - held_out.bits.mean()) * (own_weight if part is held_out else 1.0)
+    return dict(zip(SCORES, (part.bits, distance, part.bits - part.png), strict=True))
+
   figures: dict[str, Any] = {"num": len(one.bits), "png_bits_per_dim": float(one.png.mean()) if len(one.png) else None}
   other, own = scores(one), scores(held_out)
   for name in SCORES if len(one.bits) else ():
@@ -147,9 +153,10 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
     "| --- | --- | --- | --- | --- | --- | --- | --- |",
   ]
   for name, figures in rows.items():
-    cells = [name.replace("|", r"\|"), f"{figures['num']:,}"]
+    cells = [config_lib.printable(name).replace("|", r"\|"), f"{figures['num']:,}"]
     for score in SCORES if "bits" in figures else ():
       area, error = figures[f"{score}_auroc"], figures[f"{score}_auroc_stderr"]
-      cells += [f"{figures[score]:.3f}", "" if area is None else f"{area:.3f} ± {error:.3f}"]
+      known = area is not None and np.isfinite(error)  # of a single image there is no error
+      cells += [f"{figures[score]:.3f}", "" if area is None else f"{area:.3f}" + f" ± {error:.3f}" * bool(known)]
     lines.append(f"| {' | '.join(cells + [''] * (8 - len(cells)))} |")
   return "\n".join(lines) + "\n"

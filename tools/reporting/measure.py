@@ -7,11 +7,12 @@ import numpy as np
 
 from jet_jax import config as config_lib
 from jet_jax import likelihood
-from jet_jax.data import sources
 from jet_jax.sampling import Sampler
 from jet_jax.training.evaluator import Evaluator, with_interval
+from jet_jax.training.splits_of_run import open_splits_of_run
 from jet_jax.workdir import load_run
 from jet_jax.workdir.image_grid import make_grid
+from jet_jax.workdir.same_data import differs_from_run
 from jet_jax.workdir.trained import Step, Trained, name_weights
 from tools import invertibility
 from tools.reporting.pictures import encoded
@@ -30,11 +31,13 @@ class Measured(NamedTuple):
       "noise_samples", "weights", "weights_sha256".
     grid: data URI of samples; each row has a temperature of `TEMPERATURES`, each column the same latents.
     round_trips: results of `tools.invertibility.measure` for "images" and "latents".
+    warnings: sentences on images that the run did not have, and on samples that are not finite.
   """
 
   figures: dict[str, Any]
   grid: str
   round_trips: dict[str, dict[str, Any]]
+  warnings: list[str]
 
 
 def measure(workdir: pathlib.Path, step: Step) -> Measured:
@@ -45,29 +48,39 @@ def measure(workdir: pathlib.Path, step: Step) -> Measured:
     step: of the checkpoint.
 
   Raises:
-    ValueError: no such checkpoint, or images that have moved.
+    ValueError: no such checkpoint, images that have moved, or images of another shape.
   """
   trained = load_run(workdir, step)
   config = trained.config
   try:
-    (source,) = sources.open_config(config, ["validation"])
+    opened, images = open_splits_of_run(config, workdir, ["validation"])
   except ValueError as error:
     raise ValueError(f"{workdir}: {error}; leave out --evaluate, or give back the images") from error
+  source, warnings = opened["validation"], []
+  if problem := differs_from_run(workdir, "validation", images["validation"]):
+    warnings.append(f"measured on other images than the run had: {problem}")
   at_once = config_lib.microbatch_size(config)
   evaluator = Evaluator(trained.model, config.levels, source, at_once, trained.mesh)
   draws = evaluator.per_image(trained.variables)[1]
   bits = with_interval("bits_per_dim", draws.mean(axis=0, dtype=np.float64))
   weights = name_weights(config, trained.variables)
   figures = {"step": trained.step, **evaluator.summary(draws), **bits, **weights}
-  return Measured(figures, _temperature_grid(trained), _round_trips(trained, source))
+  grid, num_nonfinite = _temperature_grid(trained)
+  if num_nonfinite:
+    warnings.append(f"{num_nonfinite} samples of the temperature grid have NaN or infinite values, shown as any pixels")
+  return Measured(figures, grid, _round_trips(trained, source), warnings)
 
 
-def _temperature_grid(trained: Trained) -> str:
+def _temperature_grid(trained: Trained) -> tuple[str, int]:
+  """Draws the grid; returns its data URI, and the number of samples that are not finite."""
   config = trained.config
   at_once = config_lib.microbatch_size(config)
   sampler = Sampler(trained.model, config.image_shape, config.levels, COLUMNS, trained.mesh, at_once)
-  rows = [sampler(trained.variables, temperature=temperature) for temperature in TEMPERATURES]
-  return encoded(make_grid(np.concatenate(rows), config.levels, COLUMNS), GRID_BYTES)
+  rows, num_nonfinite = [], 0
+  for temperature in TEMPERATURES:
+    rows.append(sampler(trained.variables, temperature=temperature))
+    num_nonfinite += sampler.num_nonfinite
+  return encoded(make_grid(np.concatenate(rows), config.levels, COLUMNS), GRID_BYTES), num_nonfinite
 
 
 def _round_trips(trained: Trained, source) -> dict[str, dict[str, Any]]:
