@@ -13,7 +13,7 @@ from jet_jax.jet import Jet
 
 pytestmark = pytest.mark.process  # whole runs, or eight devices: too long for `make check`
 
-PARTS = {"kinds": ("channels", "spatial"), "layers": ("actnorm", "dense"), "dequantizer_couplings": 1}
+PARTS = {"kinds": ("channels", "spatial"), "layers": ("actnorm",)}
 AXES = {
   "explicit": (("batch",), (AxisType.Explicit,), P("batch")),
   "those of a run": (("data", "fsdp"), (AxisType.Explicit,) * 2, P(("data", "fsdp"))),
@@ -39,7 +39,6 @@ def results(model, variables, x):
     "samples": likelihood.quantize(model.apply(variables, latents, method="inverse")[0]),
     "intermediates": model.apply(variables, x, mutable="intermediates")[1],
     "pixels": likelihood.dequantize(likelihood.quantize(x), keys),
-    "bits": likelihood.bits_of_images(model, variables, likelihood.quantize(x), keys, 256),
   }
 
 
