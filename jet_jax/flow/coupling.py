@@ -58,10 +58,9 @@ def predict(predictor: nn.Module, x: Numbers, context, count: int) -> list[Numbe
   shapes = [getattr(y, "shape", type(y).__name__) for y in predicted] if is_several else None
   if shapes != [x.shape] * count:
     have = shapes or getattr(predicted, "shape", type(predicted).__name__)
-    names = ", bias and raw scale," if count == 2 else ""
+    needed = "two arrays, bias and raw scale, each" if count == 2 else f"{count} arrays, each"
     raise ValueError(
-      f"model.predictor returns {have}, and must return {count} arrays{names} of the shape {x.shape} of its input; "
-      "split its output"
+      f"model.predictor returns {have}, and must return {needed} of the shape {x.shape} of its input; split its output"
     )
   return [y.astype(jnp.promote_types(y.dtype, jnp.float32)) for y in predicted]
 

@@ -15,7 +15,6 @@ from jet_jax import evaluate, sample, train
 from jet_jax.config import override
 from tools import (
   benchmark,
-  compile_pod,
   cost,
   describe_data,
   export,
@@ -274,7 +273,6 @@ def test_the_command_line_names_what_is_wrong(arguments, message, tmp_path, caps
   ("tool", "arguments"),
   [
     (benchmark, ["--config={}"]),
-    (compile_pod, ["--platform=cpu", "--config={}"]),
     (cost, ["--config={}"]),
     (describe_data, ["--source=npz:{}"]),
     (export, ["--workdir={}", "--out={}"]),
