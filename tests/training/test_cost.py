@@ -52,6 +52,27 @@ def test_forward_flops_of_other_parts_are_those_that_xla_counts(settings):
   assert formula < counted < 1.03 * formula  # what is above are norms, softmax, GELU and the maths of the couplings
 
 
+@pytest.mark.parametrize("masking", [False, True])
+def test_a_second_resolution_costs_what_a_flow_of_half_the_sides_and_twice_the_channels_costs(masking):
+  one, two = (Jet(couplings=3, width=64, heads=2, masking=masking, resolutions=count) for count in (1, 2))
+  coarser = cost.forward_flops(one, (32, 32, 6))
+  assert cost.forward_flops(two, (64, 64, 3)) == cost.forward_flops(one, (64, 64, 3)) + coarser
+
+
+def test_learned_noise_costs_a_flow_that_reads_the_image_besides():
+  with_noise, without = (Jet(width=64, heads=2, dequantizer_couplings=count) for count in (5, 0))
+  own, shape, tokens = with_noise.dequantizer(), (32, 32, 3), jax.ShapeDtypeStruct((1, 64, 48), "float32")
+  predictor = own.make_predictor((8, 8))
+
+  def counted(*inputs):
+    variables = jax.eval_shape(predictor.init, jax.random.key(0), *inputs)
+    return jax.jit(predictor.apply).lower(variables, *inputs).cost_analysis()["flops"]
+
+  image = 5 * (counted(tokens, tokens) - counted(tokens))
+  formula = cost.forward_flops(with_noise, shape) - cost.forward_flops(without, shape) - cost.forward_flops(own, shape)
+  assert formula < image < 1.03 * formula  # of 48 products each, and sums with a bias and with what was there
+
+
 def test_flops_grow_with_couplings_and_a_step_takes_three_times_the_forward_pass():
   one, many = (Jet(couplings=n, width=64, heads=2) for n in (1, 7))
   assert cost.forward_flops(many, (64, 64, 3)) == 7 * cost.forward_flops(one, (64, 64, 3))
