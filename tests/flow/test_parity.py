@@ -297,6 +297,20 @@ def test_the_command_refuses_what_it_cannot_use_and_writes_nothing(argument, mes
   assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+  ("field", "value"),
+  [
+    ("scale_floor", 0.1), ("predictor", "cnn"), ("prior", "logistic"), ("coupling_transform", "mixture"),
+    ("masking", True), ("resolutions", 2), ("dequantizer_couplings", 1),
+  ],
+)  # fmt: skip
+def test_a_field_that_the_official_code_lacks_is_named_before_anything_is_read(field, value, tmp_path):
+  rule = f"{field}={value!r} has no official counterpart; export a model with {field}={getattr(Jet, field)!r}"
+  with pytest.raises(ValueError, match=rule):
+    export_npz(Jet(**{field: value}), {}, (8, 8, 3), tmp_path / "out.npz")
+  assert not (tmp_path / "out.npz").exists()
+
+
 @pytest.mark.parametrize("settings", [{"layers": ("actnorm",)}, {"front": "scale"}])
 def test_a_flow_with_layers_that_the_official_code_lacks_is_not_exported(settings, tmp_path):
   model, images = Jet(couplings=2, block_depth=1, width=8, heads=2, patch_size=2, **settings), np.zeros((2, 4, 4, 2))
