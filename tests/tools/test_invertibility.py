@@ -161,6 +161,26 @@ def test_each_row_of_the_report_is_of_its_predictor_depth_and_input(tiny_flow):
   assert difference.max() > 2**-12
 
 
+@pytest.mark.parametrize("resolutions", [1, 2])
+def test_flows_of_other_parts_are_reported(tiny_flow, resolutions):
+  settings = {"coupling_transform": "mixture", "mixture_components": 2, "masking": True, "dequantizer_couplings": 1}
+  settings |= {"couplings": 2, "patch_size": 1, "kinds": ("channels", "spatial")}
+  model, variables = tiny_flow((4, 4, 2), resolutions=resolutions, std=STD, **settings)
+  images = np.random.default_rng(0).integers(0, 256, (2, 4, 4, 2), np.uint8)
+  rows = invertibility.report(model, variables, images, 256)
+  assert len(rows) == 2 * (
+    8 + {1: 2, 2: 1}[resolutions]
+  )  # with one resolution, images at the depth of one coupling too
+  for row in rows:
+    assert len(row["error_by_coupling"]) == len(row["scale_range"]) == resolutions * row["couplings"]
+    largest = 100 if "100" in row["input"] else 1
+    assert row["max_error"] < 1e-5 * largest  # rounding of float32, which a mixture stretches by 20 at most
+    assert row["logdet_error"] < 1e-5
+    assert row["first_growth"] is None
+  exact = [row["exact_pixels"] for row in rows if row["input"] == "images"]
+  assert exact == [1.0] * len(exact)
+
+
 def test_singular_values_are_those_of_known_scales(tiny_flow):
   model, variables = tiny_flow((4, 4, 2), couplings=1, kinds=("spatial",))
   head = variables["params"]["couplings"]["vit"]["head"]

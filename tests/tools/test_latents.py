@@ -315,9 +315,10 @@ def test_maps_sum_to_the_bits_of_evaluation(settings, monkeypatch):
   assert maps.std(axis=(1, 2)).min() > 0.1
 
 
-def test_each_entry_is_that_of_its_place():
+@pytest.mark.parametrize("settings", [{}, {"masking": True, "coupling_transform": "mixture"}], ids=str)
+def test_each_entry_is_that_of_its_place(settings):
   """With heads that read nothing, each latent depends on the number at its place alone, so the Jacobian is diagonal."""
-  flow = Flow(make_run(couplings=4, layers=("actnorm",)))
+  flow = Flow(make_run(couplings=4, layers=("actnorm",), **settings))
   head = flow.variables["params"]["couplings"]["vit"]["head"]
   head["kernel"] = jnp.zeros_like(head["kernel"])
   pixels, index = images.read_all(digits("validation"), np.arange(3))
@@ -373,9 +374,13 @@ def test_a_flow_whose_bits_have_no_places_is_rejected(monkeypatch):
 # Couplings
 
 
-@pytest.mark.parametrize("front", ["none", "stationary"])
-def test_states_are_those_of_shallower_flows_in_either_direction(front):
-  flow = Flow(make_run(front=front))
+@pytest.mark.parametrize(
+  ("front", "settings"),
+  [("none", {}), ("stationary", {}), ("none", {"masking": True, "layers": ("dense",), "dequantizer_couplings": 1})],
+  ids=str,
+)
+def test_states_are_those_of_shallower_flows_in_either_direction(front, settings):
+  flow = Flow(make_run(front=front, **settings))
   pixels, index = images.read_all(digits("validation"), np.arange(3))
   x, z = flow.to_latents(pixels, index)
   forward = flow.program(couplings.states_of, image_shape=SHAPE, inverse=False)(x)
@@ -437,6 +442,54 @@ def test_images_are_converted_as_data_sources_do():
   np.testing.assert_array_equal(foreign.with_shape(gray, (6, 9, 3)), gray.repeat(3, axis=2))
   with pytest.raises(ValueError, match="images have 4 channels, the flow is for 3; only gray and RGB are converted"):
     foreign.with_shape(np.zeros((2, 2, 4), np.uint8), (2, 2, 3))
+
+
+@pytest.mark.parametrize(
+  ("name", "settings", "message"),
+  [
+    ("bits_map", {"resolutions": 2}, "model.resolutions=2 moves numbers .*, and bits_map reads one grid; give a run w"),
+    (
+      "couplings",
+      {"resolutions": 2},
+      "model.resolutions=2 moves .*, and couplings reads one grid; give a run with res",
+    ),
+    (
+      "bits_map",
+      {"dequantizer_couplings": 1},
+      "model.dequantizer_couplings=1 learns the noise, .*; give a run with un",
+    ),
+    ("bits_map", {"layers": ("dense",)}, "model.layers has 'dense', .*; bits_map knows actnorm; give a run without it"),
+  ],
+)
+def test_a_reading_that_a_flow_does_not_allow_is_rejected_in_one_line(command, run, name, settings, message):
+  other = run._replace(model=run.model.clone(**settings))  # it is rejected before its variables are read
+  with pytest.raises(SystemExit) as end:
+    command(name, *(["--images=0"] if name == "couplings" else []), run=other)
+  assert end.value.code == 2
+  assert re.search(message, str(end.value))
+  assert "\n" not in str(end.value)
+
+
+@pytest.mark.process  # many programs: too long for `make check`
+def test_a_flow_of_other_parts_is_read_by_all_commands_but_those_of_one_grid(command):
+  settings = {
+    "coupling_transform": "mixture", "mixture_components": 2, "masking": True, "predictor": "cnn", "resolutions": 2,
+    "layers": ("actnorm", "dense"), "dequantizer_couplings": 1, "prior": "logistic", "couplings": 2,
+  }  # fmt: skip
+  run = make_run(**settings)
+  walk = command("interpolate", "--images=3,5", "--num=3", run=run)
+  assert (walk["numbers_changed_at_ends"], walk["num_nonfinite"]) == (0, 0)
+  exact = command("reconstruct", "--num=16", run=run)["float32"]
+  assert (exact["changed_numbers"], exact["num_nonfinite"]) == (0, 0)
+  assert exact["largest_float"] < 1e-4  # rounding of float32, far below half a bin of 0.06
+  near = command("nearest", "--num=16", run=run)
+  assert (near["samples"]["num"], near["held_out"]["num"]) == (16, 16)
+  member = command("memorization", "--num=16", "--noise_samples=2", run=run)
+  other = command("ood", "--sources=noise", "--num=16", run=run)
+  evaluator = Evaluator(run.model, LEVELS, digits("validation"), 16, run.mesh)
+  bits = evaluator.per_image(run.variables, 2)[1][:, images.spread(200, 16)]
+  assert member["bits_per_dim_held_out"] == pytest.approx(bits.mean(), rel=1e-5)  # float32
+  assert other["sets"]["held out"]["bits"] == pytest.approx(bits[0].mean(), rel=1e-5)
 
 
 def test_photographs_and_a_flows_own_samples_are_brought_to_its_levels(flow, tmp_path):
