@@ -4,10 +4,10 @@
 
 NAME is a variant below, alone or several: `cnn,mixture`. `equal_flops` or `equal_params` behind it chooses the width at
 which the flow needs the operations, or has the parameters, of `jet`: `cnn,equal_flops`. All are for images of 32x32,
-and small, for two CPU cores; the presets have the published sizes.
+and small, for two CPU cores; the published systems have the published sizes.
 
-`realnvp`, `glow` and `flowpp` have the couplings, masks and layers of the originals, and our CNN. Add `64` for 64x64:
-`glow,glow64`. Published bits/dim (CIFAR-10 / ImageNet 32x32 / 64x64; sources in docs/ablations.md):
+`realnvp`, `glow` and `flowpp` have the couplings, masks and layers of the originals, and our CNN; `realnvp64`, `glow64`
+and `flowpp64` are for 64x64. Published bits/dim (CIFAR-10 / ImageNet 32x32 / 64x64; sources in docs/ablations.md):
 
   RealNVP  3.49 / 4.28 / 3.98
   Glow     3.35 / 4.09 / 3.81
@@ -22,16 +22,30 @@ from jet_jax.training import cost
 
 IMAGE_SHAPE = (32, 32, 3)  # at which `equal_flops` and `equal_params` compare
 STEP = 4  # of the widths that they try; a multiple of the number of heads
-# RealNVP: three couplings by checkerboards, three by channels, at each resolution.
-REALNVP_KINDS = ("spatial",) * 3 + ("channels",) * 3
-FLOWPP_KINDS = ("spatial",) * 4 + ("channels",) * 2 + ("spatial",) * 3
+
+REALNVP = {
+  "model.predictor": "cnn", "model.masking": True, "model.layers": ("actnorm",), "model.patch_size": 2,
+  "model.kinds": ("spatial",) * 3 + ("channels",) * 3, "model.spatial": ("checkerboard", "checkerboard-inv"),
+  "model.couplings": 6, "model.resolutions": 3, "model.block_depth": 8, "model.width": 64,
+}  # fmt: skip
+GLOW = {
+  "model.predictor": "cnn", "model.layers": ("actnorm", "dense"), "model.kinds": ("channels",), "model.patch_size": 2,
+  "model.couplings": 48, "model.resolutions": 3, "model.block_depth": 1, "model.width": 208,
+}  # fmt: skip
+FLOWPP = {
+  "model.predictor": "cnn", "model.masking": True, "model.layers": ("actnorm",), "model.patch_size": 2,
+  "model.kinds": ("spatial",) * 4 + ("channels",) * 2 + ("spatial",) * 3,
+  "model.spatial": ("checkerboard", "checkerboard-inv"), "model.couplings": 9,
+  "model.coupling_transform": "mixture", "model.mixture_components": 32, "model.dequantizer_couplings": 4,
+  "model.block_depth": 10, "model.width": 176,
+}  # fmt: skip
 
 VARIANTS = {
   "jet": {},
   # The predictor.
   "cnn": {"model.predictor": "cnn", "model.masking": True},
-  # What a coupling does to each number.
-  "additive": {"model.coupling_transform": "additive"},
+  # What a coupling does to each number. Additive couplings keep volumes, so only ActNorm learns a scale.
+  "additive": {"model.coupling_transform": "additive", "model.layers": ("actnorm",)},
   "mixture": {"model.coupling_transform": "mixture"},
   # Layers between couplings.
   "actnorm": {"model.layers": ("actnorm",)},
@@ -53,25 +67,13 @@ VARIANTS = {
   "logistic": {"model.prior": "logistic"},
   # Together with `:fast`, which is a variant of every config.
   "jet_plus": {"model.coupling_transform": "mixture", "model.layers": ("actnorm",)},
-  # Published systems.
-  "realnvp": {
-    "model.predictor": "cnn", "model.masking": True, "model.layers": ("actnorm",), "model.kinds": REALNVP_KINDS,
-    "model.spatial": ("checkerboard", "checkerboard-inv"), "model.patch_size": 2, "model.couplings": 6,
-    "model.resolutions": 3, "model.block_depth": 8, "model.width": 64,
-  },
-  "realnvp64": {"model.resolutions": 4},
-  "glow": {
-    "model.predictor": "cnn", "model.layers": ("actnorm", "dense"), "model.kinds": ("channels",), "model.patch_size": 2,
-    "model.couplings": 48, "model.resolutions": 3, "model.block_depth": 1, "model.width": 208,
-  },
-  "glow64": {"model.resolutions": 4},
-  "flowpp": {
-    "model.predictor": "cnn", "model.masking": True, "model.layers": ("actnorm",), "model.kinds": FLOWPP_KINDS,
-    "model.spatial": ("checkerboard", "checkerboard-inv"), "model.patch_size": 2, "model.couplings": 9,
-    "model.coupling_transform": "mixture", "model.mixture_components": 32, "model.dequantizer_couplings": 4,
-    "model.block_depth": 10, "model.width": 176,
-  },
-  "flowpp64": {"model.patch_size": 4},
+  # Published systems, for 32x32 and for 64x64.
+  "realnvp": REALNVP,
+  "realnvp64": REALNVP | {"model.resolutions": 4},
+  "glow": GLOW,
+  "glow64": GLOW | {"model.resolutions": 4},
+  "flowpp": FLOWPP,
+  "flowpp64": FLOWPP | {"model.patch_size": 4},
   "equal_flops": {},
   "equal_params": {},
 }  # fmt: skip

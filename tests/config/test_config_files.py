@@ -32,11 +32,11 @@ def variants() -> list:
   return found
 
 
-def stand_in(source, path):
+def stand_in(source, path, side):
   """A small set of smooth images in place of a data set that is given by path or name."""
   kind = source.partition(":")[0]
   rng = np.random.default_rng(0)
-  images = rng.integers(64, 192, (36, 1, 1, 3)) + rng.integers(0, 8, (36, 16, 16, 3))
+  images = rng.integers(64, 192, (36, 1, 1, 3)) + rng.integers(0, 8, (36, side, side, 3))
   splits = {"train": images[:32].astype(np.uint8), "validation": images[32:].astype(np.uint8)}
   if kind == "npz":
     np.savez(path / "images.npz", **{f"{split}_images": images for split, images in splits.items()})
@@ -54,8 +54,11 @@ def stand_in(source, path):
 def test_every_config_trains_and_learns(name, variant, tmp_path):
   config = resolve(importlib.import_module(f"configs.{name}").get_config(variant))
   override(config, SHRUNK)
-  config.data.source = stand_in(config.data.source, tmp_path)
-  config.data.size = config.data.size and 16
+  side = (
+    16 if config.model.resolutions < 4 else 32
+  )  # each resolution needs a grid of half the side, and the last a split
+  config.data.source = stand_in(config.data.source, tmp_path, side)
+  config.data.size = config.data.size and side
   if config.init_from:
     config.init_from = str(tmp_path / "source")
     train.train(train.prepare(override(config.copy_and_resolve_references(), {"init_from": ""}), tmp_path / "source"))
