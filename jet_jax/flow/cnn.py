@@ -3,7 +3,6 @@
 import functools
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from einops import rearrange
 from jax.ad_checkpoint import checkpoint_name
@@ -18,7 +17,9 @@ KERNEL = 3  # side of every convolution
 class Conv(nn.Module):
   """A 3x3 convolution of a grid of tokens; beyond its edges are zeros.
 
-  The kernel is a matrix, (9 * in, out), which Muon takes as it takes those of a ViT.
+  The kernel is a matrix, (9 * in, out), which Muon takes as it takes those of a ViT. It multiplies the window of 3x3
+  tokens around each token, laid out in a row. In a scan on a CPU, XLA takes ten times as long for the gradient of
+  `jax.lax.conv_general_dilated`.
 
   Attributes:
     features: channels of the result.
@@ -35,8 +36,10 @@ class Conv(nn.Module):
     kernel = self.param("kernel", nn.initializers.xavier_uniform(), shape, jnp.float32)
     bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
     x, kernel, bias = (y.astype(self.dtype) for y in (x, kernel, bias))
-    kernel = rearrange(kernel, "(h w i) o -> h w i o", h=KERNEL, w=KERNEL)
-    return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")) + bias
+    rows, columns = x.shape[1:3]
+    x = jnp.pad(x, ((0, 0), (KERNEL // 2, KERNEL // 2), (KERNEL // 2, KERNEL // 2), (0, 0)))
+    windows = [x[:, i : i + rows, j : j + columns] for i in range(KERNEL) for j in range(KERNEL)]
+    return jnp.concatenate(windows, axis=-1) @ kernel + bias
 
 
 class CNN(nn.Module):

@@ -14,10 +14,10 @@ def forward_flops(model, image_shape) -> int:
 
   A coupling reads N tokens of d = K/2 numbers, for either kind of split, or K with `masking`, and predicts p arrays of
   that size: 2 if it is affine. A ViT: embed N·d·w, in each block 4·N·w² (query, key, value, out), 2·N²·w (attention)
-  and 8·N·w² (MLP), head N·w·p·d. A CNN has (M + N)·w² in each block, with the M pairs of tokens that a 3x3
-  convolution connects, 9·N but for the edges. Norms, softmax, GELU and the maths of couplings and layers are not
-  counted, as is customary. A predictor of the user's own counts as XLA does, before it optimizes: with its norms and
-  activations, and the body of a loop once. The couplings of a learned dequantizer are added.
+  and 8·N·w² (MLP), head N·w·p·d. A CNN has 10·N·w² in each block: 9·N·w² in its 3x3 convolution. Norms, softmax, GELU
+  and the maths of couplings and layers are not counted, as is customary. A predictor of the user's own counts as XLA
+  does, before it optimizes: with its norms and activations, and the body of a loop once. The couplings of a learned
+  dequantizer are added.
 
   Args:
     model: a `Jet`.
@@ -45,8 +45,7 @@ def predictor_flops(model, grid, dim: int) -> int:
     dim: d, numbers of a token that it reads.
   """
   tokens, w, outputs = math.prod(grid), model.width, model.elementwise().predicted
-  pairs = math.prod(3 * side - 2 for side in grid)  # of neighbours within the grid, and of tokens with themselves
-  blocks = {"vit": 12 * tokens * w**2 + 2 * tokens**2 * w, "cnn": (pairs + tokens) * w**2}
+  blocks = {"vit": 12 * tokens * w**2 + 2 * tokens**2 * w, "cnn": 10 * tokens * w**2}
   if model.predictor in blocks:
     return 2 * (tokens * dim * w + model.block_depth * blocks[model.predictor] + tokens * w * outputs * dim)
   predictor, half = model.make_predictor(grid), jax.ShapeDtypeStruct((1, tokens, dim), jnp.float32)
