@@ -63,6 +63,7 @@ def export(workdir: pathlib.Path, out: pathlib.Path, step: Step = None) -> dict:
   trained = load_run(workdir, step)
   config, variables = without_folders(trained.config), trained.variables
   weights = name_weights(config, variables)
+  best = read_record(workdir, trained.step)[1]  # now: a run that goes on may soon remove this checkpoint
   lines = [values for _, values in read_lines(workdir / "metrics.jsonl") if values["step"] == trained.step]
   record = same_data.read(workdir)
   programs = make_programs(config, variables)
@@ -71,7 +72,7 @@ def export(workdir: pathlib.Path, out: pathlib.Path, step: Step = None) -> dict:
   evaluation = next((values for values in lines if values.get("val/bits_per_dim") is not None), None)
 
   out.mkdir(parents=True, exist_ok=True)
-  exported.write_weights(out, variables, trained.step, read_record(workdir, trained.step)[1])
+  exported.write_weights(out, variables, trained.step, best)
   config_lib.save(config, out / "config.json")
   for name, program in programs.items():
     atomic.write_bytes(out / name, program)

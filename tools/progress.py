@@ -82,7 +82,7 @@ def describe(name: str, workdir: pathlib.Path) -> Row:
     status, note = status_of(workdir, so_far)
     age = seconds_since_line(workdir)
     steps = checkpoint.saved_steps(workdir)
-  except (ValueError, OSError) as error:
+  except (ValueError, OSError, TypeError, ArithmeticError) as error:  # the last two from odd values in config.json
     return {"run": name, "workdir": str(workdir), "status": "unreadable", "note": str(error)}
   return {
     "run": name,
@@ -200,7 +200,10 @@ def _duration(seconds: float | None) -> str:
 
 def interval(text: str) -> float:
   """Returns the seconds of --watch. Works as the `type` of a flag."""
-  seconds = float(text)
+  try:
+    seconds = float(text)
+  except ValueError:
+    seconds = math.nan
   if not 0 < seconds <= LONGEST:
     raise argparse.ArgumentTypeError(f"{text} must be a positive number of seconds, such as 60")
   return seconds

@@ -24,6 +24,7 @@ from jet_jax.workdir import exported, load_run
 from jet_jax.workdir.fingerprint import by_path
 from jet_jax.workdir.trained import name_weights
 from tools import export
+from tools.exporting import card
 from tools.exporting.programs import make_programs
 
 pytestmark = pytest.mark.process  # whole runs, or many programs: too long for `make check`
@@ -208,6 +209,17 @@ def test_the_card_says_what_is_known_of_the_run(workdir, folder):
     f"`{name_weights(run.config, run.variables)['weights_sha256']}`", "| license | *to fill in",
   ):  # fmt: skip
     assert words in text
+
+
+def test_the_card_of_an_evaluation_without_an_error_has_the_figure_alone():
+  assert card._figure({"step": 2, "val/bits_per_dim": 3.25}) == "3.250 on the validation images"
+
+
+def test_a_checkpoint_that_a_run_removes_meanwhile_is_exported(workdir, tmp_path, monkeypatch):
+  shutil.copytree(workdir, tmp_path / "run")
+  monkeypatch.setattr(export, "make_programs", lambda *_: shutil.rmtree(tmp_path / "run" / "checkpoints") or {})
+  result = export.export(tmp_path / "run", tmp_path / "folder")
+  assert load_run(tmp_path / "folder").step == result["step"]
 
 
 def test_it_names_no_folder_and_no_host(workdir, folder):

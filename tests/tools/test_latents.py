@@ -428,6 +428,14 @@ def test_own_data_is_near_chance_and_every_set_has_a_row(command, tmp_path):
   assert "Raw likelihood is unsound" in result["warning"]
 
 
+def test_a_table_is_printed_whatever_the_locale(run, monkeypatch, tmp_path):
+  raw = io.BytesIO()
+  monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii", write_through=True))
+  monkeypatch.setattr(latents, "load_run", lambda workdir, step: run)
+  latents.main(["ood", f"--workdir={tmp_path}/run", "--sources=noise", "--num=16"])
+  assert b" +/- 0." in raw.getvalue()
+
+
 def test_images_are_converted_as_data_sources_do():
   every = np.arange(256, dtype=np.uint8)
   np.testing.assert_array_equal(foreign.with_levels(every, 256, 32), every // 8)

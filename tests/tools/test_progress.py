@@ -176,6 +176,16 @@ def test_an_unreadable_run_is_named_and_the_others_shown(make_run, tmp_path, cap
   assert "\x07" not in "".join(lines)
 
 
+@pytest.mark.parametrize(("field", "value"), [("total_epochs", 1e308), ("data.num_examples", None)])
+def test_a_run_of_odd_settings_is_unreadable_and_the_others_shown(make_run, tmp_path, capsys, field, value):
+  make_run(tmp_path / "good", LINES)
+  config = config_lib.load(make_run(tmp_path / "bad", LINES))
+  config.update_from_flattened_dict({"total_steps": None, "total_epochs": 2, field: value})
+  config_lib.save(config, tmp_path / "bad" / "config.json")
+  _, rows = shown(capsys, tmp_path)
+  assert (rows["good"]["step"], rows["bad"]["status"]) == (40, "unreadable")
+
+
 @pytest.mark.parametrize(
   "torn",
   [
@@ -214,7 +224,7 @@ def test_a_name_writes_no_escape_sequences(make_run, tmp_path, capsys):
     ([], "required: DIR"),
     (["{}", "--watch=0"], "0 must be a positive number of seconds"),
     (["{}", "--watch=nan"], "nan must be a positive number of seconds"),
-    (["{}", "--watch=x"], "invalid interval value: 'x'"),
+    (["{}", "--watch=x"], "x must be a positive number of seconds"),
   ],
 )
 def test_wrong_arguments_are_rejected_in_one_line(tmp_path, capsys, arguments, message):

@@ -109,9 +109,11 @@ def write_card(config: Config, trained: Trained, weights: dict[str, str], evalua
 def _figure(evaluation: dict[str, Any] | None) -> str:
   if not evaluation:
     return "not measured at this step"
-  error = evaluation["val/bits_per_dim_stderr"]  # None of a single image
+  error = evaluation.get("val/bits_per_dim_stderr")  # None of a single image
   spread = f" ± {error:.3f}" if error else ""
-  return f"{evaluation['val/bits_per_dim']:.3f}{spread} on {evaluation['val/num_images']:,} validation images"
+  images = evaluation.get("val/num_images")
+  on = "the validation images" if images is None else f"{images:,} validation images"
+  return f"{evaluation['val/bits_per_dim']:.3f}{spread} on {on}"
 
 
 def _own(parts: Sequence[str]) -> str:

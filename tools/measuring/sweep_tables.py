@@ -14,6 +14,7 @@ import numpy as np
 from jet_jax import config as config_lib
 from jet_jax.jet import Jet
 from jet_jax.training import cost
+from jet_jax.workdir.progress import for_locale
 from tools.measuring import run_figures
 
 SEED = re.compile(r"/seed\d+$")
@@ -156,4 +157,4 @@ def print_groups(groups: list[dict]) -> None:
       figures.append(f"{row[name]:.4f}{spread}" if name in row else "")
     finished = f"{row['finished']} of {row['runs']}"
     cells = [row["group"], finished, f"{row['steps']:,}", f"{row['parameters']:,}", *figures]
-    print(f"| {' | '.join(cells)} |")
+    print(for_locale(f"| {' | '.join(cells)} |"))

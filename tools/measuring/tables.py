@@ -128,6 +128,40 @@ def overfitting_table(rows: list[Row]) -> str:
   )
 
 
+def ablations_table(rows: list[Row]) -> str:
+  """Compares flows with one part changed, on each of two data sets; a part is named in its first row alone."""
+  variants: dict[str, dict[str, Row]] = {}
+  for row in rows:
+    variants.setdefault(row["short"], {})[row["images"]] = row
+  lines, part = [], None
+  for short, on in variants.items():
+    several = next(iter(on.values()))
+    figures = (figure(on[images]) if images in on else "" for images in ("tiny", "cifar10"))
+    lines.append([several["part"] if several["part"] != part else "", f"`{short}`", *figures])
+    part = several["part"]
+  return table("part | variant | Tiny ImageNet, 1,229 held out | CIFAR-10 subset, 1,017 test images", lines)
+
+
+def ablation_costs_table(rows: list[Row]) -> str:
+  """Size, operations, time and memory of flows with one part changed."""
+  (row,) = rows
+  return table(
+    "variant | width | parameters | MFLOP an image | training, ms a batch | memory, MiB | sampling, ms a batch",
+    (
+      [
+        f"`{name}`",
+        cost["width"],
+        f"{cost['parameters']:,}",
+        f"{cost['mflops']:.1f}",
+        f"{cost['train_ms']:.0f}",
+        f"{cost['train_mib']:.0f}",
+        f"{cost['sample_ms']:.0f}",
+      ]
+      for name, cost in row["variants"].items()
+    ),
+  )
+
+
 def architecture_table(rows: list[Row]) -> str:
   """Compares kinds of split, and depths at equal cost."""
   figures = zip(rows, bold_lowest(rows), strict=True)
@@ -243,6 +277,8 @@ TABLES: dict[str, tuple[Callable[[list[Row]], str], tuple[str, ...] | None]] = {
   "recipe_transfer": (subset_table, None),
   "recipe_few": (few_images_table, None),
   "overfitting": (overfitting_table, None),
+  "ablations": (ablations_table, None),
+  "ablation_costs": (ablation_costs_table, ("ablation_costs",)),
   "architecture": (architecture_table, None),
   "depth": (depth_table, None),
   "scale_floor": (scale_floor_table, None),

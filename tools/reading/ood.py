@@ -26,6 +26,7 @@ from PIL import Image
 from jet_jax import config as config_lib
 from jet_jax.training.evaluator import mean_and_error
 from jet_jax.workdir import atomic
+from jet_jax.workdir.progress import for_locale
 from tools.reading import images
 from tools.reading.auroc import auroc
 from tools.reading.flow import Flow
@@ -97,7 +98,7 @@ def read(args, flow: Flow) -> dict[str, Any]:
   text = table(rows)
   if args.out:
     atomic.write_bytes(args.out, text.encode())
-  print(text)
+  print(for_locale(text))
   print(f"warning: {WARNING}", file=sys.stderr)
   return {"split": args.split, "sets": rows, "warning": WARNING, **nonfinite.result()}
 

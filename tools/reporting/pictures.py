@@ -4,6 +4,7 @@ Each picture is decoded by the rules of training images, and encoded again: no b
 """
 
 import base64
+import collections
 import io
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -40,8 +41,9 @@ def samples_of(runs: Sequence[Run]) -> Samples:
 
 def chosen_steps(steps: Sequence[Sequence[int]]) -> list[int]:
   """Chooses the steps to show of those of each run: those that most runs have, evenly spread, the last one included."""
-  number = {step: sum(step in of_run for of_run in steps) for step in set().union(*steps)}
-  shared = sorted(step for step, count in number.items() if count == max(number.values()))
+  number = collections.Counter(step for of_run in steps for step in set(of_run))
+  most = max(number.values(), default=0)
+  shared = sorted(step for step, count in number.items() if count == most)
   candidates = shared if len(shared) >= 2 else sorted(number)
   last = {max(of_run) for of_run in steps if of_run}
   places = np.linspace(0, len(candidates) - 1, min(STEPS - len(last), len(candidates))).round().astype(int)
