@@ -16,8 +16,9 @@ MAIN = (
 OTHERS = (
   "additive", "masking", "masking,equal_flops", "logistic", "channels_only", "ratio_2_1", "ratio_1_1", "spatial_only",
   "checkerboards", "vstripes", "hstripes", "mixture,equal_flops", "variational,equal_flops", "multiscale,equal_flops",
-  "one_scale,equal_flops", "fast,mixture,equal_flops", "fast,variational", "fast,actnorm", "fast,dense", "fast,cnn",
-  "fast,mixture,actnorm", "fast,mixture,variational",
+  "one_scale,equal_flops", "two_resolutions", "actnorm_dense,mixture", "fast,mixture,equal_flops", "fast,variational",
+  "fast,actnorm", "fast,dense", "fast,actnorm_dense", "fast,cnn", "fast,mixture,actnorm", "fast,mixture,dense",
+  "fast,mixture,variational",
 )  # fmt: skip
 SEEDS = (0, 1, 2)
 

@@ -99,11 +99,22 @@ def test_eight_devices_compute_what_one_does_on_any_mesh(tmp_path, straight, set
 
 @pytest.mark.fault(12, 13)
 @pytest.mark.slow
-def test_layers_that_start_from_data_start_alike_on_eight_devices(tmp_path):
-  for name, place in {"one": {}, "eight": {"devices": 8, "mesh__fsdp": 8}}.items():
+@pytest.mark.parametrize(
+  "parts",
+  [
+    {"layers": "('actnorm','dense')"},
+    {"coupling_transform": "mixture", "mixture_components": 2, "resolutions": 2, "patch_size": 2},
+    {"predictor": "cnn", "masking": True, "dequantizer_couplings": 1, "prior": "logistic", "layers": "('actnorm',)"},
+  ],
+  ids=["layers", "mixture", "cnn and noise"],
+)
+def test_parts_that_the_paper_lacks_are_the_same_on_eight_devices_and_in_two_processes(tmp_path, parts):
+  two_processes = {"processes": 2, "devices": 2, "mesh__fsdp": 2}
+  for name, place in {"one": {}, "eight": {"devices": 8, "mesh__fsdp": 8}, "two": two_processes}.items():
     (tmp_path / name).mkdir()
-    run(tmp_path / name, layers="('actnorm',)", **place)
-  check_same(tmp_path / "eight", tmp_path / "one")
+    run(tmp_path / name, **parts, **place)
+  for name in ("eight", "two"):
+    check_same(tmp_path / name, tmp_path / "one")
 
 
 @pytest.mark.slow
