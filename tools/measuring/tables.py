@@ -135,10 +135,10 @@ def ablations_table(rows: list[Row]) -> str:
     variants.setdefault(row["short"], {})[row["images"]] = row
   lines, part = [], None
   for short, on in variants.items():
-    several = next(iter(on.values()))
+    own_part = next(iter(on.values()))["part"]
     figures = (figure(on[images]) if images in on else "" for images in ("tiny", "cifar10"))
-    lines.append([several["part"] if several["part"] != part else "", f"`{short}`", *figures])
-    part = several["part"]
+    lines.append([own_part if own_part != part else "", f"`{short}`", *figures])
+    part = own_part
   return table("part | variant | Tiny ImageNet, 1,229 held out | CIFAR-10 subset, 1,017 test images", lines)
 
 
