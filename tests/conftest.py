@@ -123,7 +123,8 @@ def tiny_config():
 
   def make(**settings):
     shrunk = {
-      "front": "none", "optimizer": "adam", "couplings": 2, "block_depth": 1, "width": 8, "heads": 2, "batch_size": 16,
+      "front": "none", "optimizer": "adam", "coupling_transform": "affine",
+      "couplings": 2, "block_depth": 1, "width": 8, "heads": 2, "batch_size": 16,
       "total_steps": 6, "log_steps": 1, "eval_steps": 3, "sample_steps": 6, "checkpoint_steps": 3, "sample_num": 4,
     }  # fmt: skip
     return override(get_config(), shrunk | settings)

@@ -63,7 +63,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 TRAIN_SHARE = 0.5  # `train` starts no further setting after this share of the minutes, or it would take those of others
 OFFICIAL = "dtype=float32,attention=xla,remat=full"
 FIGURES = ("batch_size", "images_per_second", "mfu", "step_ms", "step_ms_min", "step_ms_max", "peak_bytes", "compile_s")
-TINY_RUN = "couplings=2,block_depth=1,width=8,heads=2,batch_size=16,log_steps=1"
+TINY_RUN = "coupling_transform=affine,couplings=2,block_depth=1,width=8,heads=2,batch_size=16,log_steps=1"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,8 +106,8 @@ FULL = Sizes(
 SMALL = Sizes(
   config="configs/imagenet64.py:couplings=2,block_depth=1,width=16,heads=2,patch_size=8,", batches=(8, 16), grid=(8,),
   remats=("blocks",), turns=2, seconds=0.02, attention=(2, 32, 2, 8),
-  learning="configs/digits.py:couplings=2,block_depth=1,width=16,heads=2", learning_steps=20, resume_steps=6,
-  permute=(4, 16, 48), couplings=3,
+  learning="configs/digits.py:coupling_transform=affine,couplings=2,block_depth=1,width=16,heads=2",
+  learning_steps=20, resume_steps=6, permute=(4, 16, 48), couplings=3,
 )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from process_group import outputs, start
 pytestmark = pytest.mark.process
 
 SETTINGS = (
-  "couplings=2,block_depth=1,width=32,heads=2,batch_size=16,log_steps=1,eval_steps=10,sample_steps=20,"
+  "coupling_transform=affine,couplings=2,block_depth=1,width=32,heads=2,batch_size=16,log_steps=1,eval_steps=10,sample_steps=20,"
   "sample_num=5,checkpoint_steps=5,ema_decay=0.9"
 )
 JOB = """

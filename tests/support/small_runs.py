@@ -10,7 +10,7 @@ import time
 
 import process_group
 
-PAPER = "front=none,optimizer=adam"  # its recipe compiles faster than that of the digits
+PAPER = "front=none,optimizer=adam,coupling_transform=affine"  # its recipe compiles faster than that of the digits
 ARGUMENT = f"{PAPER},couplings=2,block_depth=1,width=8,heads=2,batch_size=16,sample_num=4,ema_decay=0.9,log_steps=3"
 COMMIT_FILE = "commit_success.txt"
 

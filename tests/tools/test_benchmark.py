@@ -31,7 +31,7 @@ def test_the_data_benchmark_reports_every_set_and_the_waiting(capsys, tmp_path):
     benchmark.main(["--config=missing.py"])
 
 
-TINY = "configs/digits.py:couplings=2,block_depth=1,width=8,heads=2,batch_size=16"
+TINY = "configs/digits.py:coupling_transform=affine,couplings=2,block_depth=1,width=8,heads=2,batch_size=16"
 
 
 @pytest.mark.slow

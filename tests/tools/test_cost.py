@@ -12,8 +12,8 @@ from tools import cost
 
 def test_operations_are_those_of_a_hand_count():
   """One coupling of one block, width 4, on 4 tokens of 12 numbers, is counted by hand, matrix by matrix."""
-  argument = "source=tfds:x,size=4,patch_size=2,couplings=1,block_depth=1,width=4,heads=1,num_examples=50"
-  argument += ",total_steps=None,total_epochs=3,batch_size=10"
+  argument = "coupling_transform=affine,source=tfds:x,size=4,patch_size=2,couplings=1,block_depth=1,width=4,heads=1"
+  argument += ",num_examples=50,total_steps=None,total_epochs=3,batch_size=10"
   result = cost.cost(config_lib.from_file(f"configs/digits.py:{argument}"))
   tokens, token_dim, width = 4, 12, 4
   embed, head = tokens * token_dim // 2 * width, tokens * width * token_dim

@@ -19,7 +19,10 @@ pytestmark = pytest.mark.process
 
 FOLDER = pathlib.Path("tools/launch").absolute()
 SCRIPTS = sorted(FOLDER.glob("*.sh"))
-ARGUMENT = "couplings=2,block_depth=1,width=8,heads=2,batch_size=16,total_steps=400,checkpoint_steps=20,eval_steps=400"
+ARGUMENT = (
+  "coupling_transform=affine,couplings=2,block_depth=1,width=8,heads=2,batch_size=16,total_steps=400,"
+  "checkpoint_steps=20,eval_steps=400"
+)
 HAS_REQUIREMENTS = 'if [[ $1 == -c && $2 == "import importlib.util"* ]]; then exit; fi\n'
 # For programs that stand in for training: what is left of a checkpoint.
 SAVE = 'save() { mkdir -p "$workdir/checkpoints/$1" && touch "$workdir/checkpoints/$1/commit_success.txt"; }\n'

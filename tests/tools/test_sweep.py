@@ -19,8 +19,8 @@ from jet_jax.training.cost import train_flops
 from tools import cost, sweep
 
 SWEEP = """
-TINY = ("configs/digits.py:couplings=2,block_depth=1,width=8,heads=2,batch_size=16,log_steps=5,eval_steps=5,"
-        "sample_steps=0,checkpoint_steps=5,warmup_steps=1,total_steps=")
+TINY = ("configs/digits.py:coupling_transform=affine,couplings=2,block_depth=1,width=8,heads=2,batch_size=16,"
+        "log_steps=5,eval_steps=5,sample_steps=0,checkpoint_steps=5,warmup_steps=1,total_steps=")
 
 
 def get_sweep(length):
