@@ -7,6 +7,7 @@ what they were measured with: weights, images and evaluation noise. docs/guide/b
 """
 
 import csv
+import functools
 import math
 import os
 from collections.abc import Sequence
@@ -28,6 +29,7 @@ from jet_jax.workdir import atomic, bad_images, load_run
 from jet_jax.workdir.metrics import as_json
 from jet_jax.workdir.trained import name_weights, step_argument
 
+FEW_CLASSES = 16  # with so many, the mixture of all is measured unasked
 RANGES = {"--noise_samples": (1, 2**31 - 1), "--device_batch": (1, AT_ONCE)}
 
 
@@ -64,6 +66,10 @@ def _parser() -> config_lib.Parser:
     default=1,
     help="draws of the dequantization noise for each image, 1 by default; more give a tighter bound too",
   )
+  parser.add_argument(
+    "--mixture", action="store_true",
+    help=f"of a run with labels: measure the mixture of all classes too, a pass each; up to {FEW_CLASSES} always",
+  )  # fmt: skip
   parser.add_argument("--source", help="the images, as config.data.source; by default those of the run")
   parser.add_argument(
     "--data_dir", type=config_lib.local, help="folder of prepared data sets; by default that of the run"
@@ -86,7 +92,7 @@ def _evaluate(args) -> dict[str, Any]:
   opened, known = open_splits_of_run(config, args.workdir, [args.split], args.source, args.data_dir)
   source, shape = opened[args.split], config.image_shape
   at_once = config_lib.microbatch_size(config)
-  evaluator = Evaluator(model, config.levels, source, at_once, mesh, args.device_batch)
+  evaluator = Evaluator(model, config.levels, source, at_once, mesh, args.device_batch, config.data.classes)
   weights = name_weights(config, variables)
   index, draws = evaluator.per_image(variables, args.noise_samples)
   bits = draws.mean(axis=0, dtype=np.float64)
@@ -100,6 +106,8 @@ def _evaluate(args) -> dict[str, Any]:
     **with_interval("bits_per_dim", bits),
     **with_interval("iw_bits_per_dim", likelihood.importance_weighted(draws, math.prod(shape))),
     **evaluator.summary(draws),
+    **({"noise_std": model.noise[0]} if model.noise else {}),
+    **(_without_labels(args, evaluator, variables) if model.classes else {}),
     "noise_seed": likelihood.NOISE_SEED,
     "levels": config.levels,
     "image_shape": shape,
@@ -112,6 +120,25 @@ def _evaluate(args) -> dict[str, Any]:
     },
     "device_batch": evaluator.batch_size // mesh.size,
   }
+
+
+def _without_labels(args, evaluator: Evaluator, variables) -> dict[str, Any]:
+  """Measures what a flow with labels says without them, by the same draws of the noise.
+
+  Returns:
+    "labels", True if `bits_per_dim` is that of images, given their labels; "unlabeled_bits_per_dim", without a label;
+    and of a few classes, or with `--mixture`, "mixture_bits_per_dim": that of the mean of the densities of all classes,
+    which is a density of images without a label too.
+  """
+  figures = {"labels": evaluator.has_labels}
+  of_label = lambda label: evaluator.per_image(variables, args.noise_samples, label)[1].astype(np.float64)
+  figures |= with_interval("unlabeled_bits_per_dim", of_label(-1).mean(axis=0))
+  if args.mixture or evaluator.classes <= FEW_CLASSES:
+    dims = math.prod(evaluator.source[0]["image"].shape)
+    total = functools.reduce(np.logaddexp2, (-dims * of_label(label) for label in range(evaluator.classes)))
+    bits = (math.log2(evaluator.classes) - total) / dims
+    figures |= with_interval("mixture_bits_per_dim", bits.mean(axis=0))
+  return figures
 
 
 def _write_per_image(path: Path, index: np.ndarray, bits: np.ndarray, names: Sequence[str | None]) -> None:

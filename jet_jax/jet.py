@@ -13,8 +13,9 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Integer, Shaped
 
 from jet_jax.flow import (
   CNN,
@@ -34,6 +35,8 @@ from jet_jax.flow import (
   named,
 )
 from jet_jax.flow.attention import IMPLEMENTATIONS, broken_rule
+from jet_jax.flow.completion import BLOCK, from_bands, to_bands
+from jet_jax.flow.context import NO_LABEL, beside, embed_labels, embed_noise, pair
 from jet_jax.flow.explicit import with_automatic_axes
 from jet_jax.flow.factor_out import at_resolution
 from jet_jax.flow.front import FRONTS, LARGEST, FrontConstants, front_shapes
@@ -41,7 +44,7 @@ from jet_jax.flow.prior import Logistic
 from jet_jax.flow.reorder import composed_orders
 from jet_jax.flow.splits import Splits, check_splits, draw_splits, known
 from jet_jax.flow.stack import REMAT_POLICIES
-from jet_jax.flow.types import Context, Logdet
+from jet_jax.flow.types import Features, Given, Logdet
 
 # What "auto" takes on each platform: the first that can run, or that fits. Fastest first: timed on CPUs, by the
 # compiler's estimate on TPUs, not yet timed on GPUs (docs/reference/performance.md).
@@ -55,7 +58,11 @@ PREDICTORS = ("vit", "cnn")
 TRANSFORMS = ("affine", "additive", "mixture")  # what a coupling does to each number, see flow/elementwise.py
 
 Images = Float[Array, "batch height width channels"]
-Beside = Float[Array, "batch height width features"] | Context  # what the predictors may read besides the image
+Beside = Float[Array, "batch height width features"] | Features  # what the predictors may read besides the image
+Labels = Integer[Array | np.ndarray, " batch"] | None
+Noise = Float[Array | np.ndarray, " batch"] | None
+Known = Bool[Array | np.ndarray, "batch height width channels"] | None
+Guidance = Float[Array | np.ndarray, "*couplings"] | float | None
 
 
 class Jet(nn.Module):
@@ -97,6 +104,12 @@ class Jet(nn.Module):
     masking: couplings hide the half to be transformed in its place, see `MaskedCoupling`, instead of taking it out.
     resolutions: number of resolutions; after all but the last, half of the numbers are factored out, see `FactorOut`.
     dequantizer_couplings: couplings of a learned dequantizer, see `dequantizer`; 0 for uniform noise.
+    classes: number of labels that the predictors read, through a table of `width` numbers for each label, and for
+      none; 0 for a flow without labels.
+    noise: (low, high), standard deviations of Gaussian noise in the images that the flow models, where pixels lie in
+      [-1, 1]; it is told that of each image. () for images without, see `likelihood.dequantize_by`.
+    completes: the flow is told numbers that are known, any of them, and models the others given those. Couplings need
+      `masking`; what is known are bands of blocks of 2x2 pixels, see flow/completion.py.
     constant_predictions: see `Coupling`.
   """
 
@@ -124,9 +137,21 @@ class Jet(nn.Module):
   masking: bool = False
   resolutions: int = 1
   dequantizer_couplings: int = 0
+  classes: int = 0
+  noise: Sequence[float] = ()
+  completes: bool = False
   constant_predictions: bool = False
 
-  def __call__(self, images, fitted: FrontConstants | None = None, context: Beside = None) -> tuple[Images, Logdet]:
+  def __call__(
+    self,
+    images,
+    fitted: FrontConstants | None = None,
+    context: Beside = None,
+    labels: Labels = None,
+    guidance: Guidance = None,
+    noise: Noise = None,
+    known: Known = None,
+  ) -> tuple[Images, Logdet]:
     """Data to latents.
 
     Args:
@@ -134,6 +159,12 @@ class Jet(nn.Module):
       fitted: constants of the front, for `init` alone, which puts them to the permutations.
       context: what the predictors may read besides, with `masking` alone: images, float32 (B, H, W, any), of which each
         token reads its patch, or float32 (B, 1, any), which all tokens read.
+      labels: int (B,) in {0 .. classes - 1}, or -1 for no label; None is no label for all. Others make NaN.
+      guidance: None, or what is predicted goes beyond that of the label, see `flow.coupling.predict`: float32 () for
+        all couplings, or (couplings,).
+      noise: of a flow with `noise`, the standard deviation in each image, float32 (B,); None is the lowest for all.
+      known: of a flow that `completes`, bool (B, H, W, C), True for each number of the bands that is known; None is
+        none of them. Known numbers are the same in bands and latents, and logdet is of the others.
 
     Returns:
       Latents float32 (B, H, W, C), and logdet in nats, float32 (B,).
@@ -142,32 +173,103 @@ class Jet(nn.Module):
       ValueError: shapes that the flow cannot split, see `check`, or a front that was not fitted.
       TypeError: images that are not floating point.
     """
-    return self.transform(images, inverse=False, fitted=fitted, context=context)
+    return self.transform(images, False, fitted, context, labels, guidance, noise, known)
 
-  def inverse(self, latents, context: Beside = None) -> tuple[Images, Logdet]:
+  def inverse(
+    self,
+    latents,
+    context: Beside = None,
+    labels: Labels = None,
+    guidance: Guidance = None,
+    noise: Noise = None,
+    known: Known = None,
+  ) -> tuple[Images, Logdet]:
     """Latents to data: the exact inverse of `__call__`, same shapes and errors; logdet is of this direction."""
-    return self.transform(latents, inverse=True, context=context)
+    return self.transform(latents, True, None, context, labels, guidance, noise, known)
 
   @nn.compact
   @with_automatic_axes
-  def transform(self, images, inverse: bool, fitted: FrontConstants | None = None, context: Beside = None):
+  def transform(
+    self,
+    images,
+    inverse: bool,
+    fitted: FrontConstants | None = None,
+    context: Beside = None,
+    labels: Labels = None,
+    guidance: Guidance = None,
+    noise: Noise = None,
+    known: Known = None,
+  ):
     """Either direction; both walk the same layers."""
     self.check_input(images)
     height, width = (side // self.patch_size for side in images.shape[1:3])
-    x = self.tokens_of(jnp.asarray(images, jnp.promote_types(images.dtype, jnp.float32)))
-    layers = [*self.front_layers(images.shape[1:], fitted), *self.layers_from(0, (height, width), x.shape[2])]
-    if context is not None and context.ndim == 4:
-      context = self.tokens_of(context)
-    x, logdet = in_order(layers, x, context, inverse)
+    x = jnp.asarray(images, jnp.promote_types(images.dtype, jnp.float32))
+    x = self.tokens_of(to_bands(x) if self.completes and not inverse else x)
+    front = self.front_layers(images.shape[1:], fitted)
+    couplings = self.layers_from(0, (height, width), x.shape[2], guidance)
+    known = self.known_numbers(images.shape, known)
+    of_known = () if known is None else (jnp.where(known, x, 0), known.astype(x.dtype))
+    features = self.features(x.shape[0], context, of_known, labels, noise, guidance is not None)
+    given = features if known is None else Given(features, known)
+    x, logdet = in_order([*front, *couplings], x, given, inverse)
     if self.dequantizer_couplings and self.is_initializing():
       self.dequantizer(name="dequantizer")(images, context=images)
     sides = {"hp": self.patch_size, "wp": self.patch_size, "h": height, "w": width}
-    return rearrange(x, "b (h w) (hp wp c) -> b (h hp) (w wp) c", **sides), logdet
+    x = rearrange(x, "b (h w) (hp wp c) -> b (h hp) (w wp) c", **sides)
+    return from_bands(x) if self.completes and inverse else x, logdet
 
   @nn.nowrap
-  def tokens_of(self, images: Float[Array, "batch height width features"]) -> Float[Array, "batch tokens token_dim"]:
+  def known_numbers(self, shape: Sequence[Any], known: Known):
+    """The known numbers of images of a shape (B, H, W, C) in tokens; None for a flow that does not complete."""
+    if not self.completes:
+      if known is not None:
+        raise ValueError("known is for a flow that has learned to complete images; train with model.completes")
+      return None
+    known = jnp.zeros(shape, bool) if known is None else jnp.asarray(known)
+    if known.shape != tuple(shape) or known.dtype != bool:
+      raise ValueError(f"known is {known.dtype} {known.shape}, and must be bool {tuple(shape)}, as the images")
+    return self.tokens_of(known)
+
+  @nn.nowrap
+  def tokens_of(self, images: Shaped[Array, "batch height width features"]) -> Shaped[Array, "batch tokens token_dim"]:
     """Cuts images into patches, one token each, row by row."""
     return rearrange(images, "b (h hp) (w wp) c -> b (h w) (hp wp c)", hp=self.patch_size, wp=self.patch_size)
+
+  @nn.nowrap
+  def features(
+    self, count: Any, context: Any, of_known: Sequence[Any], labels: Labels, noise: Noise, is_guided: bool
+  ) -> Features:
+    """Joins all that the predictors read besides the state.
+
+    Args:
+      count: number of images, which may be symbolic.
+      context: that of the caller, see `__call__`.
+      of_known: features of the known numbers, of a flow that completes.
+      labels, noise: (count,), or None.
+      is_guided: for each image, a row without its label follows, as `flow.coupling.predict` takes them.
+
+    Raises:
+      ValueError: labels, guidance or noise for a flow without.
+    """
+    if context is not None and context.ndim == 4:
+      context = self.tokens_of(context)
+    context = beside(context, *of_known)
+    if self.noise:
+      noise = jnp.full((count,), self.noise[0]) if noise is None else noise
+      context = beside(context, embed_noise(noise, *self.noise))
+    elif noise is not None:
+      raise ValueError("noise is for a flow that has learned images with noise; train with model.noise")
+    if not self.classes:
+      if labels is not None or is_guided:
+        raise ValueError("labels and guidance are for a flow that has learned labels; train with model.classes")
+      return context
+    shape = self.classes + 1, self.width
+    table = self.param("label_embedding", nn.initializers.normal(self.width**-0.5), shape, jnp.float32)
+    none = jnp.full((count,), NO_LABEL)
+    labels = none if labels is None else jnp.asarray(labels)
+    if is_guided:
+      labels, context = pair(labels, none), None if context is None else pair(context)
+    return beside(context, embed_labels(table, labels))
 
   @property
   def stacks(self) -> list[str]:
@@ -175,18 +277,23 @@ class Jet(nn.Module):
     return [at_resolution("couplings", resolution) for resolution in range(self.resolutions)]
 
   @nn.nowrap
-  def layers_from(self, resolution: int, grid: tuple[int, int], token_dim: int) -> Sequence[Layer]:
+  def layers_from(
+    self, resolution: int, grid: tuple[int, int], token_dim: int, guidance: Guidance = None
+  ) -> Sequence[Layer]:
     """The layers of a resolution, the first being 0, and of all that follow, in forward order.
 
     Args:
       resolution: its number.
       grid: rows and columns of tokens.
       token_dim: channels of a token.
+      guidance: see `__call__`.
     """
     splits = self.splits(resolution, grid, token_dim)
+    weights = None if guidance is None else jnp.broadcast_to(guidance, (self.couplings,))
     remat = "full" if self.remat == "auto" else self.remat
     orders = composed_orders(splits.tokens), composed_orders(splits.channels)
     constants = (known(splits),) if self.masking else (splits.spatial, *(order[1:] for order in orders))
+    constants = (weights, *constants)
     period = functools.partial(self.one_coupling, grid)
     stack = Stack(period, self.couplings, constants, remat, name=at_resolution("couplings", resolution))
     layers = [stack] if self.masking else [Reorder(*(order[0] for order in orders)), stack]
@@ -194,7 +301,7 @@ class Jet(nn.Module):
       return layers
     # The half that the last coupling has read is kept, so that coupling is the learned prior of the other.
     stay, last = jnp.arange(math.prod(grid)), splits.channels[-1]
-    coarser = self.layers_from(resolution + 1, (grid[0] // 2, grid[1] // 2), 2 * token_dim)
+    coarser = self.layers_from(resolution + 1, (grid[0] // 2, grid[1] // 2), 2 * token_dim, guidance)
     return [*layers, Reorder(stay, last), FactorOut(coarser, grid), Reorder(stay, jnp.argsort(last))]
 
   @nn.nowrap
@@ -203,14 +310,14 @@ class Jet(nn.Module):
 
     Args:
       grid: rows and columns of tokens.
-      constants: the kind of its split, and the orders of tokens and channels that lead to the next coupling: the state
-        comes in the order in which it is split in halves. With `masking` the mask of the half that is read: the state
-        stays in the order of the image.
+      constants: its guidance, the kind of its split, and the orders of tokens and channels that lead to the next
+        coupling: the state comes in the order in which it is split in halves. With `masking` the mask of the half that
+        is read: the state stays in the order of the image.
     """
-    split, *to_the_next = constants
+    guidance, split, *to_the_next = constants
     predictor, before = self.make_predictor(grid), [LAYERS[name](name=name) for name in self.layers]
     kind = MaskedCoupling if self.masking else Coupling
-    coupling = kind(predictor, split, self.elementwise(), self.constant_predictions, name="coupling")
+    coupling = kind(predictor, split, self.elementwise(), self.constant_predictions, guidance, name="coupling")
     return [*before, coupling, *([] if self.masking else [Reorder(*to_the_next)])]
 
   @nn.nowrap
@@ -459,6 +566,7 @@ class Jet(nn.Module):
         "where a scale starts"
       )
     self.check_variants((height // self.patch_size, width // self.patch_size))
+    self.check_completion(height, width)
     if self.dequantizer_couplings:
       self.dequantizer().check(image_shape, draws_splits)
     if draws_splits:
@@ -468,12 +576,41 @@ class Jet(nn.Module):
         check_splits(self.kinds, self.spatial, grid, dim, whole=self.masking and self.resolutions == 1)
 
   @nn.nowrap
+  def check_completion(self, height: int, width: int) -> None:
+    """Raises ValueError for images without blocks of 2x2 pixels, or parts that would change known numbers."""
+    if not self.completes:
+      return
+    if height % BLOCK or width % BLOCK:
+      raise ValueError(
+        f"completes=True needs even sides, for blocks of 2x2 pixels, and the images are {height}x{width}"
+      )
+    needed = {
+      "masking": True, "layers": (), "front": "none", "resolutions": 1, "dequantizer_couplings": 0, "noise": (),
+      "prior": "normal",
+    }  # fmt: skip
+    for name, value in needed.items():
+      have = getattr(self, name)
+      if (tuple(have) if isinstance(value, tuple) else have) != value:
+        raise ValueError(f"completes=True needs {name}={value!r}, and it is {have!r}; set that")
+
+  @nn.nowrap
   def check_variants(self, grid: tuple[int, int]) -> None:
     """Raises ValueError, naming value, rule and fix, for parts beside the paper's that do not go together."""
     if self.coupling_transform not in TRANSFORMS:
       raise ValueError(f"coupling_transform={self.coupling_transform!r} must be one of {', '.join(TRANSFORMS)}")
     if self.mixture_components < 1:
       raise ValueError(f"mixture_components={self.mixture_components} must be at least 1; Flow++ has 32")
+    if self.noise and not (len(self.noise) == 2 and 0 < self.noise[0] <= self.noise[1] < jnp.inf):
+      raise ValueError(f"noise={tuple(self.noise)} must be () or two standard deviations, (low, high), 0 < low <= high")
+    if self.noise and self.dequantizer_couplings:
+      raise ValueError(
+        f"noise={tuple(self.noise)} takes the place of the noise of dequantization; set dequantizer_couplings=0"
+      )
+    if self.classes < 0:
+      raise ValueError(
+        f"classes={self.classes} stands for the classes of the training images, which are not known here; set their "
+        "number, or 0 for a flow without labels"
+      )
     if self.dequantizer_couplings < 0:
       raise ValueError(f"dequantizer_couplings={self.dequantizer_couplings} must be at least 0, for uniform noise")
     if self.predictor == "cnn" and not self.masking and "spatial" in self.kinds:

@@ -11,13 +11,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Integer, Key, UInt8
+from jaxtyping import Array, Bool, Float, Integer, Key, UInt8
 
 from jet_jax.devices.settings import PRNG
 
 Images = Float[Array | np.ndarray, "batch height width channels"]
 PerImage = Float[Array | np.ndarray, "batch"]  # nats or bits
 Keys = Key[Array, "batch"]
+Labels = Integer[Array | np.ndarray, "batch"] | None
 
 LEVELS = 256  # of 8-bit images
 NOISE_SEED = 0  # of evaluation noise; fixed, so that differences between runs and steps come from the models
@@ -171,7 +172,12 @@ def bits_per_dim(z: Images, logdet: PerImage, levels: int = LEVELS, prior: Any =
 
 
 def dequantize_by(
-  model: Any, variables, images: UInt8[Array | np.ndarray, "batch height width channels"], noise_keys: Keys, levels: int
+  model: Any,
+  variables,
+  images: UInt8[Array | np.ndarray, "batch height width channels"],
+  noise_keys: Keys,
+  levels: int,
+  noise: Float[Array, "batch"] | None = None,
 ) -> tuple[Float[Array, "batch height width channels"], Float[Array, "batch"] | float]:
   """Pixels to the real line by the noise of a flow: uniform, or learned (Flow++, arXiv 1902.00275, section 3.1).
 
@@ -185,16 +191,30 @@ def dequantize_by(
   noise at EDGE, for nothing. Learned noise is not clipped: much of it could come to lie at one point, and be counted as
   if it were spread.
 
+  A flow with `noise` models images with Gaussian noise of a standard deviation s, which may reach over many bins:
+
+    x = (u + 1/2) * bin_width - 1 + s * e,   log q = sum log sum_v N(x; centre of v, s^2) + D ln bin_width
+
+  Its bits bound -log P(u) as well: x is decoded to u with the probability N(x; centre of u) / sum_v N(x; centre of v)
+  for each number, and log q is the log density of x given u, less the logarithm of that. The density of x alone, as if
+  the noise were inside the bin, would be no bound: it can lie below the entropy.
+
   Args:
     model: the flow, a `Jet`.
     variables: its `params` and `permutations`.
     images: uint8 (B, H, W, C) in {0 .. levels - 1}.
     noise_keys: PRNG keys (B,).
     levels: number of pixel values.
+    noise: s of a model with `noise`, float32 (B,); None is the lowest.
 
   Returns:
-    float32 (B, H, W, C) in [-1, 1 + bin_width), and log q in nats per image, (B,), or 0 if the noise is uniform.
+    float32 (B, H, W, C), in [-1, 1 + bin_width) without Gaussian noise, and log q in nats per image, (B,), or 0 if the
+    noise is uniform.
   """
+  if model.noise:
+    noise = jnp.full(images.shape[:1], model.noise[0]) if noise is None else noise
+    x = add_noise(centres(images, levels), noise_keys, noise)
+    return x, log_sum_of_levels(x, noise, levels) + images[0].size * math.log(bin_width(levels))
   if not model.dequantizer_couplings:
     return dequantize(images, noise_keys, levels), 0.0
   own = {collection: tree["dequantizer"] for collection, tree in variables.items()}
@@ -203,6 +223,27 @@ def dequantize_by(
   v = EDGE + (1 - 2 * EDGE) * jax.scipy.special.ndtr(y)
   log_q = log_prior(e) - logdet - log_prior(y) - e[0].size * math.log(1 - 2 * EDGE)
   return (jnp.asarray(images, jnp.float32) + v) * bin_width(levels) - 1, log_q
+
+
+def add_noise(x: Images, noise_keys: Keys, std: Float[Array, "batch"]) -> Float[Array, "batch height width channels"]:
+  """Adds Gaussian noise to images, of a standard deviation each."""
+  return jnp.asarray(x) + _spread(std) * sample_prior(noise_keys, x.shape[1:])
+
+
+def log_sum_of_levels(x: Images, std: Float[Array, "batch"], levels: int) -> Float[Array, "batch"]:
+  """Sum over the numbers of an image of log sum_v N(x; centre of v, std^2), over all pixel values v, in nats."""
+
+  def add(total, value):
+    centre = (value + 0.5) * bin_width(levels) - 1
+    return jnp.logaddexp(total, -0.5 * ((x - centre) / _spread(std)) ** 2), None
+
+  # One level at a time: memory does not grow with their number.
+  total, _ = jax.lax.scan(add, jnp.full(x.shape, -jnp.inf), jnp.arange(levels))
+  return jnp.sum(total - jnp.log(_spread(std)) - 0.5 * math.log(2 * math.pi), axis=(1, 2, 3))
+
+
+def _spread(x: Float[Array, "batch"]) -> Float[Array, "batch 1 1 1"]:
+  return x[:, None, None, None]
 
 
 @np.errstate(invalid="ignore")  # the average shows what is not finite
@@ -229,7 +270,14 @@ def importance_weighted(bits: Float[np.ndarray, "draws batch"], dims: int) -> Fl
 
 
 def bits_of_images(
-  model: Any, variables, images: UInt8[Array | np.ndarray, "batch height width channels"], noise_keys: Keys, levels: int
+  model: Any,
+  variables,
+  images: UInt8[Array | np.ndarray, "batch height width channels"],
+  noise_keys: Keys,
+  levels: int,
+  labels: Labels = None,
+  noise: Float[Array, "batch"] | None = None,
+  known: Bool[Array | np.ndarray, "batch height width channels"] | None = None,
 ) -> Float[Array, "batch"]:
   """Bits per dimension of images under one draw of the model's dequantization noise and its prior.
 
@@ -239,12 +287,19 @@ def bits_of_images(
     images: uint8 (B, H, W, C) in {0 .. levels - 1}.
     noise_keys: PRNG keys (B,).
     levels: number of pixel values.
+    labels: int (B,), for a model with `classes`: the bits are those of the image, given its label. -1 is no label.
+    noise: of a model with `noise`, see `dequantize_by`.
+    known: of a model that `completes`, see `Jet.__call__`: the bits are those of the other numbers, given these,
+      divided by the number of all.
 
   Returns:
     float32 (B,).
   """
-  x, log_q = dequantize_by(model, variables, images, noise_keys, levels)
-  z, logdet = model.apply(variables, x)
+  x, log_q = dequantize_by(model, variables, images, noise_keys, levels, noise)
+  z, logdet = model.apply(variables, x, **given(labels=labels, noise=noise, known=known))
+  if known is not None:  # they have no bits: at 0 of N(0, 1), each would have these
+    z, count = jnp.where(known, 0, z), jnp.sum(known, axis=(1, 2, 3))
+    logdet += count * (0.5 * math.log(2 * math.pi) - math.log(bin_width(levels)))
   return bits_per_dim(z, logdet - log_q, levels, model.find_prior())
 
 
@@ -253,6 +308,7 @@ def evaluation_bits(
   images: UInt8[Array | np.ndarray, "batch height width channels"],
   index: Integer[Array | np.ndarray, "batch"],
   key: Key[Array, ""],
+  labels: Labels = None,
   *,
   model: Any,
   levels: int,
@@ -264,9 +320,15 @@ def evaluation_bits(
     images: uint8 (B, H, W, C).
     index: int32 (B,).
     key: PRNG key of this draw of the noise.
+    labels: see `bits_of_images`.
     model, levels: constants of the run.
 
   Returns:
     float32 (B,).
   """
-  return bits_of_images(model, variables, images, example_keys(key, index), levels)
+  return bits_of_images(model, variables, images, example_keys(key, index), levels, labels)
+
+
+def given(**arguments) -> dict[str, Any]:
+  """Arguments of `model.apply` that are not None, as a model of the user's own may take none of them."""
+  return {name: value for name, value in arguments.items() if value is not None}

@@ -28,6 +28,7 @@ from jet_jax.devices import compile as compile_lib
 from jet_jax.flow.front import FrontConstants
 from jet_jax.sampling import Sampler
 from jet_jax.training import (
+  Batch,
   Diagnostics,
   Evaluator,
   NonFiniteMonitor,
@@ -68,9 +69,10 @@ class Job:
     config = self.run.config
     return Checkpoints(self.workdir, config.checkpoint_keep, self.run.interval("keep"), config.keep_best)
 
-  def place(self, batch) -> jax.Array:
-    """Images of a batch, or of this process's rows of it, on the devices."""
-    return sharding.place_batch(batch["image"], self.run.mesh, self.run.config.batch_size)
+  def place(self, batch) -> Batch:
+    """A batch, or this process's rows of it, on the devices."""
+    place = lambda values: sharding.place_batch(values, self.run.mesh, self.run.config.batch_size)
+    return Batch(place(batch["image"]), place(batch["label"]) if self.run.model.classes else None)
 
   def first_images(self) -> jax.Array:
     """Images that a new flow starts from: a microbatch of the first batch, or zeros if no layer reads them."""
@@ -115,9 +117,12 @@ def prepare(config: Config, workdir: str | pathlib.Path, flag_overrides=(), acce
     sharding.check_batch_size(config.batch_size, mesh, config.microbatches)
     train_source, validation_source = sources.open_both(config)
     splits = {"train": train_source, "validation": validation_source}
+    config.model.classes = data.number_of_classes(config.model.classes, train_source, config.data.source)
     images = data.identity(splits)
   data.check_processes_agree(splits, images)
   read = {"image_shape": train_source[0]["image"].shape, "data.num_examples": len(train_source)}
+  if config.model.classes:
+    read["data.classes"] = tuple(map(str, getattr(train_source, "classes", ())))
   config_lib.set_from_data(config, read, flag_overrides)
   processes.say("\n".join(data.describe(config.data.source, splits, config.image_shape, config.data.data_dir)))
   run = Run.from_config(config, len(train_source), mesh)
@@ -167,7 +172,7 @@ def start_state(job: Job, init_key, checkpoints: Checkpoints) -> TrainState:
 
 @dataclasses.dataclass(frozen=True)
 class Programs:
-  """Compiled programs of a run; `train_step` is (state, images, key) -> (state, metrics)."""
+  """Compiled programs of a run; `train_step` is (state, batch, key) -> (state, metrics)."""
 
   train_step: Callable
   evaluator: Evaluator
@@ -189,7 +194,7 @@ def compile_all(job: Job) -> Programs:
   variables = state.variables()
   beside = state_bytes - compile_lib.bytes_a_device(variables)
   at_once = config_lib.microbatch_size(config)
-  evaluator = Evaluator(run.model, config.levels, job.validation, at_once, run.mesh)
+  evaluator = Evaluator(run.model, config.levels, job.validation, at_once, run.mesh, classes=config.data.classes)
   diagnostics = Diagnostics(run.model, config.levels, job.validation, at_once, run.mesh)
   sampler = Sampler(run.model, config.image_shape, config.levels, config.sample_num, run.mesh, at_once)
   if run.interval("eval"):
@@ -301,7 +306,9 @@ def evaluate_sample_save(run: Run, programs: Programs, step: int, state: TrainSt
     is_best = checkpoints.best.add(step, result["bits_per_dim"])
   if run.is_due("sample", step):
     with log.pause(PAUSES["sample"]):
-      samples = programs.sampler(state.variables(), temperature=config.sample_temperature)
+      # Of a flow with labels, one class after another.
+      labels = np.arange(config.sample_num, dtype=np.int32) % run.model.classes if run.model.classes else None
+      samples = programs.sampler(state.variables(), temperature=config.sample_temperature, labels=labels)
       log.samples(step, samples, programs.sampler.num_nonfinite)
   if run.is_due("checkpoint", step) or (is_best and config.keep_best):
     with log.pause(PAUSES["checkpoint"]):

@@ -99,10 +99,10 @@ def lower(program: str, run: Run) -> Any:
   model, config, mesh = run.model, run.config, run.mesh
   variables, batch = run.state_shapes.variables(), batch_of(program, config, mesh)
   if program == "eval":
-    arguments = evaluator.eval_arguments(variables, config.image_shape, batch, mesh)
+    arguments = evaluator.eval_arguments(variables, config.image_shape, batch, mesh, bool(model.classes))
     return evaluator.eval_program(model, config.levels, mesh).lower(*arguments)
   sample = sampler.sample_program(model, config.image_shape, config.levels, mesh)
-  return sample.lower(*sampler.sample_arguments(variables, batch, mesh))
+  return sample.lower(*sampler.sample_arguments(variables, batch, mesh, bool(model.classes)))
 
 
 def needed_by(message: str) -> int | None:

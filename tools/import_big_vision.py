@@ -54,7 +54,8 @@ MODULES = {  # our name -> official name; {} is the number of a transformer bloc
 # Fields of a flow that the official code lacks, and their only values in it.
 UNOFFICIAL = {
   "scale_floor": 0.0, "front": "none", "layers": (), "predictor": "vit", "prior": "normal",
-  "coupling_transform": "affine", "masking": False, "resolutions": 1, "dequantizer_couplings": 0,
+  "coupling_transform": "affine", "masking": False, "resolutions": 1, "dequantizer_couplings": 0, "classes": 0,
+  "noise": (), "completes": False,
 }  # fmt: skip
 UNNAMED = "imported"  # a spatial split outside `PATTERNS`: only the order of the tokens defines it
 
@@ -122,7 +123,7 @@ def export_npz(model: Jet, variables, image_shape, npz: str | pathlib.Path) -> N
   image_shape = _check_image_shape(image_shape)
   for name, official in UNOFFICIAL.items():
     value = getattr(model, name)
-    value = tuple(value) if name == "layers" else value
+    value = tuple(value) if isinstance(official, tuple) else value
     if value != official:
       raise ValueError(f"{name}={value!r} has no official counterpart; export a model with {name}={official!r}")
   model.check(image_shape, draws_splits=False)

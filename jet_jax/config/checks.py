@@ -22,8 +22,8 @@ RANGES = {
   "clip_norm": (1e-9, 1e30), "eval_noise_samples": (1, LARGEST), "sample_num": (1, LARGEST),
   "sample_temperature": (0, 1e3), "checkpoint_keep": (1, LARGEST), "data.size": (0, LARGEST),
   "data.max_bad_images": (0, LARGEST), "max_nonfinite_steps": (0, LARGEST), "patience": (0, LARGEST),
-  "data.workers": (0, 256), "model.mixture_components": (1, LARGEST_SIDE),
-  "model.dequantizer_couplings": (0, LARGEST_SIDE),
+  "data.workers": (0, 256), "label_dropout": (0, 1), "model.classes": (-1, LARGEST),
+  "model.mixture_components": (1, LARGEST_SIDE), "model.dequantizer_couplings": (0, LARGEST_SIDE),
   **{f"model.{name}": (1, LARGEST_SIDE) for name in ("couplings", "block_depth", "width", "heads", "patch_size")},
 }  # fmt: skip
 CHOICES = {

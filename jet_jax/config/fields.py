@@ -32,6 +32,7 @@ def default_config() -> Config:  # noqa: PLR0915  a line a field
   config.data.data_dir = ""  # of tfds:NAME; empty means $TFDS_DATA_DIR or ~/tensorflow_datasets
   config.data.num_examples = placeholder(int)  # training images; read from the data, set in a config for tools/cost.py
   config.data.flip = False  # mirror each training image left to right with probability 1/2
+  config.data.classes = ()  # names of the classes, read from the data if model.classes is not 0
   config.data.max_bad_images = 0  # unreadable images to skip before the run stops; see data/sources.py
   config.data.workers = 0  # processes that read ahead; 0 uses threads, which are faster if decoding is cheap
   config.image_shape = placeholder(tuple)  # (H, W, C), read from the data
@@ -61,6 +62,9 @@ def default_config() -> Config:  # noqa: PLR0915  a line a field
   config.model.masking = False  # hide the half that a coupling transforms in its place, instead of taking it out
   config.model.resolutions = 1  # after each but the last, half of the numbers are factored out and the side is halved
   config.model.dequantizer_couplings = 0  # couplings of a learned dequantizer; 0 for uniform noise
+  config.model.classes = 0  # labels that the predictors read: 0 for none, -1 for those of the training images
+  config.model.noise = ()  # (low, high): standard deviations of Gaussian noise in the images; () for none
+  config.model.completes = False  # learn to complete images of which some numbers are known; needs masking
   config.own_code = ()  # digests of your own predictor and prior; training sets them, and evaluation compares them
 
   for duration in DURATIONS:
@@ -84,6 +88,7 @@ def default_config() -> Config:  # noqa: PLR0915  a line a field
   config.adam_mu_dtype = "bfloat16"  # of the first moment; or float32
   config.clip_norm = 1.0  # largest global norm of the gradient, to which a larger one is scaled
   config.max_nonfinite_steps = 0  # consecutive steps with a non-finite loss or gradient to skip before the run stops
+  config.label_dropout = 0.1  # probability that an image is trained on without its label, if model.classes is not 0
   config.ema_decay = 0.0  # of averaged weights, which evaluation and sampling then use; 0 is off
   config.params_are_averaged = False  # True in an export (tools/export.py), if its run has averaged weights
 

@@ -8,7 +8,7 @@ from einops import rearrange
 from jax.ad_checkpoint import checkpoint_name
 
 from jet_jax.devices.sharding import keep_split
-from jet_jax.flow.types import Context, Half
+from jet_jax.flow.types import Features, Half
 from jet_jax.flow.vit import LAYER_NORM_EPSILON
 
 KERNEL = 3  # side of every convolution
@@ -63,7 +63,7 @@ class CNN(nn.Module):
   outputs: int = 2
 
   @nn.compact
-  def __call__(self, x: Half, context: Context = None) -> tuple[Half, ...]:
+  def __call__(self, x: Half, context: Features = None) -> tuple[Half, ...]:
     """x: (B, tokens, dim); context: (B, tokens or 1, any) -> `outputs` arrays (B, tokens, dim)."""
     dim = x.shape[-1]
     norm = functools.partial(nn.LayerNorm, epsilon=LAYER_NORM_EPSILON, dtype=self.dtype)

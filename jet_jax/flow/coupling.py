@@ -5,8 +5,9 @@ from collections.abc import Sequence
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, Float
 
+from jet_jax.flow.context import guided, pair
 from jet_jax.flow.elementwise import Affine, Elementwise, Numbers
 from jet_jax.flow.layer import Layer
 from jet_jax.flow.splits import halves, join
@@ -32,27 +33,41 @@ class Coupling(Layer):
     spatial: bool (), whether the tokens are cut in two halves, or the channels; see `splits.halves`.
     elementwise: f.
     constant_predictions: derivatives take what is predicted for constants, as sampling at a temperature does.
+    guidance: None, or float32 (), by which what is predicted goes beyond that of a label, see `predict`.
   """
 
   predictor: nn.Module
   spatial: Bool[Array, ""]
   elementwise: Elementwise = Affine()
   constant_predictions: bool = False
+  guidance: Float[Array, ""] | None = None
 
   @nn.compact
   def transform(self, x, context, inverse):
     """See `Layer`. Raises ValueError if the predictor returns anything but its number of arrays of the shape of x1."""
     x1, x2 = halves(x, self.spatial)
     read = jax.lax.stop_gradient(x1) if self.constant_predictions else x1
-    predicted = predict(self.predictor, read, context, self.elementwise.predicted)
+    predicted = predict(self.predictor, read, context, self.elementwise.predicted, self.guidance)
     x2, log_scale = self.elementwise(x2, predicted, inverse)
     logdet = jnp.sum(log_scale, axis=(1, 2))
     record_scales(self, log_scale)
     return join(x1, x2, self.spatial), -logdet if inverse else logdet
 
 
-def predict(predictor: nn.Module, x: Numbers, context, count: int) -> list[Numbers]:
-  """Calls a predictor; returns float32. Arrays of another shape would broadcast, and logdet would be wrong."""
+def predict(
+  predictor: nn.Module, x: Numbers, context, count: int, guidance: Float[Array, ""] | None = None
+) -> list[Numbers]:
+  """Calls a predictor, and checks the shapes that it returns: others would broadcast, and logdet would be wrong.
+
+  With `guidance` w, `context` has two rows for each image, with its label and without (`context.pair`). All that is
+  predicted, p, is then `p(label) + w (p(label) - p(none))`. Affine: the bias, and the scale before its sigmoid. So a
+  guided coupling is one as any other, with its inverse and its logdet.
+
+  Returns:
+    float32 arrays.
+  """
+  if guidance is not None:
+    return [guided(y, guidance) for y in predict(predictor, pair(x), context, count)]
   predicted = predictor(x) if context is None else predictor(x, context)
   is_several = isinstance(predicted, Sequence)
   shapes = [getattr(y, "shape", type(y).__name__) for y in predicted] if is_several else None

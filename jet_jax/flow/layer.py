@@ -16,7 +16,8 @@ class Layer(nn.Module):
     inverse:  x, logdet = layer.inverse(y)     logdet = log|det dx/dy|
 
   x, y: float32 (B, tokens, channels). logdet: nats, (B,), of the call that was made; the two cancel. context: None, or
-  what the layer's predictor may read besides the state. A layer defines `transform`, in which both directions share one
+  what the layer's predictor may read besides the state; of `Given`, the known numbers must pass through. A layer
+  defines `transform`, in which both directions share one
   path, and does not depend on its neighbours. Parameters may depend on the state that `init` is called with.
   """
 

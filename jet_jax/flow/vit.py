@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 from jet_jax.devices.sharding import keep_split
 from jet_jax.flow.attention import TOKENS_AS_ROWS, attend
-from jet_jax.flow.types import Context, Half
+from jet_jax.flow.types import Features, Half
 
 LAYER_NORM_EPSILON = 1e-6
 # (B * tokens, width) or (B, tokens, width), see `attention.TOKENS_AS_ROWS`.
@@ -116,7 +116,7 @@ class ViT(nn.Module):
   outputs: int = 2
 
   @nn.compact
-  def __call__(self, x: Half, context: Context = None) -> tuple[Half, ...]:
+  def __call__(self, x: Half, context: Features = None) -> tuple[Half, ...]:
     """x: (B, tokens, dim); context: (B, tokens or 1, any) -> `outputs` arrays (B, tokens, dim)."""
     _, tokens, dim = x.shape
     norm = functools.partial(nn.LayerNorm, epsilon=LAYER_NORM_EPSILON, dtype=self.dtype)

@@ -17,7 +17,7 @@ def forward_flops(model, image_shape) -> int:
   and 8·N·w² (MLP), head N·w·p·d. A CNN has 10·N·w² in each block: 9·N·w² in its 3x3 convolution. Norms, softmax, GELU
   and the maths of couplings and layers are not counted, as is customary. A predictor of the user's own counts as XLA
   does, before it optimizes: with its norms and activations, and the body of a loop once. The couplings of a learned
-  dequantizer are added.
+  dequantizer are added, and what each coupling makes of a label: w².
 
   Args:
     model: a `Jet`.
@@ -28,7 +28,9 @@ def forward_flops(model, image_shape) -> int:
   for resolution in range(model.resolutions):
     grid = tuple(side // model.patch_size // 2**resolution for side in (height, width))
     token_dim = model.patch_size**2 * channels * 2**resolution
-    flops += model.couplings * predictor_flops(model, grid, token_dim if model.masking else token_dim // 2)
+    of_label = 2 * model.width**2 if model.classes else 0
+    dim = token_dim if model.masking else token_dim // 2
+    flops += model.couplings * (predictor_flops(model, grid, dim) + of_label)
   if model.dequantizer_couplings:
     grid, token_dim = (height // model.patch_size, width // model.patch_size), model.patch_size**2 * channels
     own = model.dequantizer()

@@ -14,16 +14,19 @@ from jet_jax.devices.settings import make_key
 
 
 def eval_program(model, levels: int, mesh):
-  """(variables, images uint8 (B, H, W, C), index int32 (B,), key) -> bits per dimension (B,), on every device."""
+  """(variables, images uint8 (B, H, W, C), index int32 (B,), key, labels) -> bits per dimension (B,), on every device.
+
+  labels: int32 (B,) for a model with `classes`, else None.
+  """
   step = functools.partial(likelihood.evaluation_bits, model=model, levels=levels)
   return jax.jit(on_mesh(mesh, step), out_shardings=sharding.replicated(mesh))
 
 
-def eval_arguments(variables, image_shape, batch_size: int, mesh):
+def eval_arguments(variables, image_shape, batch_size: int, mesh, with_labels: bool = False):
   """Shapes of what `eval_program` takes, for `variables` or their ShapeDtypeStructs."""
   images = jax.ShapeDtypeStruct((batch_size, *image_shape), "uint8", sharding=sharding.batched(mesh))
   index = jax.ShapeDtypeStruct((batch_size,), "int32", sharding=sharding.batched(mesh))
-  return variables, images, index, key_shape()
+  return variables, images, index, key_shape(), index if with_labels else None
 
 
 class Evaluator:
@@ -38,10 +41,18 @@ class Evaluator:
     mesh: devices.
     device_batch: images at a time on each device, in place of its share of `batch_size`. With the same number, results
       have the same bits on any mesh of a kind of device, and for any number of processes.
+    classes: names of the classes that a model with `classes` was trained with.
+
+  Attributes:
+    has_labels: the images have labels that the model reads.
+
+  Raises:
+    ValueError: images of other classes than those of the model.
   """
 
-  def __init__(self, model, levels: int, source, batch_size: int, mesh, device_batch: int | None = None):
-    self.source, self.mesh = source, mesh
+  def __init__(self, model, levels: int, source, batch_size: int, mesh, device_batch: int | None = None, classes=()):
+    self.source, self.mesh, self.classes = source, mesh, model.classes
+    self.has_labels = bool(model.classes) and data.have_labels(source, classes)
     shared = sharding.round_up(min(batch_size, len(source)), mesh)
     self.batch_size = device_batch * mesh.size if device_batch else shared
     self._program = self._step = eval_program(model, levels, mesh)
@@ -58,19 +69,20 @@ class Evaluator:
     Raises:
       ValueError: it does not fit.
     """
-    arguments = eval_arguments(variables, image_shape, self.batch_size, self.mesh)
+    arguments = eval_arguments(variables, image_shape, self.batch_size, self.mesh, bool(self.classes))
     self._step = compile_to_fit("evaluation", self._program.lower(*arguments), limit, beside)
 
   def __call__(self, variables, noise_samples: int = 1) -> dict[str, float]:
     """Measures bits per dimension, averaged over images and over draws of the noise; see `summary`."""
     return self.summary(self.per_image(variables, noise_samples)[1])
 
-  def per_image(self, variables, noise_samples: int = 1) -> tuple[np.ndarray, np.ndarray]:
-    """Measures each readable image.
+  def per_image(self, variables, noise_samples: int = 1, label: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Measures each readable image; by a flow with labels, given its own label.
 
     Args:
       variables: `params` and `permutations`.
       noise_samples: draws of the dequantization noise for each image.
+      label: given to all images in place of their own; -1 is none.
 
     Returns:
       The index of each image in the data set, ascending, int32 (N,), and its bits per dimension for each draw, float32
@@ -81,8 +93,9 @@ class Evaluator:
     def dispatched():
       for batch in data.eval_batches(self.source, self.batch_size):
         images, index = (sharding.place_batch(batch[name], self.mesh) for name in ("image", "index"))
+        labels = self._labels(batch, label)
         for key in keys:
-          yield batch, self._step(variables, images, index, key)
+          yield batch, self._step(variables, images, index, key, labels)
 
     results, indices, bits = in_turn(dispatched()), [], []
     for draws in zip(*[results] * noise_samples, strict=True):  # the draws of a batch follow each other
@@ -90,6 +103,13 @@ class Evaluator:
       indices.append(batch["index"][batch["mask"]])
       bits.append(np.stack([draw for _, draw in draws])[:, batch["mask"]])
     return np.concatenate(indices), np.concatenate(bits, axis=1)
+
+  def _labels(self, batch, label: int | None) -> jax.Array | None:
+    """Labels of a batch, on the devices; None for a flow without labels."""
+    if not self.classes:
+      return None
+    own = data.labels_of(batch, self.has_labels)
+    return sharding.place_batch(own if label is None else np.full_like(own, label), self.mesh)
 
   @np.errstate(invalid="ignore")  # non-finite values are counted
   def summary(self, bits: np.ndarray) -> dict[str, float]:

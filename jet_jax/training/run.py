@@ -16,7 +16,7 @@ from jet_jax.devices.settings import make_key
 from jet_jax.flow.front import FrontConstants
 from jet_jax.jet import Jet
 from jet_jax.training.optimizer import SCHEDULES, find_schedule, make_optimizer
-from jet_jax.training.step import TrainState, fresh_state, init_state, train_step
+from jet_jax.training.step import Batch, TrainState, fresh_state, init_state, train_step
 from jet_jax.workdir import Best
 
 
@@ -113,10 +113,11 @@ class Run:
 
   @property
   def train_arguments(self) -> tuple[TrainState, Any, Any]:
-    """Shapes of the arguments of `train_program`: state, images and key."""
-    shape = self.config.batch_size, *self.config.image_shape
-    images = jax.ShapeDtypeStruct(shape, "uint8", sharding=sharding.batched(self.mesh))
-    return self.state_shapes, images, key_shape()
+    """Shapes of the arguments of `train_program`: state, batch and key."""
+    rows, count = sharding.batched(self.mesh), self.config.batch_size
+    images = jax.ShapeDtypeStruct((count, *self.config.image_shape), "uint8", sharding=rows)
+    labels = jax.ShapeDtypeStruct((count,), "int32", sharding=rows) if self.model.classes else None
+    return self.state_shapes, Batch(images, labels), key_shape()
 
   def initial_state(self, key, images, limit: int | None = None, fitted: FrontConstants | None = None) -> TrainState:
     """The state at step 0, each part made where it lives.
@@ -139,7 +140,7 @@ class Run:
     return jax.jit(start, out_shardings=self._placement)(variables)
 
   def train_program(self, remat: str):
-    """(state, images uint8 (B, H, W, C), key) -> (state, metrics); the new state takes the memory of the old one."""
+    """(state, batch, key) -> (state, metrics); the new state takes the memory of the old one."""
     config, everywhere = self.config, sharding.replicated(self.mesh)
     step = functools.partial(
       train_step,
@@ -149,6 +150,7 @@ class Run:
       ema_decay=config.ema_decay,
       microbatches=config.microbatches,
       max_nonfinite=config.max_nonfinite_steps,
+      label_dropout=config.label_dropout,
     )
     return jax.jit(
       on_mesh(self.mesh, step),

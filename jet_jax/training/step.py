@@ -1,20 +1,34 @@
 """One step on the devices: pure functions of the state, a batch and a key."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import struct
-from jaxtyping import Array, Key, UInt8
+from jaxtyping import Array, Float, Integer, Key, UInt8
 
 from jet_jax import likelihood
+from jet_jax.flow.completion import draw_known
+from jet_jax.flow.context import NO_LABEL
 from jet_jax.flow.front import FrontConstants
 from jet_jax.jet import Jet
 from jet_jax.training import nonfinite
 
 Images = UInt8[Array | np.ndarray, "batch height width channels"]
+# Folded into the key of an example's noise, for its other draws.
+LABEL_DROPOUT, NOISE_LEVEL, KNOWN = 1, 2, 3
+
+
+class Batch(NamedTuple):
+  """Images to train on, uint8 (B, H, W, C), and for a flow with `classes` their labels, int32 (B,), -1 for none.
+
+  Either may be arrays, or their shapes.
+  """
+
+  images: Any
+  labels: Any = None
 
 
 class TrainState(struct.PyTreeNode):
@@ -91,7 +105,7 @@ def fresh_state(variables, optimizer: optax.GradientTransformation, with_ema: bo
 
 def train_step(
   state: TrainState,
-  images: Images,
+  batch: Batch,
   key: Key[Array, ""],
   *,
   model: Jet,
@@ -100,36 +114,45 @@ def train_step(
   ema_decay: float,
   microbatches: int = 1,
   max_nonfinite: int = 0,
+  label_dropout: float = 0.0,
 ) -> tuple[TrainState, dict]:
   """One update by maximum likelihood.
 
   Args:
     state: before the step.
-    images: uint8 (B, H, W, C).
+    batch: images, and labels for a flow that reads them.
     key: the run's noise key; the noise depends on the key, on `state.step` and on the row in the batch alone.
     model, optimizer, levels, ema_decay: constants of the run.
     microbatches: the batch is computed in so many, one after the other; only rounding changes.
     max_nonfinite: consecutive steps that may be skipped because their loss or gradient is not finite. After one more
       such step, training is frozen.
+    label_dropout: probability by which the label of an example is left out, by a draw of its own.
 
   Returns:
     The state after the step, and scalars: "bits_per_dim" (mean over the batch, before the update), "grad_norm" (global,
     before clipping), and "skipped" and "skipped_in_a_row" of the state.
   """
+  images, labels = batch
   noise_keys = likelihood.example_keys(jax.random.fold_in(key, state.step), jnp.arange(images.shape[0]))
+  if labels is not None:
+    labels = drop_labels(labels, noise_keys, label_dropout)
+  noise = draw_noise(noise_keys, *model.noise) if model.noise else None
+  known = draw_known(fold_each(noise_keys, KNOWN), images.shape[1:]) if model.completes else None
+  rows = images, noise_keys, labels, noise, known
 
-  def loss(params, images, noise_keys):
+  def loss(params, images, noise_keys, *beside):
     variables = {"params": params, "permutations": state.permutations}
-    return jnp.mean(likelihood.bits_of_images(model, variables, images, noise_keys, levels))
+    return jnp.mean(likelihood.bits_of_images(model, variables, images, noise_keys, levels, *beside))
 
   def add_microbatch(total, rows):
     return jax.tree.map(jnp.add, total, jax.value_and_grad(loss)(state.params, *rows)), None
 
   if microbatches == 1:
-    value, grads = jax.value_and_grad(loss)(state.params, images, noise_keys)
+    value, grads = jax.value_and_grad(loss)(state.params, *rows)
   else:
     # Microbatch i has the rows i, i + m, ...: some of each device's rows, so no image moves.
-    rows = [x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1) for x in (images, noise_keys)]
+    parts = lambda x: x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1)
+    rows = jax.tree.map(parts, rows)
     zeros = jax.tree.map(jnp.zeros_like, (jnp.float32(0), state.params))
     total, _ = jax.lax.scan(add_microbatch, zeros, rows)
     value, grads = jax.tree.map(lambda x: x / microbatches, total)
@@ -147,3 +170,21 @@ def train_step(
   state = nonfinite.guard(state, updated, jnp.isfinite(value) & jnp.isfinite(grad_norm), max_nonfinite)
   counts = {"skipped": state.skipped, "skipped_in_a_row": state.skipped_in_a_row}
   return state, {"bits_per_dim": value, "grad_norm": grad_norm, **counts}
+
+
+def drop_labels(
+  labels: Integer[Array, "batch"], noise_keys: Key[Array, "batch"], probability: float
+) -> Integer[Array, "batch"]:
+  """Replaces some labels by `NO_LABEL`, each by a draw from the key of its example."""
+  is_dropped = jax.vmap(lambda key: jax.random.bernoulli(key, probability))
+  return jnp.where(is_dropped(fold_each(noise_keys, LABEL_DROPOUT)), NO_LABEL, labels)
+
+
+def draw_noise(noise_keys: Key[Array, "batch"], low: float, high: float) -> Float[Array, "batch"]:
+  """Draws the standard deviation of the noise in each image: its logarithm is uniform between those of both."""
+  return low * (high / low) ** jax.vmap(jax.random.uniform)(fold_each(noise_keys, NOISE_LEVEL))
+
+
+def fold_each(keys: Key[Array, "batch"], number: int) -> Key[Array, "batch"]:
+  """Keys for another draw of each example."""
+  return jax.vmap(lambda key: jax.random.fold_in(key, number))(likelihood.as_threefry(keys))

@@ -34,7 +34,7 @@ from jet_jax.workdir.trained import check_own_code
 FUNCTION = (
   "couplings", "block_depth", "width", "heads", "patch_size", "kinds", "spatial", "scale_bound", "scale_floor",
   "layers", "predictor", "front", "coupling_transform", "mixture_components", "masking", "resolutions",
-  "dequantizer_couplings",
+  "dequantizer_couplings", "classes", "noise", "completes",
 )  # fmt: skip
 RECORD = "init_from.json"  # in the work directory: source, step, weights and digest that the run started from
 

@@ -15,7 +15,7 @@ from jet_jax import likelihood
 from jet_jax.jet import Jet
 from jet_jax.training.nonfinite import NonFiniteMonitor
 from jet_jax.training.optimizer import make_optimizer, schedule
-from jet_jax.training.step import train_step
+from jet_jax.training.step import Batch, train_step
 from jet_jax.workdir.checkpoint import Checkpoints
 
 SETTINGS = {"total_steps": 40, "eval_steps": 0, "sample_steps": 0, "checkpoint_steps": 5}
@@ -37,7 +37,7 @@ def take_steps(monkeypatch, tiny_config):
     state = new_state(jax.random.key(0), model, optimizer, (4, 4, 1), with_ema=True)
     step = jax.jit(
       lambda state, images: train_step(
-        state, images, jax.random.key(1), model=model, optimizer=optimizer, levels=17, ema_decay=0.9,
+        state, Batch(images), jax.random.key(1), model=model, optimizer=optimizer, levels=17, ema_decay=0.9,
         max_nonfinite=max_nonfinite,
       )
     )  # fmt: skip

@@ -15,12 +15,14 @@ from jet_jax.config import default_config
 from jet_jax.jet import Jet
 from jet_jax.sampling.sampler import sample_step
 from jet_jax.training.optimizer import make_optimizer, schedule
+from jet_jax.training.step import Batch
 from jet_jax.training.step import train_step as one_step
 
 SHAPE, LEVELS = (4, 4, 2), 17
 MODEL = Jet(couplings=2, block_depth=1, width=8, heads=2, patch_size=2)
 OPTIMIZER = optax.adam(1e-2)
 IMAGES = jax.random.randint(jax.random.key(5), (8, *SHAPE), 0, 4).astype(jnp.uint8)
+BATCH = Batch(IMAGES)
 
 
 @pytest.fixture
@@ -34,7 +36,7 @@ train_step = jax.jit(functools.partial(one_step, model=MODEL, optimizer=OPTIMIZE
 def test_training_learns_and_counts_its_steps(state):
   first = None
   for i in range(60):
-    state, metrics = train_step(state, IMAGES, jax.random.key(1))
+    state, metrics = train_step(state, BATCH, jax.random.key(1))
     first = first or float(metrics["bits_per_dim"])
     assert int(state.step) == i + 1
   # Pixels 0..3 of 17 levels: the flow only has to move their mass together.
@@ -42,9 +44,9 @@ def test_training_learns_and_counts_its_steps(state):
 
 
 def test_a_step_is_a_function_of_state_batch_and_key(state):
-  one, _ = train_step(state, IMAGES, jax.random.key(1))
-  again, _ = train_step(state, IMAGES, jax.random.key(1))
-  other, _ = train_step(state, IMAGES, jax.random.key(2))
+  one, _ = train_step(state, BATCH, jax.random.key(1))
+  again, _ = train_step(state, BATCH, jax.random.key(1))
+  other, _ = train_step(state, BATCH, jax.random.key(2))
   chex.assert_trees_all_equal(one, again)
   assert any(jax.tree.leaves(jax.tree.map(lambda a, b: not jnp.array_equal(a, b), one.params, other.params)))
 
@@ -58,7 +60,7 @@ def test_a_step_keeps_all_dtypes_in_double_precision(microbatches):
 
   def states():
     before = jax.eval_shape(lambda: new_state(jax.random.key(0), MODEL, step.keywords["optimizer"], SHAPE, True))
-    return before, *jax.eval_shape(step, before, IMAGES, jax.random.key(1))
+    return before, *jax.eval_shape(step, before, BATCH, jax.random.key(1))
 
   with jax.enable_x64():
     before, after, metrics = states()
@@ -67,13 +69,13 @@ def test_a_step_keeps_all_dtypes_in_double_precision(microbatches):
 
 
 def test_noise_differs_between_steps(state):
-  _, now = train_step(state, IMAGES, jax.random.key(1))
-  _, later = train_step(state.replace(step=state.step + 1), IMAGES, jax.random.key(1))
+  _, now = train_step(state, BATCH, jax.random.key(1))
+  _, later = train_step(state.replace(step=state.step + 1), BATCH, jax.random.key(1))
   assert now["bits_per_dim"] != later["bits_per_dim"]
 
 
 def test_permutations_stay_and_the_optimizer_never_sees_them(state):
-  new, _ = train_step(state, IMAGES, jax.random.key(1))
+  new, _ = train_step(state, BATCH, jax.random.key(1))
   jax.tree.map(np.testing.assert_array_equal, new.permutations, state.permutations)
   paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(state.opt_state)]
   assert len(paths) == 1 + 2 * len(jax.tree.leaves(state.params)), "a count, and two moments a parameter"
@@ -83,7 +85,7 @@ def test_permutations_stay_and_the_optimizer_never_sees_them(state):
 def test_the_average_follows_the_weights_and_serves_evaluation(state):
   assert state.variables()["params"] is state.ema
   assert state.replace(ema=None).variables()["params"] is state.params
-  new, _ = train_step(state.replace(step=jnp.int32(1000)), IMAGES, jax.random.key(1))
+  new, _ = train_step(state.replace(step=jnp.int32(1000)), BATCH, jax.random.key(1))
   expected = jax.tree.map(lambda old, now: 0.9 * old + 0.1 * now, state.ema, new.params)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), new.ema, expected)
 

@@ -36,8 +36,8 @@ def small(tmp_path_factory):
       pixels = rng.integers(64, 192, (24, 1, 1, 3)) + rng.integers(0, 8, (24, size, size, 3))
       np.savez(path, train_images=pixels[:16].astype(np.uint8), validation_images=pixels[16:].astype(np.uint8))
     shrunk = {
-      "data.source": f"npz:{path}", "levels": 256, "front": "none", "optimizer": "adam", "couplings": 5,
-      "block_depth": 1, "width": 8, "heads": 2,
+      "data.source": f"npz:{path}", "levels": 256, "front": "none", "optimizer": "adam",
+      "coupling_transform": "affine", "couplings": 5, "block_depth": 1, "width": 8, "heads": 2,
       "kinds": ("channels", "spatial"), "batch_size": 8, "total_steps": 4, "lr": 1e-2, "warmup_steps": 1, "wd": 2e-5,
       "log_steps": 1, "eval_steps": 2, "sample_steps": 0, "checkpoint_steps": 2,
     }  # fmt: skip

@@ -108,7 +108,7 @@ def test_images_that_are_not_finite_are_counted_told_and_never_averaged_away(
   workdir, tmp_path, monkeypatch, capsys, value
 ):
   def program(*_):
-    return lambda variables, images, index, key: np.where(np.isin(index, (3, 199)), value, 1.0)
+    return lambda variables, images, index, key, labels: np.where(np.isin(index, (3, 199)), value, 1.0)
 
   def refuse(token):
     raise AssertionError(f"{token} is no JSON")

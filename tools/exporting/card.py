@@ -42,18 +42,18 @@ from safetensors.numpy import load_file
 weights = jax.device_put(load_file("model.safetensors"))
 load = lambda name: jax.jit(export.deserialize(bytearray(pathlib.Path(name).read_bytes())).call)
 sampler, log_density = load("sampler.jaxexport"), load("log_density.jaxexport")
-images = sampler(weights, 0, np.arange(16), {temperature})
-bits = log_density(weights, images, np.arange(16), 0)
+images = sampler(weights, 0, np.arange(16), {temperature}{label})
+bits = log_density(weights, images, np.arange(16), 0{label})
 ```
 
 | program | takes | returns |
 | --- | --- | --- |
-| `sampler` | weights, seed, index `(B,)`, temperature | uint8 `(B, {shape_with_commas})`, 0 to {largest} |
-| `log_density` | weights, such images, index `(B,)`, draw | bits/dim, float32 `(B,)` |
+| `sampler` | weights, seed, index `(B,)`, temperature{labels} | uint8 `(B, {with_commas})`, 0 to {largest} |
+| `log_density` | weights, such images, index `(B,)`, draw{labels} | bits/dim, float32 `(B,)` |
 
 Both run on CPUs, GPUs and TPUs, for any number of images B. A sample depends on the seed and its index alone. The noise
 that dequantizes an image depends on the draw and its index alone; averages over draws 0, 1, 2, … have less of it. An
-image of b bits/dim has a log-likelihood of -{dims} b ln 2 nats.
+image of b bits/dim has a log-likelihood of -{dims} b ln 2 nats.{classes}
 
 ## Run it with jet_jax
 
@@ -89,7 +89,7 @@ def write_card(config: Config, trained: Trained, weights: dict[str, str], evalua
   shape, examples = f"{height}×{width}×{channels}", config.data.num_examples
   return CARD.format(
     shape=shape,
-    shape_with_commas=f"{height}, {width}, {channels}",
+    with_commas=f"{height}, {width}, {channels}",
     dims=height * width * channels,
     largest=config.levels - 1,
     version=jet_jax.__version__,
@@ -103,6 +103,21 @@ def write_card(config: Config, trained: Trained, weights: dict[str, str], evalua
     averaged=", averaged over steps" if weights["weights"] == "ema" else "",
     weights_sha256=weights["weights_sha256"],
     own=_own(trained.model.own_code()),
+    label=", np.full(16, -1)" if trained.model.classes else "",
+    labels=", labels `(B,)`" if trained.model.classes else "",
+    classes=_classes(config),
+  )
+
+
+def _classes(config: Config) -> str:
+  names = config.data.classes
+  if not config.model.classes:
+    return ""
+  first = ", ".join(f"{number}: {name}" for number, name in enumerate(names[:10]))
+  rest = " and so on, see `data.classes` in config.json" if len(names) > 10 else ""
+  return (
+    f"\n\nLabels are -1 for none, or the numbers of {len(names)} classes: {first}{rest}. Bits are those of an image, "
+    "given its label."
   )
 
 

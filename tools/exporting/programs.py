@@ -27,6 +27,7 @@ def make_programs(config: Config, variables: dict) -> dict[str, bytes]:
     sampler(weights, seed, index, temperature) -> images    `sample_step`: uint8 (B, H, W, C)
     log_density(weights, images, index, draw) -> bits/dim   `evaluation_bits`: float32 (B,)
 
+  Of a flow with `classes`, both have `labels` as their last argument, int32 (B,), -1 for none.
   `weights` are arrays by name, `seed` and `draw` int32, `temperature` float32, `index` int32 (B,), and `images` uint8
   (B, H, W, C). Draw k of the noise is that of `jet_jax.evaluate` with more than k `--noise_samples`.
 
@@ -45,24 +46,25 @@ def make_programs(config: Config, variables: dict) -> dict[str, bytes]:
   names, structure = list(by_path(variables)), jax.tree.structure(variables)
   as_variables = lambda weights: jax.tree.unflatten(structure, [weights[name] for name in names])
 
-  def sampler(weights, seed, index, temperature):
+  def sampler(weights, seed, index, temperature, labels=None):
     key = make_key(seed)
-    return sample_step(as_variables(weights), key, index, temperature, image_shape=image_shape, **constants)[0]
+    return sample_step(as_variables(weights), key, index, temperature, labels, image_shape=image_shape, **constants)[0]
 
-  def log_density(weights, images, index, draw):
+  def log_density(weights, images, index, draw, labels=None):
     key = jax.random.fold_in(make_key(likelihood.NOISE_SEED), draw)
-    return likelihood.evaluation_bits(as_variables(weights), images, index, key, **constants)
+    return likelihood.evaluation_bits(as_variables(weights), images, index, key, labels, **constants)
 
   (batch,) = export.symbolic_shape("batch")
   shape = jax.ShapeDtypeStruct
   weights = {name: shape(leaf.shape, leaf.dtype) for name, leaf in by_path(variables).items()}
   index = shape((batch,), "int32")
   images = shape((batch, *image_shape), "uint8")
+  labels = [index] if model.classes else []
   try:
     with _without_locations():
       return {
-        "sampler.jaxexport": _export(sampler, weights, shape((), "int32"), index, shape((), "float32")),
-        "log_density.jaxexport": _export(log_density, weights, images, index, shape((), "int32")),
+        "sampler.jaxexport": _export(sampler, weights, shape((), "int32"), index, shape((), "float32"), *labels),
+        "log_density.jaxexport": _export(log_density, weights, images, index, shape((), "int32"), *labels),
       }
   except Exception as error:  # a part of the user's own may raise anything
     if not (own := [part.split()[0] for part in model.own_code()]):

@@ -18,7 +18,7 @@ from jet_jax.devices import compile as compile_lib
 from jet_jax.devices import sharding
 from jet_jax.devices.settings import make_key
 from jet_jax.sampling import sampler
-from jet_jax.training import Run, cost, evaluator
+from jet_jax.training import Batch, Run, cost, evaluator
 
 PROGRAMS = ("train", "eval", "sample")
 # Operations a second of dense 16-bit matrix products on one JAX device. Sources: NVIDIA's data sheets (SXM) and
@@ -126,7 +126,12 @@ def prepare(what: str, setting: str, config, mesh, states: States) -> Program:
   images, index = (sharding.place_batch(x, mesh) for x in (random_images, np.arange(batch, dtype=np.int32)))
   shapes = states.ensure(run, images)
   flops = (cost.train_flops if what == "train" else cost.forward_flops)(model, config.image_shape) * batch
-  rest = (key, index, np.float32(1)) if what == "sample" else (images, key) if what == "train" else (images, index, key)
+  labels = index % model.classes if model.classes else None
+  rest = {
+    "train": (Batch(images, labels), key),
+    "eval": (images, index, key, labels),
+    "sample": (key, index, np.float32(1), labels, None, None),
+  }[what]
 
   def arguments():
     state = states[shapes]

@@ -12,7 +12,8 @@ from jet_jax import likelihood
 from jet_jax.devices import in_turn, sharding
 from jet_jax.devices.compile import on_mesh
 from jet_jax.devices.settings import make_key
-from jet_jax.sampling.sampler import CHUNK, images_at
+from jet_jax.sampling.drawing import images_at
+from jet_jax.sampling.sampler import CHUNK
 from jet_jax.workdir.trained import Trained
 
 
