@@ -155,6 +155,8 @@ def move(variables, model: Jet, image_shape, new_shape) -> tuple[dict[str, Any],
         "vit": vit | {"position_embedding": _resample(vit["position_embedding"], *grids)}
       }
       changed.insert(resolution, f"params/{stack}/vit/position_embedding resampled {sizes}")
+  if model.classes:
+    params["label_embedding"] = variables["params"]["label_embedding"]
   if model.dequantizer_couplings:
     own = {collection: tree["dequantizer"] for collection, tree in variables.items()}
     moved, _ = move(own, model.dequantizer(), image_shape, new_shape)

@@ -105,8 +105,10 @@ def test_eight_devices_compute_what_one_does_on_any_mesh(tmp_path, straight, set
     {"layers": "('actnorm','dense')"},
     {"coupling_transform": "mixture", "mixture_components": 2, "resolutions": 2, "patch_size": 2},
     {"predictor": "cnn", "masking": True, "dequantizer_couplings": 1, "prior": "logistic", "layers": "('actnorm',)"},
+    {"classes": -1, "noise": "(0.05,0.3)", "microbatches": 2},
+    {"classes": -1, "completes": True, "masking": True},
   ],
-  ids=["layers", "mixture", "cnn and noise"],
+  ids=["layers", "mixture", "cnn and noise", "labels and noise levels", "labels and completion"],
 )
 def test_parts_that_the_paper_lacks_are_the_same_on_eight_devices_and_in_two_processes(tmp_path, parts):
   two_processes = {"processes": 2, "devices": 2, "mesh__fsdp": 2}

@@ -294,6 +294,9 @@ def test_another_grid_moves_the_splits_and_resamples_positions(size, make_source
     ({"resolutions": 2, "masking": True}, (16, 8), (8, 16)),
     ({"dequantizer_couplings": 2}, (8, 8), (4, 8)),
     ({"resolutions": 2, "masking": True, "predictor": "cnn", "dequantizer_couplings": 1}, (8, 8), (16, 16)),
+    ({"classes": 3}, (8, 8), (16, 16)),
+    ({"completes": True, "masking": True, "classes": 2}, (8, 8), (16, 8)),
+    ({"noise": (0.1, 0.2)}, (8, 8), (4, 8)),
   ],
   ids=str,
 )
