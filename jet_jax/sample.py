@@ -81,13 +81,16 @@ def main(argv=None) -> None:
       config_lib.check_ranges({"--guidance": guidance}, {"--guidance": (-1, 1e3)})
     processes.join()
     keep_compiled()
+    with processes.agreed():
+      if processes.is_writer():  # other hosts may have no such folder
+        _check_outputs(args)
     config = config_lib.load(args.workdir)
     rows = rows_of(args, config)
     check_noise(args, config.model.noise)
     pngs = PngFiles(args.out.path, args.num * len(rows)) if args.out.is_folder else None
     with processes.agreed():
-      if processes.is_writer():  # other hosts may have no such folder
-        _check_outputs(args, pngs)
+      if pngs and processes.is_writer():
+        pngs.check()
     config, model, variables, step, mesh = load_run(args.workdir, args.step, dtype=args.dtype)
     weights = name_weights(config, variables)
   except (OSError, ValueError) as error:
@@ -252,11 +255,10 @@ def _guidance(args, row: Row, couplings: int) -> np.ndarray | np.float32 | None:
   return weights
 
 
-def _check_outputs(args, pngs: PngFiles | None) -> None:
+def _check_outputs(args) -> None:
   """Checks that the files can be written. Raises ValueError."""
-  if pngs:
+  if args.out.is_folder:
     config_lib.check_output(args.out.path / "00000.png")
-    pngs.check()
   else:
     config_lib.check_output(args.out.path, ".png")
   if args.npz:

@@ -5,6 +5,7 @@ import pytest
 
 from jet_jax.devices import InFlight, in_turn, sharding
 from jet_jax.devices.in_flight import AHEAD
+from jet_jax.jet import Jet
 from jet_jax.sampling import Sampler
 from jet_jax.training import Evaluator
 
@@ -53,12 +54,12 @@ def test_a_loop_learns_which_steps_are_finished():
 def test_evaluation_with_many_draws_and_sampling_in_many_chunks_have_few_in_flight():
   mesh = sharding.make_mesh()
   source = [{"image": np.zeros((2, 2, 1), np.uint8), "index": np.int32(k)} for k in range(8)]
-  evaluator = Evaluator(None, 256, source, 4, mesh)
+  evaluator = Evaluator(Jet(), 256, source, 4, mesh)
   evaluator._step = lambda *_: Result()
   assert evaluator(None, noise_samples=50)["num_images"] == 8
   assert 1 < Result.most <= AHEAD + 1
   Result.most = 0
-  sampler = Sampler(None, (2, 2, 1), 256, 160, mesh, at_once=4)
+  sampler = Sampler(Jet(), (2, 2, 1), 256, 160, mesh, at_once=4)
   sampler._step = lambda *_: (Result(), Result())
   assert len(sampler(None)) == 160
   assert 2 < Result.most <= 2 * (AHEAD + 1)

@@ -16,7 +16,7 @@ RNG = np.random.default_rng
 
 
 def random_weights():
-  """Weights of a numpy seed; those from which tests/golden/inception_features.npz was made."""
+  """Weights of a numpy seed; those from which tests/golden/inception/features.npz was made."""
   rng, weights = RNG(0), {}
   for name, shape in inception.weight_shapes().items():
     if len(shape) == 4:
@@ -31,7 +31,7 @@ def random_weights():
 def test_features_are_those_of_torch_fidelity(optimized):
   """Those of torch-fidelity 0.4.0 and PyTorch 1.13, on the same random weights and images: every eighth is stored."""
   images = RNG(1).integers(0, 256, (16, 32, 32, 3), dtype=np.uint8)[:4]
-  with np.load("tests/golden/inception_features.npz") as golden:
+  with np.load("tests/golden/inception/features.npz") as golden:
     expected = golden["features"]
   found = np.asarray(jax.jit(inception.features)(random_weights(), images))
   assert found.shape == (4, inception.FEATURES)
