@@ -289,7 +289,12 @@ def test_samples_in_bfloat16_are_nearly_the_same(workdir, tmp_path, monkeypatch)
   files = [tmp_path / f"{name}.npz" for name in ("float32", "bfloat16")]
   dtypes = []
   make = sample.Sampler
-  monkeypatch.setattr(sample, "Sampler", lambda model, *rest: dtypes.append(model.dtype) or make(model, *rest))
+
+  def noting(model, *rest, **constants):
+    dtypes.append(model.dtype)
+    return make(model, *rest, **constants)
+
+  monkeypatch.setattr(sample, "Sampler", noting)
   for file in files:
     sample.main(
       [f"--workdir={workdir}", "--num=64", f"--dtype={file.stem}", f"--npz={file}", f"--out={tmp_path}/a.png"]
