@@ -107,7 +107,7 @@ def _evaluate(args) -> dict[str, Any]:
     **with_interval("iw_bits_per_dim", likelihood.importance_weighted(draws, math.prod(shape))),
     **evaluator.summary(draws),
     **({"noise_std": model.noise[0]} if model.noise else {}),
-    **(_without_labels(args, evaluator, variables) if model.classes else {}),
+    **(_without_labels(args, evaluator, variables, math.prod(shape)) if model.classes else {}),
     "noise_seed": likelihood.NOISE_SEED,
     "levels": config.levels,
     "image_shape": shape,
@@ -122,7 +122,7 @@ def _evaluate(args) -> dict[str, Any]:
   }
 
 
-def _without_labels(args, evaluator: Evaluator, variables) -> dict[str, Any]:
+def _without_labels(args, evaluator: Evaluator, variables, dims: int) -> dict[str, Any]:
   """Measures what a flow with labels says without them, by the same draws of the noise.
 
   Returns:
@@ -134,7 +134,6 @@ def _without_labels(args, evaluator: Evaluator, variables) -> dict[str, Any]:
   of_label = lambda label: evaluator.per_image(variables, args.noise_samples, label)[1].astype(np.float64)
   figures |= with_interval("unlabeled_bits_per_dim", of_label(-1).mean(axis=0))
   if args.mixture or evaluator.classes <= FEW_CLASSES:
-    dims = math.prod(evaluator.source[0]["image"].shape)
     total = functools.reduce(np.logaddexp2, (-dims * of_label(label) for label in range(evaluator.classes)))
     bits = (math.log2(evaluator.classes) - total) / dims
     figures |= with_interval("mixture_bits_per_dim", bits.mean(axis=0))
