@@ -107,7 +107,12 @@ def front_shapes(kind: str, image_shape: Sequence[int], patch_size: int) -> dict
 
 
 def fit_front(
-  kind: str, batches: Iterable[np.ndarray], patch_size: int, levels: int = 256, stretch: float = math.inf
+  kind: str,
+  batches: Iterable[np.ndarray],
+  patch_size: int,
+  levels: int = 256,
+  stretch: float = math.inf,
+  noise: Sequence[float] = (),
 ) -> FrontConstants:
   """Fits a front to images.
 
@@ -117,6 +122,7 @@ def fit_front(
     patch_size: side of the patches of the flow, in pixels.
     levels: number of pixel values.
     stretch: the largest factor by which the inverse stretches a direction.
+    noise: of a flow of images with noise, its (low, high), see `Jet.noise`; () for the noise inside a bin.
 
   Returns:
     float64 arrays, see `Front`; a flow takes them as float32.
@@ -133,8 +139,8 @@ def fit_front(
   covariance = squares - mean[:, :, None] * mean[:, None]
   smooth = _smoothed(covariance, image_shape) if kind == "stationary" else _isotropic(covariance)
   covariance = (count * covariance + SHRINKAGE * smooth) / (count + SHRINKAGE)
-  noise = bin_width**2 / 12 * np.eye(covariance.shape[-1])  # of dequantization, so a constant pixel has a variance too
-  variance, rotation = np.linalg.eigh(covariance + noise)
+  noise_variance = _mean_variance(*noise) if noise else bin_width**2 / 12  # so a constant pixel has a variance too
+  variance, rotation = np.linalg.eigh(covariance + noise_variance * np.eye(covariance.shape[-1]))
   if kind == "stationary":
     mean = np.tile(mean[:1] / math.sqrt(image_shape[0] * image_shape[1]), patch_size**2)
   shape = front_shapes(kind, image_shape, patch_size)["mean"]
@@ -143,6 +149,11 @@ def fit_front(
     "rotation": rotation,
     "log_scale": -0.5 * np.log(np.minimum(variance, stretch**2)),
   }
+
+
+def _mean_variance(low: float, high: float) -> float:
+  """Mean of the square of a standard deviation whose logarithm is uniform between those of both ends."""
+  return low**2 if low == high else (high**2 - low**2) / (2 * math.log(high / low))
 
 
 def _moments(kind: str, batches: Iterable[np.ndarray], patch_size: int, bin_width: float):

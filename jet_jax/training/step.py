@@ -87,7 +87,11 @@ def init_state(
     model, optimizer, levels: constants of the run.
     with_ema: True if the state has an average of the parameters.
   """
-  x = likelihood.dequantize(images, likelihood.example_keys(key, jnp.arange(images.shape[0])), levels)
+  noise_keys = likelihood.example_keys(key, jnp.arange(images.shape[0]))
+  if model.noise:
+    x = likelihood.add_noise(likelihood.centres(images, levels), noise_keys, draw_noise(noise_keys, *model.noise))
+  else:
+    x = likelihood.dequantize(images, noise_keys, levels)
   return fresh_state(model.init(key, x, fitted), optimizer, with_ema)
 
 

@@ -44,7 +44,7 @@ def fitted_front(model: Jet, levels: int, training: Sequence) -> FrontConstants 
     if processes.is_writer():
       batches = data.eval_batches(training, AT_ONCE, every)
       readable = (batch["image"][batch["mask"]] for batch in batches)
-      fitted = fit_front(model.front, readable, model.patch_size, levels, model.front_stretch)
+      fitted = fit_front(model.front, readable, model.patch_size, levels, model.front_stretch, model.noise)
   return _from_first(fitted)
 
 

@@ -106,7 +106,7 @@ def test_eight_devices_compute_what_one_does_on_any_mesh(tmp_path, straight, set
     {"coupling_transform": "mixture", "mixture_components": 2, "resolutions": 2, "patch_size": 2},
     {"predictor": "cnn", "masking": True, "dequantizer_couplings": 1, "prior": "logistic", "layers": "('actnorm',)"},
     {"classes": -1, "noise": "(0.05,0.3)", "microbatches": 2},
-    {"classes": -1, "completes": True, "masking": True},
+    {"classes": -1, "completes": True, "masking": True, "front": "none"},
   ],
   ids=["layers", "mixture", "cnn and noise", "labels and noise levels", "labels and completion"],
 )

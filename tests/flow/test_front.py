@@ -94,6 +94,22 @@ def test_the_images_of_its_fit_leave_it_white(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("noise", [(0.3, 0.3), (0.05, 0.5)])
+def test_images_with_the_noise_that_it_was_told_leave_it_white(kind, noise):
+  rng = np.random.default_rng(1)
+  images = smooth_images(2000)
+  levels = rng.uniform(*np.log(noise), (2000, 1, 1, 1))  # (high^2 - low^2) / (2 log(high / low)) is their mean square
+  x = (images.astype(np.float64) + 0.5) * likelihood.bin_width() - 1 + np.exp(levels) * rng.normal(size=images.shape)
+  with jax.enable_x64():
+    front = Front(kind, fit_front(kind, [images], PATCH, noise=noise), GRID, PATCH)
+    y, _ = front.apply({}, jnp.asarray(as_tokens(x)))
+    vectors = np.asarray(front.apply({}, y, method=lambda front, y: front._vectors(y)))
+  variance = np.mean(vectors**2, axis=(0, 2) if kind == "stationary" else None)
+  # 2,000 draws of a square deviate by 3%, and at several levels by 5%: four times the average over colours of that.
+  np.testing.assert_allclose(variance, 1, atol=0.15)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("size", [1, 7, 200])
 def test_batches_of_any_size_give_the_same_front(kind, size):
   images = smooth_images()

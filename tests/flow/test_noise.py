@@ -6,6 +6,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import scipy.special
 
@@ -13,7 +14,7 @@ from jet_jax import likelihood
 from jet_jax.jet import Jet
 from jet_jax.sampling import drawing
 from jet_jax.sampling.sampler import sample_step
-from jet_jax.training.step import draw_noise
+from jet_jax.training.step import draw_noise, init_state
 
 SHAPE, NOISE = (4, 4, 2), (0.05, 0.5)
 
@@ -151,3 +152,14 @@ def test_samples_are_denoised_as_often_as_asked(tiny_flow):
   np.testing.assert_array_equal(once, likelihood.quantize(drawing.denoised(variables, y, noise, model)))
   assert (once != often).any()
   np.testing.assert_array_equal(draw(1), draw(1, noise=0.05))
+
+
+def test_layers_that_start_from_data_start_from_images_with_noise():
+  model = Jet(2, 1, 8, 2, 2, noise=(0.5, 0.5), layers=("actnorm",))
+  images = jax.random.randint(jax.random.key(0), (64, *SHAPE), 96, 160).astype(jnp.uint8)
+  state = init_state(jax.random.key(1), images, model=model, optimizer=optax.sgd(0.1), levels=256, with_ema=False)
+  std = np.exp(-np.asarray(state.params["couplings"]["actnorm"]["log_scale"][0]))
+  values = likelihood.centres(images).std()
+  # 256 draws of each channel: standard deviations of 4%.
+  np.testing.assert_allclose(std, math.hypot(values, 0.5), rtol=0.2)
+  assert values < 0.2  # without noise, far from that

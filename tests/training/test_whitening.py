@@ -55,6 +55,12 @@ def test_levels_and_stretch_are_those_of_the_run(folder):
   assert_same(fitted, fit_front("stationary", [images_of(training)], 2, levels=17, stretch=0.2))
 
 
+def test_a_flow_of_images_with_noise_has_a_front_for_these(folder):
+  training = open_training(folder)
+  fitted = fitted_front(MODEL.clone(noise=(0.1, 0.4)), 256, training)
+  assert_same(fitted, fit_front("stationary", [images_of(training)], 2, stretch=4.0, noise=(0.1, 0.4)))
+
+
 def test_of_many_images_evenly_spaced_ones_are_read(folder, monkeypatch, capsys):
   monkeypatch.setattr(whitening, "IMAGES", 5)
   training = open_training(folder)
