@@ -31,7 +31,7 @@ def avoid_wrong_sums() -> None:
   XLA reads its flags at the first computation. So importing `jet_jax` calls this.
   """
   flags = os.environ.get("XLA_FLAGS", "")
-  if jaxlib.__version__ in WRONG_SUMS and OWN_SUMS.split("=")[0] not in flags:
+  if jaxlib.__version__ in WRONG_SUMS and OWN_SUMS.partition("=")[0] not in flags:
     os.environ["XLA_FLAGS"] = f"{flags} {OWN_SUMS}".strip()
 
 
