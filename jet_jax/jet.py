@@ -35,7 +35,7 @@ from jet_jax.flow import (
   named,
 )
 from jet_jax.flow.attention import IMPLEMENTATIONS, broken_rule
-from jet_jax.flow.completion import BLOCK, from_bands, to_bands
+from jet_jax.flow.completion import BLOCK, expect, from_bands, to_bands
 from jet_jax.flow.context import NO_LABEL, beside, embed_labels, embed_noise, pair
 from jet_jax.flow.explicit import with_automatic_axes
 from jet_jax.flow.factor_out import at_resolution
@@ -164,7 +164,8 @@ class Jet(nn.Module):
         all couplings, or (couplings,).
       noise: of a flow with `noise`, the standard deviation in each image, float32 (B,); None is the lowest for all.
       known: of a flow that `completes`, bool (B, H, W, C), True for each number of the bands that is known; None is
-        none of them. Known numbers are the same in bands and latents, and logdet is of the others.
+        none of them. Known numbers are the same in bands and latents, and logdet is of the others, from which the flow
+        takes first what the known ones let expect, see `flow.completion.expect`.
 
     Returns:
       Latents float32 (B, H, W, C), and logdet in nats, float32 (B,).
@@ -204,11 +205,17 @@ class Jet(nn.Module):
     self.check_input(images)
     height, width = (side // self.patch_size for side in images.shape[1:3])
     x = jnp.asarray(images, jnp.promote_types(images.dtype, jnp.float32))
-    x = self.tokens_of(to_bands(x) if self.completes and not inverse else x)
+    known = self.known_numbers(images.shape, known)
+    expected, of_known = 0, ()
+    if known is not None:
+      bands = x if inverse else to_bands(x)
+      expected = expect(bands, known)
+      x = bands if inverse else bands - expected
+      read, known = self.tokens_of(jnp.where(known, bands, expected)), self.tokens_of(known)
+      of_known = read, known.astype(x.dtype)
+    x = self.tokens_of(x)
     front = self.front_layers(images.shape[1:], fitted)
     couplings = self.layers_from(0, (height, width), x.shape[2], guidance)
-    known = self.known_numbers(images.shape, known)
-    of_known = () if known is None else (jnp.where(known, x, 0), known.astype(x.dtype))
     features = self.features(x.shape[0], context, of_known, labels, noise, guidance is not None)
     given = features if known is None else Given(features, known)
     x, logdet = in_order([*front, *couplings], x, given, inverse)
@@ -216,11 +223,11 @@ class Jet(nn.Module):
       self.dequantizer(name="dequantizer")(images, context=images)
     sides = {"hp": self.patch_size, "wp": self.patch_size, "h": height, "w": width}
     x = rearrange(x, "b (h w) (hp wp c) -> b (h hp) (w wp) c", **sides)
-    return from_bands(x) if self.completes and inverse else x, logdet
+    return from_bands(x + expected) if self.completes and inverse else x, logdet
 
   @nn.nowrap
   def known_numbers(self, shape: Sequence[Any], known: Known):
-    """The known numbers of images of a shape (B, H, W, C) in tokens; None for a flow that does not complete."""
+    """The known numbers of images of a shape (B, H, W, C); None for a flow that does not complete."""
     if not self.completes:
       if known is not None:
         raise ValueError("known is for a flow that has learned to complete images; train with model.completes")
@@ -228,7 +235,7 @@ class Jet(nn.Module):
     known = jnp.zeros(shape, bool) if known is None else jnp.asarray(known)
     if known.shape != tuple(shape) or known.dtype != bool:
       raise ValueError(f"known is {known.dtype} {known.shape}, and must be bool {tuple(shape)}, as the images")
-    return self.tokens_of(known)
+    return known
 
   @nn.nowrap
   def tokens_of(self, images: Shaped[Array, "batch height width features"]) -> Shaped[Array, "batch tokens token_dim"]:

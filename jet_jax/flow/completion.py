@@ -45,6 +45,39 @@ def _blocks(x, matrix):
   return rearrange(blocks, "b h w (i j c) -> b (h i) (w j) c", i=BLOCK, j=BLOCK, c=x.shape[-1])
 
 
+def expect(bands: Float[Array, "batch height width channels"], known: Bool[Array, "batch height width channels"]):
+  """What the known numbers let expect of the others: the sums of blocks between known ones, and 0 of all other bands.
+
+  Of each colour, halve the resolution by the mean of what is known, as often as anything is unknown; then enlarge step
+  by step, and keep what is known at each (pull-push, Gortler et al., The Lumigraph, 1996). 0 if nothing is known.
+
+  Args:
+    bands: of which only the known numbers are read.
+    known: which those are.
+
+  Returns:
+    Bands, 0 where they are known.
+  """
+  sums, of_sums = bands[:, ::BLOCK, ::BLOCK], known[:, ::BLOCK, ::BLOCK]
+  estimate = jnp.where(of_sums, 0, _between(sums, of_sums))
+  return jnp.zeros_like(bands).at[:, ::BLOCK, ::BLOCK].set(estimate)
+
+
+def _between(x: Float[Array, "batch h w channels"], known: Bool[Array, "batch h w channels"]):
+  """Fills what is unknown; the known numbers stay."""
+  _, h, w, _ = x.shape
+  if h == w == 1:
+    return jnp.where(known, x, 0)
+  halved = lambda x: jnp.sum(
+    rearrange(jnp.pad(x, ((0, 0), (0, h % 2), (0, w % 2), (0, 0))), "b (h i) (w j) c -> b h w (i j) c", i=2, j=2),
+    axis=3,
+  )
+  count = halved(known.astype(x.dtype))
+  coarse = _between(halved(jnp.where(known, x, 0)) / jnp.maximum(count, 1), count > 0)
+  size = (x.shape[0], 2 * coarse.shape[1], 2 * coarse.shape[2], x.shape[3])
+  return jnp.where(known, x, jax.image.resize(coarse, size, "linear")[:, :h, :w])
+
+
 def of_blocks(blocks: Bool[Array | np.ndarray, "h w"], channels: int) -> Bool[Array, "height width channels"]:
   """The mask of bands for blocks that are known, all of their numbers."""
   pixels = jnp.repeat(jnp.repeat(jnp.asarray(blocks), BLOCK, axis=0), BLOCK, axis=1)
