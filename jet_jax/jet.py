@@ -35,7 +35,7 @@ from jet_jax.flow import (
   named,
 )
 from jet_jax.flow.attention import IMPLEMENTATIONS, broken_rule
-from jet_jax.flow.completion import BLOCK, expect, from_bands, to_bands
+from jet_jax.flow.completion import BLOCK, estimate, from_bands, to_bands
 from jet_jax.flow.context import NO_LABEL, beside, embed_labels, embed_noise, pair
 from jet_jax.flow.explicit import with_automatic_axes
 from jet_jax.flow.factor_out import at_resolution
@@ -165,7 +165,7 @@ class Jet(nn.Module):
       noise: of a flow with `noise`, the standard deviation in each image, float32 (B,); None is the lowest for all.
       known: of a flow that `completes`, bool (B, H, W, C), True for each number of the bands that is known; None is
         none of them. Known numbers are the same in bands and latents, and logdet is of the others, from which the flow
-        takes first what the known ones let expect, see `flow.completion.expect`.
+        first takes an estimate from the known ones, see `flow.completion.estimate`.
 
     Returns:
       Latents float32 (B, H, W, C), and logdet in nats, float32 (B,).
@@ -206,12 +206,12 @@ class Jet(nn.Module):
     height, width = (side // self.patch_size for side in images.shape[1:3])
     x = jnp.asarray(images, jnp.promote_types(images.dtype, jnp.float32))
     known = self.known_numbers(images.shape, known)
-    expected, of_known = 0, ()
+    estimated, of_known = 0, ()
     if known is not None:
       bands = x if inverse else to_bands(x)
-      expected = expect(bands, known)
-      x = bands if inverse else bands - expected
-      read, known = self.tokens_of(jnp.where(known, bands, expected)), self.tokens_of(known)
+      estimated = estimate(bands, known)
+      x = bands if inverse else bands - estimated
+      read, known = self.tokens_of(jnp.where(known, bands, estimated)), self.tokens_of(known)
       of_known = read, known.astype(x.dtype)
     x = self.tokens_of(x)
     front = self.front_layers(images.shape[1:], fitted)
@@ -223,7 +223,7 @@ class Jet(nn.Module):
       self.dequantizer(name="dequantizer")(images, context=images)
     sides = {"hp": self.patch_size, "wp": self.patch_size, "h": height, "w": width}
     x = rearrange(x, "b (h w) (hp wp c) -> b (h hp) (w wp) c", **sides)
-    return from_bands(x + expected) if self.completes and inverse else x, logdet
+    return from_bands(x + estimated) if self.completes and inverse else x, logdet
 
   @nn.nowrap
   def known_numbers(self, shape: Sequence[Any], known: Known):

@@ -45,8 +45,8 @@ def _blocks(x, matrix):
   return rearrange(blocks, "b h w (i j c) -> b (h i) (w j) c", i=BLOCK, j=BLOCK, c=x.shape[-1])
 
 
-def expect(bands: Float[Array, "batch height width channels"], known: Bool[Array, "batch height width channels"]):
-  """What the known numbers let expect of the others: the sums of blocks between known ones, and 0 of all other bands.
+def estimate(bands: Float[Array, "batch height width channels"], known: Bool[Array, "batch height width channels"]):
+  """Estimates the numbers that are not known: sums of blocks from known ones around them, and 0 for all other bands.
 
   Of each colour, halve the resolution by the mean of what is known, as often as anything is unknown; then enlarge step
   by step, and keep what is known at each (pull-push, Gortler et al., The Lumigraph, 1996). 0 if nothing is known.
@@ -56,11 +56,11 @@ def expect(bands: Float[Array, "batch height width channels"], known: Bool[Array
     known: which those are.
 
   Returns:
-    Bands, 0 where they are known.
+    Bands, float32 (B, H, W, C), 0 where they are known.
   """
   sums, of_sums = bands[:, ::BLOCK, ::BLOCK], known[:, ::BLOCK, ::BLOCK]
-  estimate = jnp.where(of_sums, 0, _between(sums, of_sums))
-  return jnp.zeros_like(bands).at[:, ::BLOCK, ::BLOCK].set(estimate)
+  between = jnp.where(of_sums, 0, _between(sums, of_sums))
+  return jnp.zeros_like(bands).at[:, ::BLOCK, ::BLOCK].set(between)
 
 
 def _between(x: Float[Array, "batch h w channels"], known: Bool[Array, "batch h w channels"]):

@@ -172,25 +172,25 @@ def test_masks_of_another_shape_and_odd_images_are_rejected(tiny_flow):
     plain.apply(its_variables, some_images(), known=jnp.zeros((4, *SHAPE), bool))
 
 
-def test_expected_are_sums_of_blocks_between_known_ones():
+def test_estimates_are_sums_of_blocks_between_known_ones():
   image = jnp.broadcast_to(jnp.linspace(-1, 1, 24)[None, None, :, None], (1, 20, 24, 3)) * jnp.array([1, 0.5, -1])
   bands = completion.to_bands(image)
   blocks = np.ones((10, 12), bool)
   blocks[2:6, 3:8] = False
   known = completion.of_blocks(blocks, 3)[None]
-  expected = completion.expect(jnp.where(known, bands, jnp.nan), known)  # of no other number
-  assert (expected[known] == 0).all()
-  filled = completion.from_bands(jnp.where(known, bands, expected))
+  estimated = completion.estimate(jnp.where(known, bands, jnp.nan), known)  # of no other number
+  assert (estimated[known] == 0).all()
+  filled = completion.from_bands(jnp.where(known, bands, estimated))
   # A ramp of 2 over 24 columns, whose hole is 10 wide: all of its middle grey would be off by 0.42 at the edges.
   np.testing.assert_allclose(filled, image, atol=0.3)
   assert np.abs(filled - image)[:, 4:12, 6:16].mean() < 0.1
 
 
-def test_of_no_known_number_and_of_other_bands_nothing_is_expected():
+def test_no_known_number_and_other_bands_have_no_estimate():
   bands = jax.random.normal(jax.random.key(0), (1, 8, 8, 3))
-  assert (completion.expect(bands, jnp.zeros(bands.shape, bool)) == 0).all()
+  assert (completion.estimate(bands, jnp.zeros(bands.shape, bool)) == 0).all()
   gray = jnp.broadcast_to(completion.of_gray(8, 8, 3), bands.shape)
-  assert (completion.expect(bands, gray) == 0).all()
+  assert (completion.estimate(bands, gray) == 0).all()
 
 
 def test_masks_are_drawn_of_all_kinds_each_from_its_own_key():
