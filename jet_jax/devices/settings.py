@@ -3,7 +3,7 @@
 import os
 
 import jax
-import jaxlib
+import jaxlib.version
 
 # Versions of jaxlib whose programs for CPUs may add up numbers that were never written, without an error: in the first
 # pass of `Jet.init`, which ActNorm starts from, at 4,096 tokens in all (jax-ml/jax, issue 39103). This flag keeps sums
@@ -31,7 +31,7 @@ def avoid_wrong_sums() -> None:
   XLA reads its flags at the first computation. So importing `jet_jax` calls this.
   """
   flags = os.environ.get("XLA_FLAGS", "")
-  if jaxlib.__version__ in WRONG_SUMS and OWN_SUMS.partition("=")[0] not in flags:
+  if jaxlib.version.__version__ in WRONG_SUMS and OWN_SUMS.partition("=")[0] not in flags:
     os.environ["XLA_FLAGS"] = f"{flags} {OWN_SUMS}".strip()
 
 

@@ -15,7 +15,7 @@ from jet_jax.devices import settings
   ],
 )
 def test_a_version_that_adds_up_wrongly_is_told_to_add_in_another_way(monkeypatch, version, flags, expected):
-  monkeypatch.setattr(settings.jaxlib, "__version__", version)
+  monkeypatch.setattr(settings.jaxlib.version, "__version__", version)
   monkeypatch.delenv("XLA_FLAGS", raising=False)
   if flags is not None:
     monkeypatch.setenv("XLA_FLAGS", flags)
