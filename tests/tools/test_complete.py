@@ -115,6 +115,7 @@ def test_what_cannot_be_completed_is_rejected(workdirs, tmp_path, run, arguments
   assert not (tmp_path / "c.png").exists()
 
 
+@pytest.mark.filterwarnings("error::RuntimeWarning")  # known numbers do not vary, and have no r_hat
 def test_any_run_completes_by_chains(workdirs, tmp_path, capsys):
   arguments = ["--images=0", "--mask=box:3,3,2,3", "--num=4", "--chains=40", f"--out={tmp_path / 'c.png'}"]
   result = answer(capsys, f"--workdir={workdirs / 'plain'}", *arguments)
