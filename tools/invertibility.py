@@ -25,6 +25,7 @@ from jet_jax.flow.scales import recorded
 from jet_jax.flow.splits import Splits
 from jet_jax.jet import Jet
 from jet_jax.training import fitted_front
+from jet_jax.training.step import new_variables
 from jet_jax.workdir import load_run
 from jet_jax.workdir.metrics import as_json
 from jet_jax.workdir.trained import Trained, step_argument
@@ -182,10 +183,9 @@ def _initial_run(config_argument: str):
   images = np.stack(
     [source[i]["image"] for i in range(count if model.layers else 1)]
   )  # for layers that start from data
-  x = likelihood.dequantize(images, likelihood.example_keys(key, np.arange(len(images))), config.levels)
-  return Trained(
-    config, model, jax.jit(model.init)(key, x, fitted_front(model, config.levels, training)), 0, sharding.make_mesh()
-  )
+  new = jax.jit(functools.partial(new_variables, model=model, levels=config.levels))
+  variables = new(key, images, fitted_front(model, config.levels, training))
+  return Trained(config, model, variables, 0, sharding.make_mesh())
 
 
 def _open_run(args):

@@ -87,12 +87,17 @@ def init_state(
     model, optimizer, levels: constants of the run.
     with_ema: True if the state has an average of the parameters.
   """
+  return fresh_state(new_variables(key, images, fitted, model, levels), optimizer, with_ema)
+
+
+def new_variables(key: Key[Array, ""], images: Images, fitted: FrontConstants | None, model: Jet, levels: int):
+  """Returns `params` and `permutations` of a new flow; arguments as of `init_state`."""
   noise_keys = likelihood.example_keys(key, jnp.arange(images.shape[0]))
   if model.noise:
     x = likelihood.add_noise(likelihood.centres(images, levels), noise_keys, draw_noise(noise_keys, *model.noise))
   else:
     x = likelihood.dequantize(images, noise_keys, levels)
-  return fresh_state(model.init(key, x, fitted), optimizer, with_ema)
+  return model.init(key, x, fitted)
 
 
 def fresh_state(variables, optimizer: optax.GradientTransformation, with_ema: bool) -> TrainState:
