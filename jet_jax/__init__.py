@@ -1,10 +1,7 @@
 """Jet, a normalizing flow for images built from Vision Transformers (arXiv 2412.15129), in JAX."""
 
 from jet_jax import likelihood
-from jet_jax.devices.settings import avoid_wrong_sums
 from jet_jax.jet import Jet
-
-avoid_wrong_sums()
 
 __all__ = ["Jet", "likelihood", "load"]
 __version__ = "0.2.0"

@@ -22,7 +22,7 @@ ALLOWED = {
   "workdir": {"config", "devices", "jet"},
   "sampling": {"devices", "jet", "likelihood", "workdir"},
   "training": {"config", "data", "devices", "flow", "jet", "likelihood", "workdir"},
-  "__init__": {"devices", "jet", "likelihood", "sampling"},
+  "__init__": {"jet", "likelihood", "sampling"},
 }
 
 

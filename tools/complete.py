@@ -283,10 +283,10 @@ def _bits(flow: Flow, pixels, index, known, label, of_completions: np.ndarray) -
 
 def _mixing(known: np.ndarray, steps: int, shape, accepted, mean, variance) -> dict[str, Any]:
   """Measures how well the chains of each image have mixed, over its masked numbers."""
-  halves = [np.moveaxis(part.reshape(*shape[:2], 2, *shape[2:]), 2, 0) for part in (mean, variance)]
-  of_image = [
-    np.asarray(completing.r_hat(*(part[:, n][..., ~known] for part in halves), steps)) for n in range(shape[0])
-  ]
+  means, variances = (
+    np.moveaxis(part.reshape(*shape[:2], 2, *shape[2:]), 2, 0)[..., ~known] for part in (mean, variance)
+  )
+  of_image = [np.asarray(completing.r_hat(means[:, n], variances[:, n], steps)) for n in range(shape[0])]
   return {
     "accepted": accepted.reshape(shape[:2]).mean(axis=1).tolist(),
     "r_hat_median": [float(np.median(one)) for one in of_image],

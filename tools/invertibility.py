@@ -183,7 +183,8 @@ def _initial_run(config_argument: str):
   images = np.stack(
     [source[i]["image"] for i in range(count if model.layers else 1)]
   )  # for layers that start from data
-  new = jax.jit(functools.partial(new_variables, model=model, levels=config.levels))
+  new = functools.partial(new_variables, model=model, levels=config.levels)
+  new = jax.jit(new, compiler_options=settings.init_options(jax.default_backend()))
   variables = new(key, images, fitted_front(model, config.levels, training))
   return Trained(config, model, variables, 0, sharding.make_mesh())
 

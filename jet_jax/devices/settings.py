@@ -1,15 +1,15 @@
 """Settings of JAX that decide what numbers come out; a run's own, whatever the environment of a process says."""
 
-import os
+from typing import Any
 
 import jax
 import jaxlib.version
 
 # Versions of jaxlib whose programs for CPUs may add up numbers that were never written, without an error: in the first
-# pass of `Jet.init`, which ActNorm starts from, at 4,096 tokens in all (jax-ml/jax, issue 39103). This flag keeps sums
-# from the library that does it. Later versions may not know the flag.
+# pass of `Jet.init`, which ActNorm starts from, at 4,096 tokens in all (jax-ml/jax, issue 39103). This option keeps
+# such a program from the library that does it. Later versions may not know the option.
 WRONG_SUMS = ("0.10.2",)
-OWN_SUMS = "--xla_cpu_experimental_ynn_fusion_type=-reduce"
+OWN_SUMS = {"xla_cpu_experimental_ynn_fusion_type": ""}
 
 # The generator of a run's keys, and of all noise and latents, whatever JAX_DEFAULT_PRNG_IMPL is: with others the draws
 # of a vmap depend on the whole batch. It is JAX's own default.
@@ -25,14 +25,9 @@ SETTINGS = {
 }
 
 
-def avoid_wrong_sums() -> None:
-  """Sets the flag of XLA that a version of `WRONG_SUMS` needs, unless the user has set it.
-
-  XLA reads its flags at the first computation. So importing `jet_jax` calls this.
-  """
-  flags = os.environ.get("XLA_FLAGS", "")
-  if jaxlib.version.__version__ in WRONG_SUMS and OWN_SUMS.partition("=")[0] not in flags:
-    os.environ["XLA_FLAGS"] = f"{flags} {OWN_SUMS}".strip()
+def init_options(platform: str) -> dict[str, Any]:
+  """Compiler options for programs that start a flow from data, on "cpu", "gpu" or "tpu"; see `WRONG_SUMS`."""
+  return dict(OWN_SUMS) if platform == "cpu" and jaxlib.version.__version__ in WRONG_SUMS else {}
 
 
 def settle() -> None:

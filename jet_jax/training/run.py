@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from jet_jax.config import Config, duration_in_steps
 from jet_jax.devices import processes, sharding
 from jet_jax.devices.compile import bytes_a_device, compile_to_fit, key_shape, on_mesh
-from jet_jax.devices.settings import make_key
+from jet_jax.devices.settings import init_options, make_key
 from jet_jax.flow.front import FrontConstants
 from jet_jax.jet import Jet
 from jet_jax.training.optimizer import SCHEDULES, find_schedule, make_optimizer
@@ -131,7 +131,8 @@ class Run:
     Raises:
       ValueError: a forward pass of these images does not fit.
     """
-    init = jax.jit(on_mesh(self.mesh, self._init_state), out_shardings=self._placement)
+    options = init_options(self.mesh.devices.flat[0].platform)
+    init = jax.jit(on_mesh(self.mesh, self._init_state), out_shardings=self._placement, compiler_options=options)
     return compile_to_fit("the initial state", init.lower(key, images, fitted), limit)(key, images, fitted)
 
   def state_from(self, variables) -> TrainState:

@@ -11,6 +11,7 @@ from jet_jax.flow.context import beside, guided, pair
 from jet_jax.jet import Jet
 
 SHAPE, CLASSES = (4, 4, 2), 3
+ROUNDING = 1e-5  # of float32 numbers up to 10: twice the batch is another program, and adds in another order
 CASES = {
   "paper": {},
   "mixture": {"coupling_transform": "mixture", "mixture_components": 2},
@@ -130,7 +131,7 @@ def test_without_a_label_guidance_changes_nothing(tiny_flow):
   model, variables = tiny_flow(SHAPE, classes=CLASSES)
   one, _ = run(model, variables, some_images())
   guided_one, _ = run(model, variables, some_images(), guidance=3.0)
-  np.testing.assert_allclose(guided_one, one, atol=1e-6)
+  np.testing.assert_allclose(guided_one, one, atol=ROUNDING)
 
 
 def test_guidance_of_some_couplings_leaves_the_others(tiny_flow):
@@ -138,7 +139,7 @@ def test_guidance_of_some_couplings_leaves_the_others(tiny_flow):
   x, labels = some_images(), jnp.array([0, 1, 2])
   run_with = lambda guidance: run(model, variables, x, labels=labels, guidance=np.float32(guidance))[0]
   plain, all_of_them, first = run_with([0, 0, 0, 0]), run_with([1, 1, 1, 1]), run_with([1, 0, 0, 0])
-  np.testing.assert_allclose(plain, run(model, variables, x, labels=labels)[0], atol=1e-6)
+  np.testing.assert_allclose(plain, run(model, variables, x, labels=labels)[0], atol=ROUNDING)
   assert jnp.abs(first - plain).max() > 1e-3
   assert jnp.abs(first - all_of_them).max() > 1e-3
 
