@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from absl import logging
 
+from jet_jax import codec, data, likelihood
 from jet_jax import config as config_lib
-from jet_jax import data, likelihood
 from jet_jax.config.checks import AT_ONCE
 from jet_jax.data import sources
 from jet_jax.devices import processes, settings
@@ -27,7 +27,7 @@ from jet_jax.training.evaluator import Evaluator, with_interval
 from jet_jax.training.splits_of_run import open_splits_of_run
 from jet_jax.workdir import atomic, bad_images, load_run
 from jet_jax.workdir.metrics import as_json
-from jet_jax.workdir.trained import name_weights, step_argument
+from jet_jax.workdir.trained import Trained, name_weights, step_argument
 
 FEW_CLASSES = 16  # with so many, the mixture of all is measured unasked
 RANGES = {"--noise_samples": (1, 2**31 - 1), "--device_batch": (1, AT_ONCE)}
@@ -70,6 +70,10 @@ def _parser() -> config_lib.Parser:
     "--mixture", action="store_true",
     help=f"of a run with labels: measure the mixture of all classes too, a pass each; up to {FEW_CLASSES} always",
   )  # fmt: skip
+  parser.add_argument(
+    "--codec", action="store_true",
+    help="code the images without loss too, and measure how long their file would be; see jet_jax.compress",
+  )  # fmt: skip
   parser.add_argument("--source", help="the images, as config.data.source; by default those of the run")
   parser.add_argument(
     "--data_dir", type=config_lib.local, help="folder of prepared data sets; by default that of the run"
@@ -88,7 +92,9 @@ def _parser() -> config_lib.Parser:
 
 def _evaluate(args) -> dict[str, Any]:
   """Evaluates a run as the command says, and returns the object to print. Writes the file of `--per_image`."""
-  config, model, variables, step, mesh = load_run(args.workdir, args.step)
+  config, model, variables, step, mesh = run = load_run(args.workdir, args.step)
+  if args.codec and (problem := codec.problem_of(model)):
+    raise ValueError(f"--codec: {problem}")
   opened, known = open_splits_of_run(config, args.workdir, [args.split], args.source, args.data_dir)
   source, shape = opened[args.split], config.image_shape
   at_once = config_lib.microbatch_size(config)
@@ -107,7 +113,8 @@ def _evaluate(args) -> dict[str, Any]:
     **with_interval("iw_bits_per_dim", likelihood.importance_weighted(draws, math.prod(shape))),
     **evaluator.summary(draws),
     **({"noise_std": model.noise[0]} if model.noise else {}),
-    **(_without_labels(args, evaluator, variables, math.prod(shape)) if model.classes else {}),
+    **(unlabeled := _without_labels(args, evaluator, variables, math.prod(shape)) if model.classes else {}),
+    **(_coded(run, source, unlabeled.get("unlabeled_bits_per_dim", bits.mean())) if args.codec else {}),
     "noise_seed": likelihood.NOISE_SEED,
     "levels": config.levels,
     "image_shape": shape,
@@ -138,6 +145,12 @@ def _without_labels(args, evaluator: Evaluator, variables, dims: int) -> dict[st
     bits = (math.log2(evaluator.classes) - total) / dims
     figures |= with_interval("mixture_bits_per_dim", bits.mean(axis=0))
   return figures
+
+
+def _coded(run: Trained, source: Any, flow_bits: float) -> dict[str, Any]:
+  """Measures the length of the file that `jet_jax.compress` would write."""
+  batches = data.eval_batches(source, config_lib.microbatch_size(run.config))
+  return codec.coded_size(run, (batch["image"][batch["mask"]] for batch in batches), float(flow_bits))
 
 
 def _write_per_image(path: Path, index: np.ndarray, bits: np.ndarray, names: Sequence[str | None]) -> None:

@@ -7,7 +7,7 @@ log|det d(output)/d(input)| of the call that was made, in nats, one number an im
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -215,7 +215,7 @@ class Jet(nn.Module):
       of_known = read, known.astype(x.dtype)
     x = self.tokens_of(x)
     front = self.front_layers(images.shape[1:], fitted)
-    couplings = self.layers_from(0, (height, width), x.shape[2], guidance)
+    couplings = self.layers_from(0, (height, width), x.shape[2], self.splits, guidance)
     features = self.features(x.shape[0], context, of_known, labels, noise, guidance is not None)
     given = features if known is None else Given(features, known)
     x, logdet = in_order([*front, *couplings], x, given, inverse)
@@ -285,7 +285,12 @@ class Jet(nn.Module):
 
   @nn.nowrap
   def layers_from(
-    self, resolution: int, grid: tuple[int, int], token_dim: int, guidance: Guidance = None
+    self,
+    resolution: int,
+    grid: tuple[int, int],
+    token_dim: int,
+    splits_of: Callable[[int, tuple[int, int], int], Splits],
+    guidance: Guidance = None,
   ) -> Sequence[Layer]:
     """The layers of a resolution, the first being 0, and of all that follow, in forward order.
 
@@ -293,9 +298,10 @@ class Jet(nn.Module):
       resolution: its number.
       grid: rows and columns of tokens.
       token_dim: channels of a token.
+      splits_of: the splits of the couplings of a resolution, by these three.
       guidance: see `__call__`.
     """
-    splits = self.splits(resolution, grid, token_dim)
+    splits = splits_of(resolution, grid, token_dim)
     weights = None if guidance is None else jnp.broadcast_to(guidance, (self.couplings,))
     remat = "full" if self.remat == "auto" else self.remat
     orders = composed_orders(splits.tokens), composed_orders(splits.channels)
@@ -308,7 +314,7 @@ class Jet(nn.Module):
       return layers
     # The half that the last coupling has read is kept, so that coupling is the learned prior of the other.
     stay, last = jnp.arange(math.prod(grid)), splits.channels[-1]
-    coarser = self.layers_from(resolution + 1, (grid[0] // 2, grid[1] // 2), 2 * token_dim, guidance)
+    coarser = self.layers_from(resolution + 1, (grid[0] // 2, grid[1] // 2), 2 * token_dim, splits_of, guidance)
     return [*layers, Reorder(stay, last), FactorOut(coarser, grid), Reorder(stay, jnp.argsort(last))]
 
   @nn.nowrap

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-COMMANDS = {"train", "evaluate", "sample"}
+COMMANDS = {"train", "evaluate", "sample", "compress", "decompress"}
 # What each wing of jet_jax may import of the others: a folder, or a file that stands on top. Commands may import all.
 ALLOWED = {
   "likelihood": {"devices"},
@@ -20,6 +20,7 @@ ALLOWED = {
   "jet": {"flow"},
   "data": {"config", "devices"},
   "workdir": {"config", "devices", "jet"},
+  "codec": {"config", "devices", "flow", "jet", "likelihood", "workdir"},
   "sampling": {"devices", "jet", "likelihood", "workdir"},
   "training": {"config", "data", "devices", "flow", "jet", "likelihood", "workdir"},
   "__init__": {"jet", "likelihood", "sampling"},

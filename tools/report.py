@@ -1,6 +1,6 @@
 """Writes a page about runs: curves, samples, evaluation and provenance, in one HTML file that needs no network.
 
-python -m tools.report --workdir=DIR [--workdir=DIR ...] --out=FILE.html [--evaluate] [--step=N|best]
+python -m tools.report --workdir=DIR [--workdir=DIR ...] --out=FILE.html [--evaluate] [--codec] [--step=N|best]
 
 Of several runs, the page first shows how their configs differ. A work directory may be someone else's: its content is
 shown and never executed. With --evaluate the runs are loaded, and so is Python code that their configs name. Prints
@@ -29,7 +29,7 @@ RUNS = 10  # of a page, at most: colours tell no more apart
 
 
 def report(
-  workdirs: Sequence[pathlib.Path], out: pathlib.Path, evaluate: bool = False, step: Step = None
+  workdirs: Sequence[pathlib.Path], out: pathlib.Path, evaluate: bool = False, step: Step = None, codec: bool = False
 ) -> dict[str, Any]:
   """Writes the page of runs.
 
@@ -38,6 +38,7 @@ def report(
     out: HTML file to write.
     evaluate: measure a checkpoint of each run on its validation images.
     step: of the checkpoint; by default the latest.
+    codec: code these images without loss too, and show how long their file would be.
 
   Returns:
     "runs", their names on the page; "bytes" of the page; "left_out", a sentence for whatever could not be read.
@@ -50,7 +51,7 @@ def report(
   if len(workdirs) > RUNS:
     raise ValueError(f"{len(workdirs)} runs are more than the {RUNS} that a page tells apart; write several pages")
   runs = read_runs(workdirs)
-  measured = [measure(workdir, step) if evaluate else None for workdir in workdirs]
+  measured = [measure(workdir, step, codec) if evaluate else None for workdir in workdirs]
   for run, one in zip(runs, measured, strict=True):
     run.notes.extend(one.warnings if one else ())
   page = render(runs, measured).encode()
@@ -72,6 +73,9 @@ def main(argv=None) -> None:
     help="measure bits/dim with a 95%% interval, draw samples at several temperatures, and measure round trips",
   )  # fmt: skip
   parser.add_argument(
+    "--codec", action="store_true", help="with --evaluate: also code the images without loss, and show the coded size"
+  )
+  parser.add_argument(
     "--step", type=step_argument, metavar="N|best", help="checkpoint for --evaluate; the latest by default"
   )
   args = parser.parse_args(argv)
@@ -81,7 +85,9 @@ def main(argv=None) -> None:
     config_lib.check_output(args.out, ".html")
     if args.step is not None and not args.evaluate:
       raise ValueError(f"--step={args.step} is a checkpoint for --evaluate; add --evaluate, or leave out --step")
-    result = report(args.workdir, args.out, args.evaluate, args.step)
+    if args.codec and not args.evaluate:
+      raise ValueError("--codec measures a checkpoint; add --evaluate, or leave out --codec")
+    result = report(args.workdir, args.out, args.evaluate, args.step, args.codec)
   except (ValueError, OSError) as error:
     processes.fail(error)
   for note in result["left_out"]:

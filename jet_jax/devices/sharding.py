@@ -36,6 +36,11 @@ def make_mesh(config_mesh=None, devices=None) -> Mesh:
   return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 
 
+def one_device() -> Mesh:
+  """A mesh of the first device of this process."""
+  return make_mesh(devices=jax.local_devices()[:1])
+
+
 def nearest_mesh(config_mesh) -> Mesh:
   """Makes the mesh of a resolved `config.mesh`, adapted to the number of devices at hand.
 

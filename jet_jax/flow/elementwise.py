@@ -115,6 +115,10 @@ class LogisticMixture:
     y, log_scale = self.affine(v, predicted[:2], inverse=False)
     return y, log_derivative + log_scale
 
+  def quantile(self, x: Numbers, predicted: Sequence[Numbers]) -> Numbers:
+    """v, which the affine map takes, of what is predicted for the mixture alone."""
+    return _quantile(x, *_mixture(predicted))[0]
+
 
 WIDEST = 20.0  # of a component, and the inverse of the narrowest
 APART = 1.0  # the means start evenly spaced from -APART to APART

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
-from jaxtyping import Array, Bool, Int, Key
+from jaxtyping import Array, Bool, Int, Key, Shaped
 
 from jet_jax.flow.types import Half, State
 
@@ -53,8 +53,14 @@ def known(splits: Splits) -> Bool[Array, "couplings tokens channels"]:
   return jnp.where(jnp.asarray(splits.spatial)[:, None, None], tokens[:, :, None], channels[:, None, :])
 
 
-def halves(x: State, spatial: Bool[Array, ""]) -> tuple[Half, Half]:
-  """Cuts a state, (B, N, K), whose tokens and channels have their order, into x1 and x2, each (B, N, K/2)."""
+Halved = Shaped[Array, "batch tokens half_channels"]
+
+
+def halves(x: Shaped[Array, "batch tokens channels"], spatial: Bool[Array, ""]) -> tuple[Halved, Halved]:
+  """Cuts a state, (B, N, K), whose tokens and channels have their order, into x1 and x2, each (B, N, K/2).
+
+  So it cuts anything of that shape, as the numbers of its places.
+  """
   halves = rearrange(x, "b n (half d) -> half b n d", half=2)
   if x.shape[1] % 2 == 0:  # an odd number of tokens has channel splits alone
     halves = jnp.where(spatial, rearrange(x, "b (half n) (s d) -> half b (n s) d", half=2, s=2), halves)

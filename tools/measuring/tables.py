@@ -268,6 +268,22 @@ def official_table(rows: list[Row]) -> str:
 
 
 # Name of a table -> its writer, and the ids of its rows in docs/results. None selects the rows whose "tables" name it.
+def codec_table(rows: list[Row]) -> str:
+  """Sets of images as files of the codec, beside the likelihood and other formats."""
+  head = "images | flow's bits/dim | file | portable file | JPEG XL | PNG | encode, decode | portable"
+  bits = lambda value: f"{value:.4f}"
+  cells = (
+    [
+      f"{one['images']:,} {one['name']}", bits(one["flow"]), f"**{bits(one['file'])}**", bits(one["portable"]),
+      bits(one["jxl"]), bits(one["png"]), f"{one['seconds'][0]:.0f} s, {one['seconds'][1]:.0f} s",
+      f"{one['portable_seconds'][0]:.0f} s, {one['portable_seconds'][1]:.0f} s",
+    ]
+    for row in rows
+    for one in row["sets"]
+  )  # fmt: skip
+  return table(head, cells) + "".join(f"\n{row['hardware']}, {row['date']}.\n" for row in rows)
+
+
 TABLES: dict[str, tuple[Callable[[list[Row]], str], tuple[str, ...] | None]] = {
   "runs": (runs_table, None),
   "configs": (configs_table, None),
@@ -286,6 +302,7 @@ TABLES: dict[str, tuple[Callable[[list[Row]], str], tuple[str, ...] | None]] = {
   "gradient_spread": (spread_table, ("gradient_small", "gradient_wide")),
   "step": (step_table, ("step",)),
   "reading": (reading_table, ("reading",)),
+  "codec": (codec_table, ("codec",)),
   "official": (
     official_table,
     (

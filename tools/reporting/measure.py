@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jet_jax import codec, data, likelihood
 from jet_jax import config as config_lib
-from jet_jax import likelihood
 from jet_jax.sampling import Sampler
 from jet_jax.training.evaluator import Evaluator, with_interval
 from jet_jax.training.splits_of_run import open_splits_of_run
@@ -40,12 +40,13 @@ class Measured(NamedTuple):
   warnings: list[str]
 
 
-def measure(workdir: pathlib.Path, step: Step) -> Measured:
+def measure(workdir: pathlib.Path, step: Step, with_codec: bool = False) -> Measured:
   """Measures a run on its validation images.
 
   Args:
     workdir: of the run. The predictor, prior and schedule that its config names are imported.
     step: of the checkpoint.
+    with_codec: code the images too, see `codec.coded_size`.
 
   Raises:
     ValueError: no such checkpoint, images that have moved, or images of another shape.
@@ -65,6 +66,14 @@ def measure(workdir: pathlib.Path, step: Step) -> Measured:
   bits = with_interval("bits_per_dim", draws.mean(axis=0, dtype=np.float64))
   weights = name_weights(config, trained.variables)
   figures = {"step": trained.step, **evaluator.summary(draws), **bits, **weights}
+  if with_codec:
+    if problem := codec.problem_of(trained.model):
+      raise ValueError(f"{workdir}: {problem}; leave out --codec")
+    batches = data.eval_batches(source, at_once)
+    flow_bits = (
+      evaluator.per_image(trained.variables, label=-1)[1].mean() if trained.model.classes else bits["bits_per_dim"]
+    )
+    figures |= codec.coded_size(trained, (batch["image"][batch["mask"]] for batch in batches), float(flow_bits))
   grid, num_nonfinite = _temperature_grid(trained)
   if num_nonfinite:
     warnings.append(f"{num_nonfinite} samples of the temperature grid have NaN or infinite values, shown as any pixels")

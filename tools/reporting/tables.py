@@ -62,6 +62,10 @@ def evaluation(runs: Sequence[Run], measured: Sequence[Measured | None]) -> Tabl
     "of the checkpoint of step": [_of(values, "step", "{:,}") for values in figures],
     "on validation images": [_of(values, "num_images", "{:,}") for values in figures],
     "of them with a NaN or infinite result": [_unless_zero(_of(values, "num_nonfinite", "{:,}")) for values in figures],
+    "coded by it without loss, bits/dim of the file": [
+      _of(values, "codec_bits_per_dim", "{:.4f}") for values in figures
+    ],
+    "of that beyond the likelihood": [_of(values, "codec_overhead", "{:.4f}") for values in figures],
     "of weights": [_of(values, "weights", "{}") for values in figures],
     "with weights_sha256": [_of(values, "weights_sha256", "{}") for values in figures],
   }
@@ -197,7 +201,7 @@ def _interval(figures: dict[str, Any]) -> str:
 
 
 def _of(figures: dict[str, Any], name: str, form: str) -> str:
-  return form.format(figures[name]) if figures else NOTHING
+  return form.format(figures[name]) if name in figures else NOTHING
 
 
 def _start(before: dict[str, Any], start: dict[str, Any]) -> str:

@@ -1,0 +1,240 @@
+"""Sets of images to files and back: how many are coded at once, and with how many bits of noise.
+
+The noise of a batch is made of bits that earlier images have left on the stack. The first image finds none and is
+written as it is; the next ones take little noise, or are few at a time, until the stack holds enough for whole batches.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterable, Iterator
+from typing import IO
+
+import numpy as np
+
+from jet_jax.codec.bijections import OutOfRange
+from jet_jax.codec.bitstack import BitStack, TooFewBits
+from jet_jax.codec.file import LARGEST_BATCH, Batch, Header, Reader, Unreadable, Writer, crc_of
+from jet_jax.codec.integer_flow import IntegerFlow
+
+LATENT_BITS = math.log2(math.sqrt(2 * math.pi * math.e))  # entropy of N(0, 1)
+MARGIN = 0.5  # bits of a number that are needed at the most, beyond the estimate
+COARSEST = 2  # bits of noise of the first images
+NONCES = 16
+SPARE = 2**18  # words that the stack may hold beyond what it needs, before they go to the file
+SEED = 0x6A657400  # first of the words that the stack begins with, and must end with
+
+
+@dataclasses.dataclass
+class Written:
+  """Counts of a file that was written.
+
+  Attributes:
+    images: their number.
+    bytes: of the file.
+    images_as_they_are: those that were written without the flow: the first, and any that the flow cannot code.
+    repeated: batches that were coded again with other noise, so that any machine decodes them.
+  """
+
+  images: int = 0
+  bytes: int = 0
+  images_as_they_are: int = 0
+  repeated: int = 0
+
+
+def write(
+  file: IO[bytes] | None,
+  flow: IntegerFlow,
+  images: Iterable[np.ndarray],
+  step: int = 0,
+  expected: float | None = None,
+) -> Written:
+  """Codes images into a file.
+
+  Args:
+    file: open for writing bytes; None to measure its length alone.
+    flow: that codes.
+    images: arrays uint8 (N, H, W, C) in {0 .. levels - 1}; read as they are needed.
+    step: of the checkpoint, for the decoder.
+    expected: bits per dimension of such images, by which the first batches are chosen; by default those of raw pixels.
+
+  Raises:
+    ValueError: images of another shape or range.
+  """
+  header = Header(flow.digest[:8], flow.probe(), flow.shape, flow.levels, step, flow.batch, flow.is_portable)
+  encoder = _Encoder(flow, Writer(file, header), math.log2(flow.levels) if expected is None else expected)
+  waiting = np.zeros((0, *flow.shape), np.uint8)
+  for part in images:
+    if part.shape[1:] != flow.shape or part.dtype != np.uint8 or part.max(initial=0) >= flow.levels:
+      raise ValueError(
+        f"images are {part.dtype} {part.shape}, up to {part.max(initial=0)}; this flow codes uint8 (N, "
+        f"{', '.join(map(str, flow.shape))}) below {flow.levels}; convert or resize them"
+      )
+    waiting = np.concatenate([waiting, part])
+    while len(waiting) >= flow.batch:
+      waiting = waiting[encoder.add(waiting[: flow.batch]) :]
+  while len(waiting):
+    waiting = waiting[encoder.add(waiting[: flow.batch]) :]
+  return encoder.finish()
+
+
+class _Encoder:
+  """Fills the stack, batch by batch."""
+
+  def __init__(self, flow: IntegerFlow, writer: Writer, expected: float):
+    self.flow, self.writer, self.bits_per_dim = flow, writer, expected
+    self.stack, self.plan, self.crc, self.written = BitStack(_seed()), [], 0, Written()
+    self.dims = math.prod(flow.shape)
+
+  def add(self, images: np.ndarray) -> int:
+    """Codes the first of some images; returns how many of them."""
+    count, noise_bits = self._affordable(len(images))
+    while noise_bits:
+      batch, stack = self._coded(images[:count], noise_bits)
+      if batch:
+        return self._accept(batch, stack, images[:count])
+      # There were too few bits, or an image cannot be coded: try fewer images, then less noise.
+      count, noise_bits = (count // 2, noise_bits) if count > 1 else (1, self._less(noise_bits))
+    stack = self.stack.copy()
+    stack.push(images[:1], self.flow.levels)
+    return self._accept(Batch(1, 0), stack, images[:1])
+
+  def finish(self) -> Written:
+    """Writes what is left."""
+    self.writer.finish(self.stack.words, self.plan, self.crc)
+    self.written.bytes = self.writer.bytes
+    return self.written
+
+  def _affordable(self, available: int) -> tuple[int, int]:
+    """Number of images and bits of noise for which the stack is likely to hold enough; no bits of noise if for none."""
+    noise_bits = self.flow.noise_bits
+    while noise_bits:
+      if count := int(self.stack.bits / (self.dims * self._needed(noise_bits))):
+        return min(available, count), noise_bits
+      noise_bits = self._less(noise_bits)
+    return 1, 0
+
+  def _less(self, noise_bits: int) -> int:
+    return noise_bits - 1 if noise_bits > COARSEST else 0
+
+  def _needed(self, noise_bits: int) -> float:
+    """Bits of a number that the stack must hold before: those of a latent, less those that stay."""
+    return LATENT_BITS - math.log2(self.flow.step(noise_bits)) - self.bits_per_dim + MARGIN
+
+  def _coded(self, images: np.ndarray, noise_bits: int) -> tuple[Batch | None, BitStack]:
+    for nonce in range(NONCES if self.flow.is_portable else 1):
+      stack = self.stack.copy()
+      try:
+        if self.flow.encode(images, stack, noise_bits, nonce):
+          self.written.repeated += nonce > 0
+          return Batch(len(images), noise_bits, nonce), stack
+      except (TooFewBits, OutOfRange):
+        break
+    return None, self.stack
+
+  def _accept(self, batch: Batch, stack: BitStack, images: np.ndarray) -> int:
+    if batch.noise_bits == self.flow.noise_bits:
+      self.bits_per_dim = (stack.bits - self.stack.bits) / images.size
+    self.written.images_as_they_are += 0 if batch.noise_bits else batch.count
+    self.stack = stack
+    self.crc = (self.crc + crc_of(images, self.written.images)) % 2**32
+    self.written.images += batch.count
+    needed = _enough(self.flow, self.flow.batch)
+    if (excess := len(self.stack.words) - needed if self.stack.bits > 32 * (needed + SPARE) else 0) > 0:
+      self.writer.block(self.stack.take_below(excess))
+      batch = batch._replace(taken=excess)
+    self.plan.append(batch)
+    return batch.count
+
+
+def read(reader: Reader, flow: IntegerFlow) -> Iterator[tuple[int, np.ndarray]]:
+  """Decodes a file, the last images first. They are what was written only if it ends without an error.
+
+  Args:
+    reader: of the file.
+    flow: with the digest and the probe of its header, see `check_flow`.
+
+  Yields:
+    The number of the first of some images, and those images, uint8 (N, H, W, C).
+
+  Raises:
+    Unreadable: a damaged file.
+  """
+  most = reader.header.batch
+  largest = _enough(flow, most) + SPARE + _most_words(flow, most)
+  batches = [batch for batch in reader.plan if batch.noise_bits <= flow.noise_bits and 0 < batch.count <= most]
+  if len(batches) < len(reader.plan) or any(batch.taken > largest for batch in reader.plan):
+    raise Unreadable("the file is damaged: a batch of its plan is larger than any; copy it again")
+  try:
+    stack, end, crc = BitStack(_below(largest, reader.last_block())), reader.count, 0
+    for batch in reversed(reader.plan):
+      if batch.taken:
+        stack.put_below(reader.block_before(batch.taken))
+      images = _decoded(flow, stack, batch)
+      end -= batch.count
+      crc = (crc + crc_of(images, end)) % 2**32
+      yield end, images
+  except (TooFewBits, OutOfRange) as error:
+    raise Unreadable(NOT_AS_WRITTEN) from error
+  if not np.array_equal(stack.words, _seed()) or crc != reader.crc:
+    raise Unreadable(NOT_AS_WRITTEN)
+
+
+NOT_AS_WRITTEN = (
+  "the images do not come out as they were written: this machine computes other last digits, though the probe is the "
+  "same; decode on the machine that wrote the file, or write it with --portable"
+)
+
+
+def check_flow(header: Header, flow: IntegerFlow) -> None:
+  """Raises Unreadable, with what to do, if a flow cannot decode a file with this header."""
+  if header.digest != flow.digest[:8]:
+    raise Unreadable(
+      f"the file was written with other weights: their digest begins with {header.digest.hex()}, and that of these is "
+      f"{flow.digest[:8].hex()}; give the work directory that it was written with"
+    )
+  if header.probe != flow.probe():
+    advice = "this machine is not exact to 1e-12 in float64" if header.is_portable else (
+      "it was written on another kind of machine, with another number of cores, or with other versions of jax; decode "
+      "there, or write it with --portable"
+    )  # fmt: skip
+    raise Unreadable(f"this machine computes other last digits than the one that wrote the file: {advice}")
+
+
+def check_header(header: Header, shape, levels: int) -> None:
+  """Raises Unreadable if a flow for images of this shape and levels cannot have written a file with this header."""
+  if header.shape != tuple(shape) or header.levels != levels:
+    raise Unreadable(
+      f"the file has images {header.shape} of {header.levels} levels, and the flow is for {tuple(shape)} of {levels}; "
+      "give the work directory that it was written with"
+    )
+  if not 0 < header.batch <= LARGEST_BATCH:
+    raise Unreadable(f"the file is damaged: its batch of {header.batch} images is not from 1 to {LARGEST_BATCH}")
+
+
+def _decoded(flow: IntegerFlow, stack: BitStack, batch: Batch) -> np.ndarray:
+  if batch.noise_bits:
+    return flow.decode(batch.count, stack, batch.noise_bits, batch.nonce)
+  return stack.pop(flow.levels, (batch.count, *flow.shape)).astype(np.uint8)
+
+
+def _enough(flow: IntegerFlow, count: int) -> int:
+  """Words that a batch of so many images may need, at the most."""
+  bits = LATENT_BITS - math.log2(flow.step(flow.noise_bits)) + MARGIN
+  return math.ceil(count * math.prod(flow.shape) * bits / 32)
+
+
+def _most_words(flow: IntegerFlow, count: int) -> int:
+  """Words that it may add, at the most: what is far from 0 is written out."""
+  return math.ceil(count * math.prod(flow.shape) * 80 / 32)
+
+
+def _below(largest: int, words: np.ndarray) -> np.ndarray:
+  """Checks the last block of a file: not too long, and such as a stack writes."""
+  if not 2 < len(words) <= largest or not words[-1]:
+    raise Unreadable("the file is damaged: no stack has such a last block; copy it again")
+  return words
+
+
+def _seed() -> np.ndarray:
+  """The words that a stack begins with: 128 bits, of which the coder keeps 64 at all times."""
+  return np.arange(SEED, SEED + 4, dtype=np.uint32)

@@ -1,0 +1,224 @@
+"""The file: what is written is read, and a damaged or foreign one is refused before memory is taken for it."""
+
+import io
+import struct
+import tracemalloc
+import zlib
+
+import numpy as np
+import pytest
+
+from integer_flows import codec, images_of
+from jet_jax.codec import Reader, Unreadable, check_flow, check_header, coder, read, write
+from jet_jax.codec.bijections import OutOfRange
+from jet_jax.codec.file import _FOOTER, _HEADER, _START, LARGEST_PLAN, Batch, Header, Writer, crc_of
+
+
+def written(flow, images, **more):
+  file = io.BytesIO()
+  summary = write(file, flow, [images], **more)
+  assert summary.bytes == len(file.getvalue())
+  assert summary.images == len(images)
+  return file, summary
+
+
+def decoded(file, flow):
+  reader = Reader(file)
+  images = np.zeros((reader.count, *flow.shape), np.uint8)
+  for start, part in read(reader, flow):
+    images[start : start + len(part)] = part
+  return images
+
+
+@pytest.fixture(scope="module")
+def flow():
+  return codec("front, stationary")
+
+
+@pytest.fixture(scope="module")
+def content(flow):
+  """The bytes of a file of 30 images."""
+  return written(flow, images_of(flow, 30), expected=6.0)[0].getvalue()
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 7, 30])
+@pytest.mark.parametrize("name", ["front, stationary", "two levels", "mixture"])
+def test_any_number_of_images_comes_back(name, count):
+  flow = codec(name)
+  images = images_of(flow, count)
+  file, summary = written(flow, images, step=7)
+  np.testing.assert_array_equal(decoded(file, flow), images)
+  assert Reader(file).header[2:] == (flow.shape, flow.levels, 7, flow.batch, False)
+  assert summary.images_as_they_are <= 3
+
+
+def test_images_in_parts_of_any_size_give_the_same_file(flow, content):
+  images, file = images_of(flow, 30), io.BytesIO()
+  write(file, flow, np.split(images, [1, 9, 9, 17]), expected=6.0)
+  assert file.getvalue() == content
+  assert write(None, flow, [images], expected=6.0).bytes == len(content)
+
+
+def test_a_stack_that_grows_goes_to_the_file_and_comes_back(flow, monkeypatch):
+  monkeypatch.setattr(coder, "SPARE", 100)
+  images = images_of(flow, 60)
+  file, _ = written(flow, images)
+  reader = Reader(file)
+  taken = [batch.taken for batch in reader.plan if batch.taken]
+  assert len(taken) > 3
+  np.testing.assert_array_equal(decoded(file, flow), images)
+
+
+def test_the_first_images_cost_no_more_than_pixels_and_the_others_what_the_flow_says(flow):
+  """Two files of different length differ by what the flow takes for the other images."""
+  images = images_of(flow, 90)
+  lengths = [write(None, flow, [images[:count]], expected=6.0).bytes for count in (30, 90)]
+  stack = coder.BitStack(np.random.default_rng(0).integers(1, 2**32, 6000, np.uint32))
+  before = stack.bits
+  flow.encode(images[30:], stack, flow.noise_bits)
+  own = (stack.bits - before) / 8
+  assert lengths[1] - lengths[0] == pytest.approx(own, rel=0.01)  # the noise is another draw
+
+
+def test_images_that_the_flow_cannot_code_are_written_as_they_are(flow, monkeypatch):
+  images = images_of(flow, 12)
+  images[5] = 200
+  encode = flow.encode
+
+  def sometimes(images, *more):
+    if (images == 200).all(axis=(1, 2, 3)).any():
+      raise OutOfRange("too large")
+    return encode(images, *more)
+
+  monkeypatch.setattr(flow, "encode", sometimes)
+  file, summary = written(flow, images, expected=6.0)
+  plain = write(None, flow, [np.delete(images, 5, axis=0)], expected=6.0).images_as_they_are
+  assert summary.images_as_they_are == plain + 1
+  np.testing.assert_array_equal(decoded(file, flow), images)
+
+
+def test_batches_that_another_machine_could_misread_are_coded_again(monkeypatch):
+  flow = codec("the paper's", True)
+  encode, tried = flow.encode, []
+
+  def unlucky(images, stack, noise_bits, nonce=0):
+    tried.append(nonce)
+    return encode(images, stack, noise_bits, nonce) and nonce > 1
+
+  monkeypatch.setattr(flow, "encode", unlucky)
+  file, summary = written(flow, images_of(flow, 9), expected=6.0)
+  monkeypatch.undo()
+  plan = Reader(file).plan
+  assert {batch.nonce for batch in plan if batch.noise_bits} == {2}
+  assert summary.repeated == sum(batch.noise_bits > 0 for batch in plan)
+  np.testing.assert_array_equal(decoded(file, codec("the paper's", True, 2)), images_of(flow, 9))
+
+
+@pytest.mark.parametrize(
+  ("images", "problem"),
+  [
+    (np.zeros((1, 8, 8, 3), np.uint8), r"uint8 \(1, 8, 8, 3\)"),
+    (np.zeros((1, 8, 4, 3), np.int32), "int32"),
+    (np.full((1, 8, 4, 3), 255, np.uint8), "up to 255.*below 17"),
+  ],
+)
+def test_other_images_are_refused(images, problem, flow, monkeypatch):
+  monkeypatch.setattr(flow, "levels", 17)
+  with pytest.raises(ValueError, match=problem):
+    write(None, flow, [images])
+
+
+def test_every_flipped_byte_is_found(content, flow):
+  for place in range(len(content)):
+    broken = bytearray(content)
+    broken[place] ^= 1 << place % 8
+    with pytest.raises(Unreadable, match=r"copy it again|none of jet_jax|newer than"):
+      list(read(Reader(io.BytesIO(bytes(broken))), flow))
+
+
+def test_every_cut_is_found(content):
+  for length in range(len(content)):
+    with pytest.raises(Unreadable, match=r"cut off|damaged|none of jet_jax"):
+      Reader(io.BytesIO(content[:length]))
+
+
+def test_bytes_behind_the_end_are_found(content):
+  with pytest.raises(Unreadable):
+    Reader(io.BytesIO(content + b"\0"))
+
+
+def with_crc(content):
+  return content + struct.pack("<I", zlib.crc32(content))
+
+
+def test_a_newer_format_is_named(content):
+  start = _START.pack(b"jetc", 2)
+  header = content[_START.size : _START.size + _HEADER.size]
+  body = content[_START.size + _HEADER.size + 4 :]
+  with pytest.raises(Unreadable, match="format 2, newer than 1, which this jet_jax reads; update jet_jax"):
+    Reader(io.BytesIO(with_crc(start + header) + body))
+
+
+def hostile(plan, words=None, packed=None):
+  """A file whose checksums are right, and whose plan was made up."""
+  words = np.arange(1, 9, dtype=np.uint32) if words is None else words
+  header, file = Header(bytes(8), bytes(8), (8, 4, 3), 256, 0, 3, False), io.BytesIO()
+  writer = Writer(file, header)
+  if packed is None:
+    writer.finish(words, plan, 0)
+  else:
+    writer.block(words)
+    writer._write_checked(packed + _FOOTER.pack(len(words), len(packed), 0))
+    writer._write(b"ctej")
+  return file
+
+
+def test_hostile_counts_are_refused_without_memory_for_them(flow):
+  bomb = zlib.compressobj(9, wbits=-15)
+  packed = bomb.compress(bytes(4 * LARGEST_PLAN)) + bomb.flush()
+  files = {
+    "plan is too long": lambda: list(read(Reader(hostile((), packed=packed)), flow)),
+    "do not add up": lambda: Reader(hostile([Batch(1, 8, 0, 2**32 - 1)])),
+    "larger than any": lambda: list(read(Reader(hostile([Batch(65535, 8)])), flow)),
+    "larger than any.": lambda: list(read(Reader(hostile([Batch(1, 60)])), flow)),
+    "no stack has": lambda: list(read(Reader(hostile([Batch(1, 8)], np.zeros(8, np.uint32))), flow)),
+    "no stack has such": lambda: list(read(Reader(hostile([Batch(1, 8)], np.ones(1, np.uint32))), flow)),
+    "do not come out": lambda: list(read(Reader(hostile([Batch(3, 8)] * 1000)), flow)),
+    "from 1 to 1024": lambda: check_header(Header(b"", b"", (8, 4, 3), 256, 0, 60_000, False), (8, 4, 3), 256),
+  }
+  tracemalloc.start()
+  for problem, attempt in files.items():
+    with pytest.raises(Unreadable, match=problem):
+      attempt()
+  peak = tracemalloc.get_traced_memory()[1]
+  tracemalloc.stop()
+  assert peak < 4 * LARGEST_PLAN  # the plan itself may be unpacked to its limit
+
+
+def test_other_weights_shapes_and_machines_are_told_apart(content, flow):
+  header = Reader(io.BytesIO(content)).header
+  check_flow(header, flow)
+  check_header(header, flow.shape, flow.levels)
+  with pytest.raises(Unreadable, match="written with other weights: their digest begins with"):
+    check_flow(header, codec("the paper's"))
+  with pytest.raises(Unreadable, match="other last digits.*--portable"):
+    check_flow(header._replace(probe=bytes(8)), flow)
+  with pytest.raises(Unreadable, match="not exact to 1e-12"):
+    check_flow(header._replace(probe=bytes(8), is_portable=True), flow)
+  for shape, levels in (((8, 8, 3), 256), ((8, 4, 3), 17)):
+    with pytest.raises(Unreadable, match="give the work directory that it was written with"):
+      check_header(header, shape, levels)
+
+
+def test_images_that_come_out_otherwise_are_refused_at_the_end(content, flow, monkeypatch):
+  """A machine that computes other last digits, but passes the probe."""
+  decode = flow.decode
+  monkeypatch.setattr(flow, "decode", lambda *arguments: decode(*arguments) ^ 1)
+  with pytest.raises(Unreadable, match="do not come out as they were written"):
+    list(read(Reader(io.BytesIO(content)), flow))
+
+
+def test_the_checksum_of_images_is_that_of_all_parts():
+  images = np.random.default_rng(0).integers(0, 256, (9, 2, 2, 1)).astype(np.uint8)
+  assert crc_of(images, 0) == (crc_of(images[:4], 0) + crc_of(images[4:], 4)) % 2**32
+  assert crc_of(images, 0) != crc_of(images[::-1], 0)
