@@ -42,7 +42,7 @@ def train_batches(source, batch_size: int, seed: int, flip: bool = False, rows=N
   if flip:
     examples = examples.random_map(_flip)  # its generator depends only on the seed and the place in the order
   if rows is None or len(rows) == batch_size:
-    return examples.batch(batch_size)
+    return examples.batch(batch_size, drop_remainder=True)  # endless too, and its length fits an integer for 1
   # Rows are chosen from the order of all examples, so a batch is the same for any number of processes.
   batch = functools.partial(_some_rows, examples, batch_size, rows)
   return grain.MapDataset.range(sys.maxsize // batch_size).map(batch)
@@ -142,6 +142,12 @@ def place_ahead(batches: Iterator, place: Callable, count: int = 2) -> Iterator:
     if len(placed) > count:
       yield placed.popleft()
   yield from placed
+
+
+def images_of(source, batch_size: int) -> Iterator[np.ndarray]:
+  """Yields every readable image once, in order, some at a time: uint8 (N, H, W, C)."""
+  for batch in eval_batches(source, batch_size):
+    yield batch["image"][batch["mask"]]
 
 
 def eval_batches(source, batch_size: int, every: int = 1) -> Iterator[Example]:

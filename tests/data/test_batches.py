@@ -31,6 +31,12 @@ def test_batch_k_is_the_same_whether_reached_or_started_at():
         np.testing.assert_array_equal(batches[k][name], whole[k][name])
 
 
+def test_batches_of_one_image_are_those_of_a_larger_one():
+  single = take(data.Reader(data.train_batches(digits(), 1, seed=3)), 4)
+  larger = data.train_batches(digits(), 4, seed=3)[0]
+  np.testing.assert_array_equal(np.concatenate([batch["index"] for batch in single]), larger["index"])
+
+
 def test_an_epoch_visits_each_example_once_and_the_next_in_another_order():
   source = digits()
   order = np.concatenate([data.train_batches(source, 1597, seed=0)[k]["index"] for k in (0, 1)])
