@@ -6,13 +6,16 @@ The work directory is that of the run that wrote the file, or an export of it. N
 come out, and the stack of bits ends as it began. docs/guide/compress.md tells more.
 """
 
+import contextlib
 import json
 import math
+import os
 import pathlib
 import shutil
 import tempfile
 import time
-from typing import Any
+from collections.abc import Iterator
+from typing import IO, Any
 
 import numpy as np
 from absl import logging
@@ -49,10 +52,12 @@ def _parser() -> config_lib.Parser:
   parser.add_argument(
     "--workdir", type=config_lib.of_run, required=True, help="work directory of the run that wrote it"
   )
-  parser.add_argument("--file", type=config_lib.local, required=True, metavar="FILE", help="of jet_jax.compress")
+  parser.add_argument(
+    "--file", type=config_lib.local, required=True, metavar="FILE", help="file that jet_jax.compress wrote"
+  )
   parser.add_argument(
     "--out", type=config_lib.local, required=True, metavar="DIR|FILE.npz",
-    help="folder for PNG files 00000.png, ..., or an npz file with the array `images`, both in the order of the source",
+    help="folder for PNG files 00000.png, ..., or an npz file with the array `images`; in the order of compressing",
   )  # fmt: skip
   parser.add_argument(
     "--step", type=step_argument, metavar="N|best", help="checkpoint; by default the one that the file names"
@@ -79,20 +84,9 @@ def _decompress(args) -> dict[str, Any]:
     run = load_run(args.workdir, step, sharding.one_device())
     flow = codec.flow_of_run(run, args.batch_size or header.batch, header.is_portable)
     codec.check_flow(header, flow)
-    start, bytes_of_images = time.monotonic(), reader.count * math.prod(flow.shape)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    if (free := shutil.disk_usage(args.out.parent).free) < 2 * bytes_of_images:
-      raise ValueError(
-        f"{reader.count:,} images need {2 * bytes_of_images:,} bytes, and {free:,} are free for {args.out}; "
-        "give another --out"
-      )
-    with tempfile.TemporaryFile(dir=args.out.parent) as spool:
-      spool.truncate(max(1, bytes_of_images))
-      images = (
-        np.memmap(spool, np.uint8, "r+", shape=(reader.count, *flow.shape))
-        if reader.count
-        else np.zeros((0, *flow.shape), np.uint8)
-      )
+    start, shape = time.monotonic(), (reader.count, *flow.shape)
+    with _spool(args.out, math.prod(shape)) as spool:
+      images = np.memmap(spool, np.uint8, "r+", shape=shape) if reader.count else np.zeros(shape, np.uint8)
       with tqdm(total=reader.count, unit=" images", disable=None) as bar:
         for first, part in codec.read(reader, flow):
           images[first : first + len(part)] = part
@@ -118,23 +112,49 @@ def _check_output(out: pathlib.Path, header) -> None:
     )
 
 
+@contextlib.contextmanager
+def _spool(out: pathlib.Path, size: int) -> Iterator[IO[bytes]]:
+  """A file without a name beside the output, for images as they come: the last ones first. Raises ValueError."""
+  folder = next(parent for parent in out.absolute().parents if parent.exists())
+  needed, free = 2 * size, shutil.disk_usage(folder).free
+  if free < needed:
+    raise ValueError(f"the images need {needed:,} bytes in {folder}, and {free:,} are free; give another --out")
+  with tempfile.TemporaryFile(dir=folder) as spool:
+    spool.truncate(size)
+    if size and hasattr(os, "posix_fallocate"):
+      os.posix_fallocate(spool.fileno(), 0, size)  # a full disk is an error here, and not a signal at any later image
+    yield spool
+
+
 def _write(out: pathlib.Path, images: np.ndarray) -> None:
   """Writes images; the output appears once it is complete."""
   parts = (images[start : start + AT_ONCE] for start in range(0, len(images), AT_ONCE))
+  out = out.absolute()
+  out.parent.mkdir(parents=True, exist_ok=True)
   if out.suffix == ".npz":
     with NpzWriter(out, "images", images.shape) as file:
       for part in parts:
         file.write(part)
     return
-  unfinished = out.with_name(out.name + ".tmp")
-  shutil.rmtree(unfinished, ignore_errors=True)
-  files = PngFiles(unfinished, len(images))
-  unfinished.mkdir()
-  for part in parts:
-    files.write(part)
-  if out.exists():
-    out.rmdir()
-  unfinished.rename(out)
+  unfinished = pathlib.Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+  try:
+    files = PngFiles(unfinished, len(images))
+    for part in parts:
+      files.write(part)
+    unfinished.chmod(0o777 & ~_umask())
+    if out.exists():  # and empty: it may be a mount, which cannot be replaced
+      for path in unfinished.iterdir():
+        shutil.move(path, out / path.name)
+    else:
+      unfinished.rename(out)
+  finally:
+    shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _umask() -> int:
+  mask = os.umask(0)
+  os.umask(mask)
+  return mask
 
 
 if __name__ == "__main__":

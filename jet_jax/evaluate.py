@@ -149,8 +149,8 @@ def _without_labels(args, evaluator: Evaluator, variables, dims: int) -> dict[st
 
 def _coded(run: Trained, source: Any, flow_bits: float) -> dict[str, Any]:
   """Measures the length of the file that `jet_jax.compress` would write."""
-  batches = data.eval_batches(source, config_lib.microbatch_size(run.config))
-  return codec.coded_size(run, (batch["image"][batch["mask"]] for batch in batches), float(flow_bits))
+  images = data.images_of(source, config_lib.microbatch_size(run.config))
+  return codec.coded_size(run, images, float(flow_bits))
 
 
 def _write_per_image(path: Path, index: np.ndarray, bits: np.ndarray, names: Sequence[str | None]) -> None:

@@ -15,8 +15,8 @@ from jet_jax.codec.bitstack import BitStack
 FACTOR_BITS = 10  # of the numerator of a scale: more is finer, and costs more in the rounding of the stack's uniform
 LARGEST_SHIFT = 22
 DIGITS = 24  # binary digits after the point of the coefficients of linear maps; more might differ between machines
-# Of all numbers, this share is popped before their remainders are pushed: those bits are needed in advance. But not few
-# numbers, nor many.
+# This share of all numbers is popped before their remainders are pushed, as those bits are needed in advance; at least
+# FEWEST numbers, and at most MOST.
 AT_ONCE, FEWEST, MOST = 1 / 64, 4, 2**14
 LARGEST = 2**40  # of a number that is stretched: with the largest shift it stays below 2**63
 
@@ -25,18 +25,19 @@ class OutOfRange(ValueError):
   """A number that is too large for the grid, or a prediction that is NaN."""
 
 
+class NotPortable(Exception):
+  """A number lies so near to a boundary that another machine could round it to another integer."""
+
+
 class Rounding:
-  """Rounds real numbers, and notes whether another machine could round one of them to another integer.
+  """Rounds real numbers.
 
   Args:
-    tolerance: error of numbers around 1 that another machine may make; 0 to note nothing.
-
-  Attributes:
-    is_safe: no number lay so near to a boundary.
+    tolerance: error of numbers around 1 that another machine may make; 0 for this machine alone.
   """
 
   def __init__(self, tolerance: float = 0.0):
-    self.tolerance, self.is_safe = tolerance, True
+    self.tolerance = tolerance
 
   def __call__(self, x: np.ndarray, unit: float | np.ndarray = 1.0) -> np.ndarray:
     """Rounds to int64.
@@ -47,31 +48,39 @@ class Rounding:
 
     Raises:
       OutOfRange: NaN or infinite numbers.
+      NotPortable: another machine could round one otherwise.
     """
     x = np.asarray(x, np.float64)
     if not np.isfinite(x).all():
       raise OutOfRange("the flow predicts NaN or infinite numbers for these images, so it cannot code them")
     y = np.rint(x)
-    self.note(0.5 - np.abs(x - y), np.abs(x) + unit)
+    self.check(0.5 - np.abs(x - y), np.abs(x) + unit)
     return np.clip(y, -LARGEST, LARGEST).astype(np.int64)
 
-  def note(self, distance: np.ndarray, size: np.ndarray) -> None:
-    """Notes how far numbers of a size lie from where they would be rounded otherwise."""
-    if self.tolerance and self.is_safe:
-      self.is_safe = bool((distance > self.tolerance * size).all())
+  def check(self, distance: np.ndarray, size: np.ndarray) -> None:
+    """Checks how far numbers of a size lie from where they would be rounded otherwise. Raises NotPortable."""
+    if self.tolerance and not (distance > self.tolerance * size).all():
+      raise NotPortable
 
 
 def as_fraction(scale: np.ndarray, rounding: Rounding) -> tuple[np.ndarray, np.ndarray]:
-  """Approximates positive scales by factor / 2**shift, to a relative error of 2**-FACTOR_BITS.
+  """Approximates scales by factor / 2**shift: from 1e-4 to 1e3 to a relative error of 2**-FACTOR_BITS.
+
+  Args:
+    scale: float64, not negative. Scales out of that range become others, more roughly.
+    rounding: of the factor.
 
   Returns:
-    int64 arrays: factor, at least 2, and shift, from 1 to LARGEST_SHIFT.
+    int64 arrays of the shape of `scale`: factor, at least 2, and shift, from 1 to LARGEST_SHIFT.
+
+  Raises:
+    OutOfRange, NotPortable: as `Rounding`.
   """
   if not np.isfinite(scale).all():
     raise OutOfRange("the flow predicts NaN or infinite scales for these images, so it cannot code them")
   # Powers of 2 lie in the middle between two shifts: a scale of 1 is the most frequent of all.
   mantissa, exponent = np.frexp(np.asarray(scale, np.float64) * math.sqrt(2))
-  rounding.note(np.minimum(mantissa - 0.5, 1 - mantissa), mantissa)
+  rounding.check(np.minimum(mantissa - 0.5, 1 - mantissa), mantissa)
   shift = np.clip(FACTOR_BITS - exponent.astype(np.int64), 1, LARGEST_SHIFT)
   factor = rounding(np.ldexp(scale, shift), np.ldexp(1.0, shift))
   return np.clip(factor, 2, 2**20), shift
@@ -92,28 +101,28 @@ def stretch(stack: BitStack, x: np.ndarray, factor: np.ndarray, shift: np.ndarra
 
   Raises:
     TooFewBits: the stack would be empty.
-    OutOfRange: a number beyond `LARGEST`.
+    OutOfRange: a number beyond `LARGEST`, before or after.
   """
-  _check(x)
+  check(x)
   factor, shift, y = np.broadcast_to(factor, x.shape).ravel(), np.broadcast_to(shift, x.shape).ravel(), x.ravel().copy()
   for part in _parts(y.size):
     size = np.int64(1) << shift[part]
     value = factor[part] * y[part] + stack.pop(factor[part])
     y[part] = value >> shift[part]
     stack.push(value & (size - 1), size)
-  return y.reshape(x.shape)
+  return check(y.reshape(x.shape))
 
 
 def shrink(stack: BitStack, y: np.ndarray, factor: np.ndarray, shift: np.ndarray) -> np.ndarray:
   """The inverse of `stretch`, same arguments and errors."""
-  _check(y)
+  check(y)
   factor, shift, x = np.broadcast_to(factor, y.shape).ravel(), np.broadcast_to(shift, y.shape).ravel(), y.ravel().copy()
   for part in reversed(_parts(x.size)):
     size = np.int64(1) << shift[part]
     value = (x[part] << shift[part]) + stack.pop(size)
     x[part] = value // factor[part]
     stack.push(value - x[part] * factor[part], factor[part])
-  return x.reshape(y.shape)
+  return check(x.reshape(y.shape))
 
 
 def _parts(size: int) -> list[slice]:
@@ -122,9 +131,11 @@ def _parts(size: int) -> list[slice]:
   return [slice(start, start + length) for start in range(0, size, length)]
 
 
-def _check(x: np.ndarray) -> None:
+def check(x: np.ndarray) -> np.ndarray:
+  """Returns integers as they are. Raises OutOfRange for one beyond `LARGEST`."""
   if x.size and max(int(x.max()), -int(x.min())) > LARGEST:
     raise OutOfRange(f"the flow takes these images to numbers beyond {LARGEST:,} steps of the grid; it has diverged")
+  return x
 
 
 class Monotone:
@@ -136,6 +147,8 @@ class Monotone:
     value: the map, from the index of an interval's lower end, int64, to its real image in cells; slope above 2**-4.
     shift: at least 6, so that an interval never shrinks to nothing.
     limit: index up to which `value` is called.
+    rounding: of the images.
+    unit: 1 on the real line, in cells.
   """
 
   def __init__(
@@ -157,17 +170,15 @@ class Monotone:
 
   def forward(self, stack: BitStack, x: np.ndarray) -> np.ndarray:
     """Applies the map. Raises as `stretch` does."""
-    _check(x)
-    index = x >> self.shift
+    index = check(x) >> self.shift
     low, size = self._ends(index)
-    return low + stretch(stack, x - (index << self.shift), size, np.full(x.shape, self.shift, np.int64))
+    return check(low + stretch(stack, x - (index << self.shift), size, np.full(x.shape, self.shift, np.int64)))
 
   def inverse(self, stack: BitStack, y: np.ndarray) -> np.ndarray:
     """Undoes the map."""
-    _check(y)
-    index = self._interval(y)
+    index = self._interval(check(y))
     low, size = self._ends(index)
-    return (index << self.shift) + shrink(stack, y - low, size, np.full(y.shape, self.shift, np.int64))
+    return check((index << self.shift) + shrink(stack, y - low, size, np.full(y.shape, self.shift, np.int64)))
 
   def _interval(self, y: np.ndarray) -> np.ndarray:
     """The interval whose image each number is in, by bisection."""
@@ -192,18 +203,22 @@ class Orthogonal:
 
   Args:
     matrices: orthonormal, float64 (groups, d, d).
+
+  Attributes:
+    coefficients: t of all reflections below the diagonal, b above: int64 (groups, d, d).
   """
 
   def __init__(self, matrices: np.ndarray):
-    rest = np.array(matrices, np.float64)
-    self._shears = []
-    for k in range(rest.shape[1] - 1):
-      v = rest[:, k:, k].copy()
-      v[:, 0] += np.copysign(np.linalg.norm(v, axis=1), v[:, 0])
-      v /= np.linalg.norm(v, axis=1, keepdims=True)
-      rest[:, k:] -= 2 * v[:, :, None] * np.einsum("gi,gij->gj", v, rest[:, k:])[:, None]
-      self._shears.append((_fixed(v[:, 1:] / v[:, :1]).T[:, None], _fixed(2 * v[:, :1] * v[:, 1:]).T[:, None]))
-    self._signs = np.sign(np.diagonal(rest, axis1=1, axis2=2)).astype(np.int64).T[:, None]
+    # LAPACK's QR decomposition: below the diagonal are the reflectors, divided by their first number, and 2 v_0^2 is
+    # tau. The triangle has signs alone. A reflector of which tau is 0 is none; a shear then changes a sign, twice.
+    rows, tau = np.linalg.qr(np.asarray(matrices, np.float64), mode="raw")
+    below = np.tril(np.swapaxes(rows, 1, 2), -1)
+    signs = np.sign(np.diagonal(rows, axis1=1, axis2=2)) * np.where(tau == 0, -1, 1)
+    signs[:, -1] *= np.where(tau[:, -1] == 0, -1, 1)  # the last number has no shear
+    self.coefficients = _fixed(below + np.swapaxes(below * tau[:, None], 1, 2))
+    shears = np.moveaxis(self.coefficients, 0, -1)[:, :, None]
+    self._shears = [(shears[k + 1 :, k], shears[k, k + 1 :]) for k in range(rows.shape[1] - 1)]
+    self._signs = signs.astype(np.int64).T[:, None]
 
   def forward(self, x: np.ndarray) -> np.ndarray:
     """Multiplies vectors by the matrix of their group: int64 (B, groups, d), or with any groups by one matrix."""
@@ -231,22 +246,25 @@ class Triangular:
 
   Args:
     matrix: float64 (d, d), either triangle; its diagonal is not read.
+
+  Attributes:
+    coefficients: of the matrix beside its diagonal, int64 (d, d).
   """
 
   def __init__(self, matrix: np.ndarray):
     self._is_lower = not np.triu(matrix, 1).any()
-    self._beside = _fixed(matrix * (1 - np.eye(len(matrix))))
+    self.coefficients = _fixed(matrix * (1 - np.eye(len(matrix))))
 
   def forward(self, x: np.ndarray) -> np.ndarray:
     """Multiplies vectors, int64 (..., d)."""
-    return x + _rounded(x @ self._beside.T)
+    return x + _rounded(x @ self.coefficients.T)
 
   def inverse(self, y: np.ndarray) -> np.ndarray:
     """Undoes `forward`: each number reads those that come before it in the triangle."""
     x = y.copy()
     order = range(x.shape[-1]) if self._is_lower else reversed(range(x.shape[-1]))
     for k in order:
-      x[..., k] -= _rounded(x @ self._beside[k])
+      x[..., k] -= _rounded(x @ self.coefficients[k])
     return x
 
 

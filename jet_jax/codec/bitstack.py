@@ -12,7 +12,6 @@ if IS_INSTALLED:
   from constriction import stream  # pyright: ignore[reportAttributeAccessIssue]  a module of its binary
 
 RESERVE = 64  # bits below which the coder would answer with numbers that nobody has pushed
-LARGEST = 2**24  # number of values of a symbol, at most
 
 
 def check_installed() -> None:
@@ -59,7 +58,7 @@ class BitStack:
 
     Args:
       numbers: of any shape.
-      size: of the shape of the numbers, or one for all, from 2 to `LARGEST`.
+      size: of the shape of the numbers, or one for all, from 2 to 2**24.
     """
     numbers = np.ascontiguousarray(numbers, np.int32).ravel()
     if isinstance(size, np.ndarray):

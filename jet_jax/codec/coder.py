@@ -11,13 +11,13 @@ from typing import IO
 
 import numpy as np
 
-from jet_jax.codec.bijections import OutOfRange
+from jet_jax.codec.bijections import NotPortable, OutOfRange
 from jet_jax.codec.bitstack import BitStack, TooFewBits
-from jet_jax.codec.file import LARGEST_BATCH, Batch, Header, Reader, Unreadable, Writer, crc_of
+from jet_jax.codec.file import Batch, Header, Reader, Unreadable, Writer, check_batch, crc_of
 from jet_jax.codec.integer_flow import IntegerFlow
 
 LATENT_BITS = math.log2(math.sqrt(2 * math.pi * math.e))  # entropy of N(0, 1)
-MARGIN = 0.5  # bits of a number that are needed at the most, beyond the estimate
+MARGIN = 0.5  # bits of a number that are needed beyond the estimate
 COARSEST = 2  # bits of noise of the first images
 NONCES = 16
 SPARE = 2**18  # words that the stack may hold beyond what it needs, before they go to the file
@@ -46,7 +46,7 @@ def write(
   flow: IntegerFlow,
   images: Iterable[np.ndarray],
   step: int = 0,
-  expected: float | None = None,
+  expected: float = math.inf,
 ) -> Written:
   """Codes images into a file.
 
@@ -55,13 +55,14 @@ def write(
     flow: that codes.
     images: arrays uint8 (N, H, W, C) in {0 .. levels - 1}; read as they are needed.
     step: of the checkpoint, for the decoder.
-    expected: bits per dimension of such images, by which the first batches are chosen; by default those of raw pixels.
+    expected: bits per dimension of such images, by which the first batches are chosen; at most those of raw pixels.
 
   Raises:
-    ValueError: images of another shape or range.
+    ValueError: images of another shape or range, or a flow whose `batch` is too large for a file.
   """
-  header = Header(flow.digest[:8], flow.probe(), flow.shape, flow.levels, step, flow.batch, flow.is_portable)
-  encoder = _Encoder(flow, Writer(file, header), math.log2(flow.levels) if expected is None else expected)
+  header = Header(flow.digest[:8], flow.probe, flow.shape, flow.levels, step, flow.batch, flow.is_portable)
+  check_batch(header)
+  encoder = _Encoder(flow, Writer(file, header), expected)
   waiting = np.zeros((0, *flow.shape), np.uint8)
   for part in images:
     if part.shape[1:] != flow.shape or part.dtype != np.uint8 or part.max(initial=0) >= flow.levels:
@@ -81,9 +82,11 @@ class _Encoder:
   """Fills the stack, batch by batch."""
 
   def __init__(self, flow: IntegerFlow, writer: Writer, expected: float):
-    self.flow, self.writer, self.bits_per_dim = flow, writer, expected
+    self.flow, self.writer, self.dims = flow, writer, math.prod(flow.shape)
     self.stack, self.plan, self.crc, self.written = BitStack(_seed()), [], 0, Written()
-    self.dims = math.prod(flow.shape)
+    self.raw = math.log2(flow.levels)  # bits of a number of an image that is written as it is
+    self.bits_per_dim = expected if expected < self.raw else self.raw  # NaN too
+    self.most = flow.batch  # images that may be tried at once
 
   def add(self, images: np.ndarray) -> int:
     """Codes the first of some images; returns how many of them."""
@@ -91,8 +94,9 @@ class _Encoder:
     while noise_bits:
       batch, stack = self._coded(images[:count], noise_bits)
       if batch:
+        self.most = min(self.flow.batch, 2 * count)
         return self._accept(batch, stack, images[:count])
-      # There were too few bits, or an image cannot be coded: try fewer images, then less noise.
+      # Try fewer images, then less noise.
       count, noise_bits = (count // 2, noise_bits) if count > 1 else (1, self._less(noise_bits))
     stack = self.stack.copy()
     stack.push(images[:1], self.flow.levels)
@@ -109,7 +113,7 @@ class _Encoder:
     noise_bits = self.flow.noise_bits
     while noise_bits:
       if count := int(self.stack.bits / (self.dims * self._needed(noise_bits))):
-        return min(available, count), noise_bits
+        return min(available, count, self.most), noise_bits
       noise_bits = self._less(noise_bits)
     return 1, 0
 
@@ -121,14 +125,19 @@ class _Encoder:
     return LATENT_BITS - math.log2(self.flow.step(noise_bits)) - self.bits_per_dim + MARGIN
 
   def _coded(self, images: np.ndarray, noise_bits: int) -> tuple[Batch | None, BitStack]:
-    for nonce in range(NONCES if self.flow.is_portable else 1):
+    """Codes images; None if there are too few bits, if the flow cannot, or for no fewer bits than raw pixels have."""
+    for nonce in range(NONCES):
       stack = self.stack.copy()
       try:
-        if self.flow.encode(images, stack, noise_bits, nonce):
-          self.written.repeated += nonce > 0
-          return Batch(len(images), noise_bits, nonce), stack
+        self.flow.encode(images, stack, noise_bits, nonce)
+      except NotPortable:
+        continue
       except (TooFewBits, OutOfRange):
         break
+      if stack.bits - self.stack.bits >= images.size * self.raw:
+        break
+      self.written.repeated += nonce > 0
+      return Batch(len(images), noise_bits, nonce), stack
     return None, self.stack
 
   def _accept(self, batch: Batch, stack: BitStack, images: np.ndarray) -> int:
@@ -151,21 +160,21 @@ def read(reader: Reader, flow: IntegerFlow) -> Iterator[tuple[int, np.ndarray]]:
 
   Args:
     reader: of the file.
-    flow: with the digest and the probe of its header, see `check_flow`.
+    flow: that has written it.
 
   Yields:
     The number of the first of some images, and those images, uint8 (N, H, W, C).
 
   Raises:
-    Unreadable: a damaged file.
+    Unreadable: a damaged file, or one of another flow or machine.
   """
+  check_header(reader.header, flow.shape, flow.levels)
+  check_flow(reader.header, flow)
   most = reader.header.batch
-  largest = _enough(flow, most) + SPARE + _most_words(flow, most)
-  batches = [batch for batch in reader.plan if batch.noise_bits <= flow.noise_bits and 0 < batch.count <= most]
-  if len(batches) < len(reader.plan) or any(batch.taken > largest for batch in reader.plan):
-    raise Unreadable("the file is damaged: a batch of its plan is larger than any; copy it again")
+  largest = _enough(flow, most) + SPARE + math.ceil(most * math.prod(flow.shape) * math.log2(flow.levels) / 32) + 4
+  reader.plan.check(most, flow.noise_bits, largest)
   try:
-    stack, end, crc = BitStack(_below(largest, reader.last_block())), reader.count, 0
+    stack, end, crc = BitStack(_top(reader.last_block(), largest)), reader.count, 0
     for batch in reversed(reader.plan):
       if batch.taken:
         stack.put_below(reader.block_before(batch.taken))
@@ -192,7 +201,7 @@ def check_flow(header: Header, flow: IntegerFlow) -> None:
       f"the file was written with other weights: their digest begins with {header.digest.hex()}, and that of these is "
       f"{flow.digest[:8].hex()}; give the work directory that it was written with"
     )
-  if header.probe != flow.probe():
+  if header.probe != flow.probe:
     advice = "this machine is not exact to 1e-12 in float64" if header.is_portable else (
       "it was written on another kind of machine, with another number of cores, or with other versions of jax; decode "
       "there, or write it with --portable"
@@ -207,8 +216,7 @@ def check_header(header: Header, shape, levels: int) -> None:
       f"the file has images {header.shape} of {header.levels} levels, and the flow is for {tuple(shape)} of {levels}; "
       "give the work directory that it was written with"
     )
-  if not 0 < header.batch <= LARGEST_BATCH:
-    raise Unreadable(f"the file is damaged: its batch of {header.batch} images is not from 1 to {LARGEST_BATCH}")
+  check_batch(header)
 
 
 def _decoded(flow: IntegerFlow, stack: BitStack, batch: Batch) -> np.ndarray:
@@ -223,12 +231,7 @@ def _enough(flow: IntegerFlow, count: int) -> int:
   return math.ceil(count * math.prod(flow.shape) * bits / 32)
 
 
-def _most_words(flow: IntegerFlow, count: int) -> int:
-  """Words that it may add, at the most: what is far from 0 is written out."""
-  return math.ceil(count * math.prod(flow.shape) * 80 / 32)
-
-
-def _below(largest: int, words: np.ndarray) -> np.ndarray:
+def _top(words: np.ndarray, largest: int) -> np.ndarray:
   """Checks the last block of a file: not too long, and such as a stack writes."""
   if not 2 < len(words) <= largest or not words[-1]:
     raise Unreadable("the file is damaged: no stack has such a last block; copy it again")

@@ -10,6 +10,7 @@ All numbers are little-endian. The header has 41 bytes, and the footer 20.
 A reader starts at the end, and needs one block at a time. It checks every number before it takes memory for it.
 """
 
+import math
 import struct
 import zlib
 from collections.abc import Sequence
@@ -26,6 +27,7 @@ _BATCH = "<u2", "u1", "u1", "<u4"  # the columns of the plan
 _FOOTER = struct.Struct("<III")
 LARGEST_PLAN = 2**26  # bytes
 LARGEST_BATCH = 1024  # images
+LARGEST_NUMBERS = 2**25  # of the images of a batch; a pass has some int64 arrays of so many
 
 
 class Unreadable(ValueError):
@@ -70,6 +72,44 @@ class Batch(NamedTuple):
   taken: int = 0
 
 
+class Plan(Sequence[Batch]):
+  """The batches of a file, in the order in which they were written.
+
+  Args:
+    content: its columns, one after another.
+
+  Attributes:
+    counts, noise_bits, nonces, taken: of all batches, int64 (N,).
+
+  Raises:
+    Unreadable: columns of different length.
+  """
+
+  def __init__(self, content: bytes):
+    count, rest = divmod(len(content), sum(np.dtype(dtype).itemsize for dtype in _BATCH))
+    if rest:
+      raise Unreadable("the file is damaged: its plan ends in half a batch; copy it again")
+    columns, start = [], 0
+    for dtype in _BATCH:
+      columns.append(np.frombuffer(content, dtype, count, start).astype(np.int64))
+      start += count * np.dtype(dtype).itemsize
+    self.counts, self.noise_bits, self.nonces, self.taken = columns
+
+  def __len__(self) -> int:
+    return len(self.counts)
+
+  def __getitem__(self, i):  # pyright: ignore[reportIncompatibleMethodOverride]  no slices
+    return Batch(*(int(column[i]) for column in (self.counts, self.noise_bits, self.nonces, self.taken)))
+
+  def check(self, count: int, noise_bits: int, taken: int) -> None:
+    """Raises Unreadable if any batch has more than these, or no image."""
+    is_wrong = (self.counts < 1) | (self.counts > count) | (self.noise_bits > noise_bits) | (self.taken > taken)
+    if is_wrong.any():
+      raise Unreadable(
+        f"the file is damaged: its batch {int(is_wrong.argmax())} is larger than any that was written; copy it again"
+      )
+
+
 class Writer:
   """Appends to a file, or counts its bytes.
 
@@ -95,10 +135,15 @@ class Writer:
       words: of the stack.
       plan: of all batches.
       crc: of all images, see `crc_of`.
+
+    Raises:
+      ValueError: more batches than a reader takes.
     """
     self.block(words)
     columns = np.array(plan, np.int64).reshape(-1, len(_BATCH)).T
     content = b"".join(column.astype(dtype).tobytes() for column, dtype in zip(columns, _BATCH, strict=True))
+    if len(content) > LARGEST_PLAN:
+      raise ValueError(f"{len(plan):,} batches are more than a file may have; compress fewer images into it")
     packed = zlib.compress(content, 9, -15)
     footer = _FOOTER.pack(len(words), len(packed), crc)
     self._write_checked(packed + footer)
@@ -142,11 +187,11 @@ class Reader:
     _check_crc(packed + footer[: _FOOTER.size], footer[_FOOTER.size :], "its last part")
     self.plan = _unpacked(packed)
     self._end = self._size - tail - plan_bytes
-    blocks = [batch.taken for batch in self.plan if batch.taken] + [self._last]
     start = _START.size + _HEADER.size + _CRC.size
-    if start + sum(4 * words + _CRC.size for words in blocks) != self._end:
+    words, blocks = int(self.plan.taken.sum()) + self._last, int((self.plan.taken > 0).sum()) + 1
+    if start + 4 * words + blocks * _CRC.size != self._end:
       raise Unreadable("the file is damaged: its blocks do not add up to its length; copy it again")
-    self.count = sum(batch.count for batch in self.plan)
+    self.count = int(self.plan.counts.sum())
 
   def last_block(self) -> np.ndarray:
     """The words at the top of the stack: the first to be read."""
@@ -162,7 +207,7 @@ class Reader:
 
   def _header(self) -> Header:
     if self._size < _START.size or self._bytes(0, len(MAGIC)) != MAGIC:
-      raise Unreadable("the file is none of jet_jax.compress; give one that it wrote")
+      raise Unreadable("this is not a file of jet_jax.compress; give one that it wrote")
     _, version = _START.unpack(self._bytes(0, _START.size))
     if version > VERSION:
       raise Unreadable(f"the file has format {version}, newer than {VERSION}, which this jet_jax reads; update jet_jax")
@@ -189,17 +234,19 @@ def _check_crc(content: bytes, crc: bytes, what: str) -> None:
     raise Unreadable(f"the file is damaged: the checksum of {what} is wrong; copy it again")
 
 
-def _unpacked(packed: bytes) -> list[Batch]:
-  unzip, entry = zlib.decompressobj(-15), sum(np.dtype(dtype).itemsize for dtype in _BATCH)
+def check_batch(header: Header) -> None:
+  """Raises Unreadable for a batch of more images than are coded at once."""
+  largest = max(1, min(LARGEST_BATCH, LARGEST_NUMBERS // max(1, math.prod(header.shape))))
+  if not 0 < header.batch <= largest:
+    raise Unreadable(f"a batch of {header.batch} images {header.shape} must be from 1 to {largest}; give fewer")
+
+
+def _unpacked(packed: bytes) -> Plan:
+  unzip = zlib.decompressobj(-15)
   try:
-    plan = unzip.decompress(packed, LARGEST_PLAN)
+    content = unzip.decompress(packed, LARGEST_PLAN)
   except zlib.error as error:
     raise Unreadable(f"the file is damaged: {error}; copy it again") from error
-  count, rest = divmod(len(plan), entry)
-  if unzip.unconsumed_tail or rest:
+  if unzip.unconsumed_tail:
     raise Unreadable("the file is damaged: its plan is too long; copy it again")
-  columns, start = [], 0
-  for dtype in _BATCH:
-    columns.append(np.frombuffer(plan, dtype, count, start).tolist())
-    start += count * np.dtype(dtype).itemsize
-  return [Batch(*batch) for batch in zip(*columns, strict=True)]
+  return Plan(content)

@@ -75,13 +75,14 @@ class Networks:
   """The means to run the networks inside the layers.
 
   Attributes:
-    compiled: compiles `(params, number, *arrays)`, and runs it on any number of images, see `flow.in_batches`.
+    compiled: compiles `(params, number, *arrays)`, and runs it on any number of images, see `IntegerFlow.compiled`.
     features: that the predictors read besides the state, for one image, (1, tokens or 1, features); or None.
-    channels: channels of a token of the image, after squeezing more.
+    coefficients: of all linear maps; each form adds its own.
   """
 
   compiled: Callable[[Callable], Callable]
   features: Any
+  coefficients: list[np.ndarray] = dataclasses.field(default_factory=list)
 
 
 def form_of(layer: Layer, params: Mapping[str, Any], networks: Networks) -> Form:
@@ -204,6 +205,7 @@ class DenseForm:
     scale = np.exp(own["log_diagonal"])
     self.lower, self.scaled = Triangular(np.tril(own["lower"], -1)), Scaled(scale)
     self.upper = Triangular(np.triu(own["upper"], 1) / scale[:, None])
+    networks.coefficients.extend([self.lower.coefficients, self.upper.coefficients])
 
   def forward(self, x, at):
     """Multiplies by V, D and L."""
@@ -224,6 +226,7 @@ class FrontForm:
     sides = [side * layer.patch_size for side in layer.grid] if layer.kind == "stationary" else []
     self.axes = [(axis, Orthogonal(cosines(side)[None])) for axis, side in enumerate(sides, 1)]
     self.sides = {"h": layer.grid[0], "w": layer.grid[1], "hp": layer.patch_size, "wp": layer.patch_size}
+    networks.coefficients.extend([self.rotation.coefficients, *(cosine.coefficients for _, cosine in self.axes)])
 
   def forward(self, x, at):
     """Whitens."""

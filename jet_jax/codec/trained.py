@@ -10,7 +10,8 @@ import numpy as np
 from jet_jax import config as config_lib
 from jet_jax.codec.bitstack import check_installed
 from jet_jax.codec.coder import write
-from jet_jax.codec.integer_flow import IntegerFlow, check
+from jet_jax.codec.file import LARGEST_NUMBERS
+from jet_jax.codec.integer_flow import IntegerFlow, check_flow_of
 from jet_jax.jet import Jet
 from jet_jax.workdir.trained import Trained
 
@@ -21,7 +22,7 @@ def problem_of(model: Jet) -> str:
   """Says what keeps a flow from being coded here: a sentence, or "" if nothing does."""
   try:
     check_installed()
-    check(model)
+    check_flow_of(model)
     if jax.process_count() > 1:
       raise ValueError("the codec runs in one process; leave it out, and run jet_jax.compress on one machine")
   except ValueError as error:
@@ -41,7 +42,8 @@ def flow_of_run(run: Trained, batch: int | None = None, is_portable: bool = Fals
     ValueError: the library of the stack is missing, or the flow has no integer form.
   """
   check_installed()
-  batch = batch or min(BATCH, config_lib.microbatch_size(run.config))
+  numbers = math.prod(run.config.image_shape)
+  batch = batch or max(1, min(BATCH, config_lib.microbatch_size(run.config), LARGEST_NUMBERS // numbers))
   return IntegerFlow(run.model, run.variables, run.config.image_shape, run.config.levels, batch, is_portable)
 
 

@@ -4,7 +4,7 @@ Names of splits and absolute forms of a source string are in `jet_jax.data.sourc
 """
 
 from jet_jax.data.adapters import skipped
-from jet_jax.data.batches import Reader, eval_batches, place_ahead, train_batches
+from jet_jax.data.batches import Reader, eval_batches, images_of, place_ahead, train_batches
 from jet_jax.data.decode import BadImage
 from jet_jax.data.describe import describe
 from jet_jax.data.identity import check_processes_agree, identity
@@ -15,6 +15,6 @@ from jet_jax.data.sources import open_both, open_config, open_splits
 
 __all__ = [
   "BadImage", "NpzWriter", "Reader", "ReaderDied", "check_processes_agree", "describe", "eval_batches", "have_labels",
-  "identity", "labels_of", "number_of_classes", "open_both", "open_config", "open_splits", "place_ahead", "skipped",
-  "train_batches",
+  "identity", "images_of", "labels_of", "number_of_classes", "open_both", "open_config", "open_splits", "place_ahead",
+  "skipped", "train_batches",
 ]  # fmt: skip

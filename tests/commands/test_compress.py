@@ -115,6 +115,44 @@ def test_evaluate_and_the_report_show_the_coded_size(folder, capsys):
   )
 
 
+def test_what_is_in_the_way_stays_and_an_empty_folder_is_filled(folder, images, capsys, tmp_path):
+  compressed(folder, capsys, out="way.jet")
+  flags = f"--workdir={folder / 'run'}", f"--file={folder / 'way.jet'}"
+  (tmp_path / "out.tmp").mkdir()
+  (tmp_path / "out.tmp/mine.txt").write_text("mine")
+  (tmp_path / "out").mkdir()
+  decompress.main([*flags, f"--out={tmp_path / 'out'}/"])
+  assert len(list((tmp_path / "out").iterdir())) == len(images)
+  assert (tmp_path / "out.tmp/mine.txt").read_text() == "mine"
+  decompress.main([*flags, f"--out={tmp_path / 'new/deep/out'}"])
+  assert len(list((tmp_path / "new/deep/out").iterdir())) == len(images)
+  assert {path.name for path in tmp_path.iterdir()} == {"out", "out.tmp", "new"}
+
+
+def test_images_that_cannot_be_read_are_counted_and_named(folder, capsys, tmp_path):
+  for split in ("train", "validation"):
+    (tmp_path / "bad" / split).mkdir(parents=True)
+    for i in range(3):
+      Image.new("RGB", (8, 8), (i, 0, 0)).save(tmp_path / "bad" / split / f"{i}.png")
+  (tmp_path / "bad/validation/1.png").write_bytes(b"torn")
+  settings = {
+    "source": f"folder:{tmp_path / 'bad'}",
+    "size": 8,
+    "total_steps": 1,
+    "checkpoint_steps": 1,
+    "batch_size": 1,
+  }
+  config = override(jet_jax.config.default_config(), SETTINGS | settings | {"max_bad_images": 1, "front": "none"})
+  train.train(train.prepare(config, tmp_path / "run"))
+  capsys.readouterr()
+  compress.main([f"--workdir={tmp_path / 'run'}", f"--out={tmp_path / 'x.jet'}"])
+  printed = capsys.readouterr()
+  result = json.loads(printed.out.splitlines()[-1])
+  assert (result["num_images"], result["num_bad_images"]) == (2, 1)
+  assert "skipped unreadable images" in printed.err
+  assert "1.png" in printed.err
+
+
 def test_bad_input_is_named_and_nothing_is_written(folder, capsys, tmp_path):
   compressed(folder, capsys, out="good.jet")
   content = (folder / "good.jet").read_bytes()
@@ -127,8 +165,8 @@ def test_bad_input_is_named_and_nothing_is_written(folder, capsys, tmp_path):
   reject = lambda *flags: rejected(decompress.main, capsys, *flags)
   assert "cut off" in reject(run, out, f"--file={tmp_path / 'cut'}")
   assert "checksum" in reject(run, out, f"--file={tmp_path / 'flipped'}")
-  assert "none of jet_jax.compress" in reject(run, out, f"--file={tmp_path / 'none'}")
-  assert "none of jet_jax.compress" in reject(run, out, f"--file={tmp_path / 'empty'}")
+  assert "not a file of jet_jax.compress" in reject(run, out, f"--file={tmp_path / 'none'}")
+  assert "not a file of jet_jax.compress" in reject(run, out, f"--file={tmp_path / 'empty'}")
   assert "No such file" in reject(run, out, f"--file={tmp_path / 'missing'}")
   good = f"--file={folder / 'good.jet'}"
   assert "step 40 is not there" in reject(f"--workdir={folder / 'other'}", out, good)

@@ -10,7 +10,8 @@ from flows import randomize
 from jet_jax import Jet
 from jet_jax.codec import IntegerFlow
 from jet_jax.codec.bitstack import BitStack
-from jet_jax.flow.front import FRONTS, front_shapes
+from jet_jax.flow import fit_front
+from jet_jax.flow.front import FRONTS
 
 SMALL = {"couplings": 3, "block_depth": 1, "width": 8, "heads": 2, "patch_size": 2}
 # name -> fields of the flow, levels, and the shape of images
@@ -20,7 +21,7 @@ FLOWS = {
   "bfloat16, two channels": ({"dtype": "bfloat16"}, 17, (4, 8, 2)),
   "scale floor": ({"scale_bound": 3.0, "scale_floor": 0.2}, 256, (4, 4, 3)),
   "additive": ({"coupling_transform": "additive"}, 256, (4, 4, 3)),
-  "mixture": ({"coupling_transform": "mixture", "mixture_components": 3}, 256, (4, 4, 3)),
+  "mixture": ({"coupling_transform": "mixture", "mixture_components": 3, "front": "scale"}, 256, (4, 4, 3)),
   "actnorm and dense": ({"layers": ("actnorm", "dense")}, 256, (4, 4, 3)),
   "two resolutions": ({"resolutions": 2}, 256, (8, 8, 1)),
   "masking": ({"masking": True}, 256, (4, 4, 3)),
@@ -30,6 +31,7 @@ FLOWS = {
   "labels": ({"classes": 3}, 17, (4, 4, 1)),
   "completes, labels": ({"masking": True, "completes": True, "classes": 2}, 256, (4, 4, 3)),
   "logistic prior": ({"prior": "logistic"}, 256, (4, 4, 3)),
+  "front, 17 levels": ({"front": "scale"}, 17, (8, 4, 1)),
   **{f"front, {kind}": ({"front": kind}, 256, (8, 4, 3)) for kind in FRONTS[1:]},
 }  # fmt: skip
 IMAGES = 5
@@ -40,12 +42,9 @@ def random_flow(name):
   """A flow of the table, and variables with random, non-zero parameters."""
   fields, levels, shape = FLOWS[name]
   model = Jet(**SMALL | {"kinds": ("channels", "spatial"), "spatial": ("hstripes",)} | fields)
-  fitted, rng = None, np.random.default_rng(3)
+  fitted = None
   if model.front != "none":
-    shapes = front_shapes(model.front, shape, model.patch_size)
-    rotation = np.linalg.qr(rng.normal(size=shapes["rotation"]))[0]
-    mean, log_scale = (0.3 * rng.normal(size=shapes[key]) for key in ("mean", "log_scale"))
-    fitted = {"mean": mean, "rotation": rotation, "log_scale": log_scale}
+    fitted = fit_front(model.front, [_images(200, shape, levels)], model.patch_size, levels)
   variables = jax.jit(model.init)(jax.random.key(0), 0.3 * jax.random.normal(jax.random.key(1), (8, *shape)), fitted)
   params = randomize(variables["params"], jax.random.key(2), 0.05)
   return model, {"params": params, "permutations": variables["permutations"]}, levels, shape
@@ -58,9 +57,13 @@ def codec(name, is_portable=False, batch=3):
 
 
 def images_of(flow, count=IMAGES):
-  """Random images whose numbers lie in the middle, as those of a flow's data do."""
+  """Random images whose numbers lie in the middle, so that they are worth less than raw pixels."""
+  return _images(count, flow.shape, flow.levels)
+
+
+def _images(count, shape, levels):
   rng = np.random.default_rng(1)
-  return np.clip(rng.normal(0.5, 0.2, (count, *flow.shape)) * flow.levels, 0, flow.levels - 1).astype(np.uint8)
+  return np.clip(rng.normal(0.5, 0.1, (count, *shape)) * levels, 0, levels - 1).astype(np.uint8)
 
 
 def full_stack(flow):
