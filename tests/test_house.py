@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-COMMANDS = {"train", "evaluate", "sample", "compress", "decompress"}
+COMMANDS = {"train", "evaluate", "sample", "compress", "decompress", "console"}
 # What each wing of jet_jax may import of the others: a folder, or a file that stands on top. Commands may import all.
 ALLOWED = {
   "likelihood": {"devices"},

@@ -13,5 +13,5 @@ def commands() -> dict[str, str]:
 
 if __name__ == "__main__":
   for name, summary in commands().items():
-    print(f"python -m tools.{name:20} {summary}")
+    print(f"python -m {__package__}.{name:20} {summary}")
   print("--help after each shows its flags; python -m jet_jax.train, .evaluate and .sample train, evaluate and sample")

@@ -39,10 +39,11 @@ from jet_jax.data.adapters import Chosen
 from jet_jax.devices import compile as compile_lib
 from jet_jax.devices import processes, settings
 from jet_jax.training import choose_mesh
-from tools import prepare_data
-from tools.compile_pod import image_shape_of, num_examples_of
-from tools.measuring import timing
-from tools.preparing import releases
+
+from . import prepare_data
+from .compile_pod import image_shape_of, num_examples_of
+from .measuring import timing
+from .preparing import releases
 
 SUBSET = 8192  # images that are prepared as records
 

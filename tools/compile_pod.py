@@ -24,8 +24,9 @@ from jet_jax.devices import processes, settings, sharding
 from jet_jax.jet import Jet
 from jet_jax.sampling import sampler
 from jet_jax.training import Run, choose_mesh, cost, evaluator
-from tools.measuring import collectives, timing
-from tools.measuring import cycles as cycles_lib
+
+from .measuring import collectives, timing
+from .measuring import cycles as cycles_lib
 
 # GiB of memory of a JAX device: a chip, or half a chip of v2, v3 and 7x. Source: the page of each version under
 # https://cloud.google.com/tpu/docs (read 2026). The compiler reports available memory within a tenth of these.

@@ -41,9 +41,10 @@ from jet_jax.workdir import load_run
 from jet_jax.workdir.image_grid import make_grid, save_png
 from jet_jax.workdir.metrics import as_json
 from jet_jax.workdir.trained import name_weights, step_argument
-from tools.reading import images
-from tools.reading.chosen import numbers_argument
-from tools.reading.flow import Flow, noise_keys
+
+from .reading import images
+from .reading.chosen import numbers_argument
+from .reading.flow import Flow, noise_keys
 
 LARGEST = 2**31 - 1
 RANGES = {

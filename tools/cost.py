@@ -17,8 +17,9 @@ from jet_jax import config as config_lib
 from jet_jax.devices import processes
 from jet_jax.jet import Jet
 from jet_jax.training.cost import train_flops
-from tools.compile_pod import image_shape_of
-from tools.measuring.timing import PEAK
+
+from .compile_pod import image_shape_of
+from .measuring.timing import PEAK
 
 # Hardware of the estimated hours: name -> device kind, number of devices.
 MACHINES = {"H200": ("NVIDIA H200", 1), "v5e-256": ("TPU v5 lite", 256)}

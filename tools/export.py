@@ -31,8 +31,9 @@ from jet_jax.workdir.checkpoint import read_record
 from jet_jax.workdir.image_grid import make_grid, save_png
 from jet_jax.workdir.metrics import read_lines
 from jet_jax.workdir.trained import Step, name_weights, step_argument
-from tools.exporting.card import write_card
-from tools.exporting.programs import make_programs
+
+from .exporting.card import write_card
+from .exporting.programs import make_programs
 
 FOLDERS = re.compile(r"(?:(?<=:)|^)(?:~[^/]*)?/(?:.*/)?")  # of an absolute path, which may follow "folder:" or the like
 CARD = "README.md"

@@ -35,8 +35,9 @@ from jet_jax.devices.compile import keep_compiled
 from jet_jax.training.evaluator import mean_and_error
 from jet_jax.workdir import atomic
 from jet_jax.workdir.metrics import as_json
-from tools.scoring import distances, inception
-from tools.scoring.pictures import Pictures, read_pictures
+
+from .scoring import distances, inception
+from .scoring.pictures import Pictures, read_pictures
 
 RANGES = {"--batch_size": (1, AT_ONCE), "--seed": (0, 2**31 - 1)}
 

@@ -51,9 +51,10 @@ from jet_jax.devices import settings, sharding
 from jet_jax.flow.attention import IMPLEMENTATIONS, attend, broken_rule
 from jet_jax.flow.reorder import Reorder
 from jet_jax.workdir import atomic, checkpoint, verify
-from tools.compile_pod import image_shape_of
-from tools.import_big_vision import convert
-from tools.measuring import tables, timing
+
+from .compile_pod import image_shape_of
+from .import_big_vision import convert
+from .measuring import tables, timing
 
 # The runs of `determinism` need GPU memory beside this process. JAX reads the variable when it first opens a device,
 # which no import does; `make gpu-check` sets it too.

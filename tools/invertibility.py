@@ -29,7 +29,8 @@ from jet_jax.training.step import new_variables
 from jet_jax.workdir import load_run
 from jet_jax.workdir.metrics import as_json
 from jet_jax.workdir.trained import Trained, step_argument
-from tools.measuring.jacobian import measure_jacobian
+
+from .measuring.jacobian import measure_jacobian
 
 # Largest relative error that rounding explains: about a hundred units in the last place of float32.
 GROWTH = 1e-5

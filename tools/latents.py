@@ -25,8 +25,9 @@ from jet_jax.devices.compile import keep_compiled
 from jet_jax.workdir import load_run
 from jet_jax.workdir.metrics import as_json
 from jet_jax.workdir.trained import name_weights, step_argument
-from tools.reading import bits_map, couplings, interpolation, memorization, nearest, ood, reconstruction
-from tools.reading.flow import Flow
+
+from .reading import bits_map, couplings, interpolation, memorization, nearest, ood, reconstruction
+from .reading.flow import Flow
 
 COMMANDS = {
   "interpolate": interpolation,

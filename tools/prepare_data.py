@@ -20,8 +20,9 @@ from typing import Any
 from jet_jax import config as config_lib
 from jet_jax.data import BadImage, adapters, records
 from jet_jax.devices import processes
-from tools.preparing import cifar, imagenet_npz, inputs, process_pool, releases, shards, staging, tfrecord
-from tools.preparing.job import Job
+
+from .preparing import cifar, imagenet_npz, inputs, process_pool, releases, shards, staging, tfrecord
+from .preparing.job import Job
 
 VERSION = "1.0.0"
 MAX_SIZE = 4096

@@ -33,7 +33,8 @@ from jet_jax import config as config_lib
 from jet_jax.devices import processes
 from jet_jax.workdir import checkpoint, exported, lock, metrics, versions
 from jet_jax.workdir.progress import for_locale
-from tools.measuring import run_figures
+
+from .measuring import run_figures
 
 DEPTH = 3  # folders between DIR and a work directory in it
 LONGEST = 10**9  # seconds that are printed; what is longer says nothing

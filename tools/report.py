@@ -20,10 +20,11 @@ from jet_jax.devices import processes, settings
 from jet_jax.devices.compile import keep_compiled
 from jet_jax.workdir import atomic
 from jet_jax.workdir.trained import Step, step_argument
-from tools.reporting.charts import NEEDED
-from tools.reporting.measure import measure
-from tools.reporting.page import render
-from tools.reporting.runs import read_runs
+
+from .reporting.charts import NEEDED
+from .reporting.measure import measure
+from .reporting.page import render
+from .reporting.runs import read_runs
 
 RUNS = 10  # of a page, at most: colours tell no more apart
 

@@ -22,7 +22,8 @@ import sys
 
 from jet_jax import config as config_lib
 from jet_jax.devices import processes
-from tools.measuring.tables import Row, render
+
+from .measuring.tables import Row, render
 
 RUNS = pathlib.Path("docs/results/runs.json")
 PERFORMANCE = pathlib.Path("docs/results/performance.json")

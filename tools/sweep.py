@@ -36,7 +36,8 @@ from jet_jax import config as config_lib
 from jet_jax.devices import processes
 from jet_jax.training import transfer
 from jet_jax.workdir import checkpoint, metrics
-from tools.measuring import sweep_tables
+
+from .measuring import sweep_tables
 
 POLL = 0.5  # seconds between looks at the running processes
 

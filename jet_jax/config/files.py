@@ -16,16 +16,21 @@ from jet_jax.config.fields import Config
 from jet_jax.config.overrides import flatten, with_argument, with_flags
 from jet_jax.config.paths import local, of_run
 
+PACKAGE = pathlib.Path(__file__).resolve().parents[1]  # it holds configs/ where it is installed, and a clone beside it
 REMOVE = "remove it and rerun the training command of this run"
 
 
 def split_argument(argument: str) -> tuple[pathlib.Path, str]:
-  """Splits `FILE[:ARGUMENT]`, of which FILE may have colons itself, into the path and the argument."""
+  """Splits `FILE[:ARGUMENT]`, of which FILE may have colons itself, into the path and the argument.
+
+  A relative path that is not there, such as configs/digits.py in another folder than the clone, is that of the package.
+  """
   parts = argument.split(":")
-  for count in range(1, len(parts) + 1):
-    path = local(":".join(parts[:count]))
-    if os.path.isfile(path):  # noqa: PTH113  pathlib's raises OSError for a long argument
-      return path, ":".join(parts[count:])
+  for folder in (pathlib.Path(), PACKAGE, PACKAGE.parent):
+    for count in range(1, len(parts) + 1):
+      path = folder / local(":".join(parts[:count]))
+      if os.path.isfile(path):  # noqa: PTH113  pathlib's raises OSError for a long argument
+        return path, ":".join(parts[count:])
   return local(parts[0]), ":".join(parts[1:])
 
 

@@ -1,5 +1,5 @@
 """Builds the parts of an export, for `tools/export.py`."""
 
-from tools import no_command
+from .. import no_command
 
 no_command(__name__)

@@ -1,5 +1,5 @@
 """Times programs, reads what XLA compiled, and writes tables of measurements."""
 
-from tools import no_command
+from .. import no_command
 
 no_command(__name__)

@@ -12,7 +12,7 @@ devices, with results of R bytes, each device receives:
 import re
 from collections import Counter
 
-from tools.measuring.hlo import Computations, Instruction
+from .hlo import Computations, Instruction
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 BYTES = {

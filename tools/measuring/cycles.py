@@ -13,7 +13,7 @@ import re
 from collections import Counter, defaultdict
 from typing import Any
 
-from tools.measuring.hlo import Computations, Instruction
+from .hlo import Computations, Instruction
 
 KINDS = ("matmul", "copies", "elementwise")
 # Cycles a second: the data sheet's peak divided by the operations of one cycle (128 x 128 or 256 x 256 multiply-adds in

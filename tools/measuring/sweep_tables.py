@@ -15,7 +15,8 @@ from jet_jax import config as config_lib
 from jet_jax.jet import Jet
 from jet_jax.training import cost
 from jet_jax.workdir.progress import for_locale
-from tools.measuring import run_figures
+
+from . import run_figures
 
 SEED = re.compile(r"/seed\d+$")
 STYLES: dict[str, Any] = {"val": "-", "train": ":"}  # of the curves

@@ -1,5 +1,5 @@
 """Writes data sets as array_record, for `tools/prepare_data.py`."""
 
-from tools import no_command
+from .. import no_command
 
 no_command(__name__)

@@ -11,7 +11,8 @@ import numpy as np
 
 from jet_jax.data.arrays import Arrays
 from jet_jax.data.decode import MAX_BYTES
-from tools.preparing.releases import UNCHANGED, Release, first_file
+
+from .releases import UNCHANGED, Release, first_file
 
 PAGE = "https://www.cs.toronto.edu/~kriz/cifar.html"
 FILES = ("cifar-10-python.tar.gz", "cifar-10-binary.tar.gz")

@@ -10,7 +10,8 @@ import numpy as np
 
 from jet_jax.data.npz import UNREADABLE, Npz
 from jet_jax.data.splits import Examples
-from tools.preparing.releases import IMAGENET, UNCHANGED, Release, check_side
+
+from .releases import IMAGENET, UNCHANGED, Release, check_side
 
 MAX_BATCH_BYTES = 2**32  # of an npz file inside a zip, which is read into memory; the largest released has 1.5 GiB
 

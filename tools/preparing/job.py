@@ -12,7 +12,8 @@ import numpy as np
 from PIL import Image
 
 from jet_jax.data import BadImage, image_folder
-from tools.preparing import inputs, releases, shards
+
+from . import inputs, releases, shards
 
 
 @dataclasses.dataclass

@@ -15,7 +15,8 @@ from typing import Any
 from tqdm import tqdm
 
 from jet_jax.devices import processes
-from tools.preparing import atomic
+
+from . import atomic
 
 
 def run(tasks: Mapping[str, tuple], workers: int, results_folder: pathlib.Path | None = None) -> dict[str, Any]:

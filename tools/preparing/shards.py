@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from tools.preparing import atomic
+from . import atomic
 
 WORK = "work"  # folder inside an unfinished data set for files that are not part of the data set
 

@@ -12,8 +12,8 @@ import shutil
 from collections.abc import Iterator
 from typing import Any
 
-from tools.preparing import atomic
-from tools.preparing.shards import WORK
+from . import atomic
+from .shards import WORK
 
 LIBRARIES = ("numpy", "pillow", "array_record", "tensorflow-datasets")
 

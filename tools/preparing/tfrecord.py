@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from tensorboardX.record_writer import masked_crc32c
 
 from jet_jax.data import records
-from tools.preparing import process_pool, shards
+
+from . import process_pool, shards
 
 
 def read(path: pathlib.Path) -> Iterator[bytes]:

@@ -1,5 +1,5 @@
 """Readings of a trained flow, one a file, for `tools/latents.py`."""
 
-from tools import no_command
+from .. import no_command
 
 no_command(__name__)

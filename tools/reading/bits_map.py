@@ -32,9 +32,10 @@ from jet_jax.flow.scales import forward_with_scales
 from jet_jax.flow.splits import Splits
 from jet_jax.workdir.atomic import replacing
 from jet_jax.workdir.image_grid import shown
-from tools.reading import images, pictures
-from tools.reading.flow import Flow, noise_keys
-from tools.reading.places import check_one_resolution, front_of, placed, to_pixels, to_tokens
+
+from . import images, pictures
+from .flow import Flow, noise_keys
+from .places import check_one_resolution, front_of, placed, to_pixels, to_tokens
 
 SHOWN = 8  # images in the picture
 SIDE = 1.1  # of an image in it, in inches

@@ -8,8 +8,9 @@ import numpy as np
 
 from jet_jax import config as config_lib
 from jet_jax import likelihood
-from tools.reading import images
-from tools.reading.flow import Flow
+
+from . import images
+from .flow import Flow
 
 LARGEST = 2**31 - 1
 RANGES = {"--seed": (0, LARGEST), "--temperature": (0, 1e30), "--samples": (0, LARGEST)}

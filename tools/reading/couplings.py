@@ -19,9 +19,10 @@ import numpy as np
 from jet_jax import config as config_lib
 from jet_jax import likelihood
 from jet_jax.workdir.image_grid import make_grid, save_png
-from tools.reading import chosen, images, pictures
-from tools.reading.flow import Flow
-from tools.reading.places import check_one_resolution, front_of, in_image_order, to_pixels
+
+from . import chosen, images, pictures
+from .flow import Flow
+from .places import check_one_resolution, front_of, in_image_order, to_pixels
 
 DIRECTIONS = ("inverse", "forward")
 

@@ -20,8 +20,9 @@ from PIL import Image, ImageOps
 
 from jet_jax.data import sources
 from jet_jax.data.splits import Examples
-from tools.reading import images
-from tools.reading.flow import Flow
+
+from . import images
+from .flow import Flow
 
 BUILTIN = ("noise", "constant")
 DIGITS = 17  # levels of the source `digits`

@@ -11,7 +11,8 @@ from jet_jax.data import sources
 from jet_jax.data.batches import READ_THREADS
 from jet_jax.devices import processes
 from jet_jax.training.splits_of_run import open_splits_of_run
-from tools.reading.flow import Flow
+
+from .flow import Flow
 
 NAMED = 10  # images with numbers that are not finite, by name in the result
 

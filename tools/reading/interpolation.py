@@ -18,8 +18,9 @@ import numpy as np
 
 from jet_jax import config as config_lib
 from jet_jax.workdir.image_grid import make_grid, save_png
-from tools.reading import chosen, images, pictures
-from tools.reading.flow import Flow
+
+from . import chosen, images, pictures
+from .flow import Flow
 
 
 def add_flags(parser: config_lib.Parser) -> None:

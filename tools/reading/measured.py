@@ -4,8 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from tools.reading import images
-from tools.reading.flow import Flow
+from . import images
+from .flow import Flow
 
 
 def measure_bits(

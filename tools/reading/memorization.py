@@ -19,10 +19,11 @@ import numpy as np
 
 from jet_jax import config as config_lib
 from jet_jax.training.evaluator import mean_and_error
-from tools.reading import images
-from tools.reading.auroc import auroc
-from tools.reading.flow import Flow
-from tools.reading.measured import measure_bits
+
+from . import images
+from .auroc import auroc
+from .flow import Flow
+from .measured import measure_bits
 
 
 def add_flags(parser: config_lib.Parser) -> None:

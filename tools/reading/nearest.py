@@ -22,8 +22,9 @@ import numpy as np
 from jet_jax import config as config_lib
 from jet_jax import likelihood
 from jet_jax.workdir.image_grid import make_grid, save_png
-from tools.reading import chosen, images, pictures
-from tools.reading.flow import Flow
+
+from . import chosen, images, pictures
+from .flow import Flow
 
 SHOWN = 8  # rows of samples in the picture, and of held-out images
 AT_ONCE = 512  # training images in memory

@@ -27,10 +27,11 @@ from jet_jax import config as config_lib
 from jet_jax.training.evaluator import mean_and_error
 from jet_jax.workdir import atomic
 from jet_jax.workdir.progress import for_locale
-from tools.reading import images
-from tools.reading.auroc import auroc
-from tools.reading.flow import Flow
-from tools.reading.foreign import open_foreign
+
+from . import images
+from .auroc import auroc
+from .flow import Flow
+from .foreign import open_foreign
 
 WARNING = (
   "Raw likelihood is unsound for telling other data apart: flows give smooth or simple images fewer bits than their "

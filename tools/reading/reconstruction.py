@@ -17,8 +17,9 @@ import numpy as np
 from jet_jax import config as config_lib
 from jet_jax import likelihood
 from jet_jax.workdir.image_grid import make_grid, save_png
-from tools.reading import images, pictures
-from tools.reading.flow import Flow
+
+from . import images, pictures
+from .flow import Flow
 
 SHOWN = 12  # images in the picture, at most
 

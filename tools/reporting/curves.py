@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tools.reporting.runs import Run, Series
+from .runs import Run, Series
 
 POINTS = 1500  # of a line, at most
 ALL_POINTS = 45_000  # of a page, at most: a point takes 17 bytes, and a page stays below 3 MB

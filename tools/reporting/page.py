@@ -12,11 +12,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import jet_jax
-from tools.reporting import charts, curves, tables
-from tools.reporting.files import shown
-from tools.reporting.measure import TEMPERATURES, Measured
-from tools.reporting.pictures import samples_of
-from tools.reporting.runs import Run
+
+from . import charts, curves, tables
+from .files import shown
+from .measure import TEMPERATURES, Measured
+from .pictures import samples_of
+from .runs import Run
 
 HERE = pathlib.Path(__file__).parent
 POLICY = "default-src 'none'; script-src {scripts}; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"  # noqa: E501

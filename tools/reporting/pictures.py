@@ -13,8 +13,9 @@ import numpy as np
 from PIL import Image
 
 from jet_jax.data.decode import BadImage, decode
-from tools.reporting.files import Files
-from tools.reporting.runs import Run
+
+from .files import Files
+from .runs import Run
 
 BYTES = 600_000  # of all pictures of a page, at most
 STEPS = 24  # positions of the slider, at most

@@ -16,7 +16,8 @@ from jet_jax import config as config_lib
 from jet_jax.training import transfer
 from jet_jax.workdir import bad_images, exported, fingerprint, metrics, same_data, verify, versions
 from jet_jax.workdir.checkpoint import saved_steps
-from tools.reporting.files import Files, shown
+
+from .files import Files, shown
 
 RECORD = 2**24  # bytes of the digests of a checkpoint, at most
 LINE = 2**16  # bytes of a line of metrics.jsonl, at most

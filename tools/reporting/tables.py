@@ -7,10 +7,11 @@ import numpy as np
 
 from jet_jax.config.overrides import flatten
 from jet_jax.workdir import versions
-from tools.reporting.curves import KINDS, Chart, Line
-from tools.reporting.files import shown
-from tools.reporting.measure import Measured
-from tools.reporting.runs import Run, Series
+
+from .curves import KINDS, Chart, Line
+from .files import shown
+from .measure import Measured
+from .runs import Run, Series
 
 STEPS = 20  # rows in the table of a chart
 NOTHING = "–"

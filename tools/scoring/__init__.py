@@ -1,5 +1,5 @@
 """Compares samples with real images, for `tools/fid.py`."""
 
-from tools import no_command
+from .. import no_command
 
 no_command(__name__)
