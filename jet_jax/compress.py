@@ -101,7 +101,7 @@ def _compress(args) -> dict[str, Any]:
   if line := bad_images.record(args.workdir, {split: data.skipped(source) for split, source in opened.items()}):
     processes.warn(line)
   mean, error = mean_and_error(bits)
-  numbers = written.images * math.prod(flow.shape)
+  numbers = max(1, written.images * math.prod(flow.shape))  # all images may be unreadable
   coded = 8 * written.bytes / numbers
   return {
     "step": run.step,

@@ -20,7 +20,7 @@ ALLOWED = {
   "jet": {"flow"},
   "data": {"config", "devices"},
   "workdir": {"config", "devices", "jet"},
-  "codec": {"config", "devices", "flow", "jet", "likelihood", "workdir"},
+  "codec": {"devices", "flow", "jet", "likelihood", "workdir"},
   "sampling": {"devices", "jet", "likelihood", "workdir"},
   "training": {"config", "data", "devices", "flow", "jet", "likelihood", "workdir"},
   "__init__": {"jet", "likelihood", "sampling"},

@@ -429,6 +429,9 @@ class MixtureForm:
     return Monotone(value, shift, math.ceil(CURVED / width), at.rounding, 1 / at.step)
 
 
+# A form of a layer is made of the layer, the parameters beside it and `Networks`. That of a transform is made of the
+# transform and `Networks`; its `parameters` runs inside of a compiled program, and `forward` and `inverse` take the
+# transformed numbers, int64 (B, N), and what is predicted for each, float64 or float32 (B, N).
 FORMS: dict[type, Callable[..., Form]] = {
   ActNorm: ActNormForm, FactorOut: FactorOutForm, Front: FrontForm, InvertibleDense: DenseForm, Reorder: ReorderForm,
   Stack: StackForm,

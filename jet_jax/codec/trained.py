@@ -7,7 +7,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from jet_jax import config as config_lib
 from jet_jax.codec.bitstack import check_installed
 from jet_jax.codec.coder import write
 from jet_jax.codec.file import LARGEST_NUMBERS
@@ -43,7 +42,8 @@ def flow_of_run(run: Trained, batch: int | None = None, is_portable: bool = Fals
   """
   check_installed()
   numbers = math.prod(run.config.image_shape)
-  batch = batch or max(1, min(BATCH, config_lib.microbatch_size(run.config), LARGEST_NUMBERS // numbers))
+  fitted = run.config.batch_size // run.config.microbatches  # in training
+  batch = batch or max(1, min(BATCH, fitted, LARGEST_NUMBERS // numbers))
   return IntegerFlow(run.model, run.variables, run.config.image_shape, run.config.levels, batch, is_portable)
 
 
