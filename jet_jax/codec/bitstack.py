@@ -2,7 +2,7 @@
 
 import importlib.util
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,8 @@ IS_INSTALLED = importlib.util.find_spec("constriction") is not None
 if IS_INSTALLED:
   from constriction import stream  # pyright: ignore[reportAttributeAccessIssue]  a module of its binary
 
-RESERVE = 64  # bits below which the coder would answer with numbers that nobody has pushed
+RESERVE = 32  # bits that stay: below them the coder may run out, and end at 0
+PRECISION = 24  # bits of a probability: the most that a number by a table takes
 
 
 def check_installed() -> None:
@@ -32,10 +33,12 @@ class BitStack:
 
   Args:
     words: uint32 (N,), the bottom first; the last one is not 0.
+    below: more words, those next to the bottom first; taken when they are needed.
   """
 
-  def __init__(self, words: np.ndarray):
+  def __init__(self, words: np.ndarray, below: Iterator[np.ndarray] | None = None):
     self._coder = stream.stack.AnsCoder(np.asarray(words, np.uint32))
+    self._below = below or iter(())
 
   @property
   def bits(self) -> int:
@@ -48,9 +51,9 @@ class BitStack:
     return self._coder.get_compressed()
 
   def copy(self) -> "BitStack":
-    """A stack of its own with the same bits."""
+    """A stack of its own with the same bits, and none below them."""
     other = object.__new__(BitStack)
-    other._coder = self._coder.clone()
+    other._coder, other._below = self._coder.clone(), iter(())
     return other
 
   def push(self, numbers: np.ndarray, size: np.ndarray | int) -> None:
@@ -99,13 +102,10 @@ class BitStack:
   def pop_by(self, table: Any, shape) -> np.ndarray:
     """Pops integers, the exact inverse of `push_by`: int64 of a shape. Raises TooFewBits."""
     count = math.prod(shape)
+    self._fill(PRECISION * count)
     numbers = self._coder.decode(table, count).astype(np.int64).reshape(shape)
     self._check(0)  # how many bits they take is known only now
     return numbers
-
-  def _check(self, bits: float) -> None:
-    if self.bits < bits + RESERVE:
-      raise TooFewBits
 
   def take_below(self, words: int) -> np.ndarray:
     """Takes words off the bottom, uint32 (words,); at least 2 stay."""
@@ -113,6 +113,12 @@ class BitStack:
     self._coder = stream.stack.AnsCoder(everything[words:])
     return everything[:words]
 
-  def put_below(self, words: np.ndarray) -> None:
-    """Puts words below the bottom: undoes `take_below`."""
-    self._coder = stream.stack.AnsCoder(np.concatenate([words, self.words]))
+  def _check(self, bits: float) -> None:
+    self._fill(bits)
+    if self.bits < bits + RESERVE:
+      raise TooFewBits
+
+  def _fill(self, bits: float) -> None:
+    """Puts words below the bottom until so many bits can be popped, if there are."""
+    while self.bits < bits + RESERVE and (words := next(self._below, None)) is not None:
+      self._coder = stream.stack.AnsCoder(np.concatenate([words, self.words]))

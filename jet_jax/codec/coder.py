@@ -13,14 +13,24 @@ import numpy as np
 
 from jet_jax.codec.bijections import NotPortable, OutOfRange
 from jet_jax.codec.bitstack import BitStack, TooFewBits
-from jet_jax.codec.file import Batch, Header, Reader, Unreadable, Writer, check_batch, crc_of
+from jet_jax.codec.file import (
+  BLOCK,
+  LARGEST_PRICE,
+  Batch,
+  Header,
+  Reader,
+  Unreadable,
+  Writer,
+  check_numbers,
+  crc_of,
+  usual_count,
+)
 from jet_jax.codec.integer_flow import IntegerFlow
 
 LATENT_BITS = math.log2(math.sqrt(2 * math.pi * math.e))  # entropy of N(0, 1)
 MARGIN = 0.5  # bits of a number that are needed beyond the estimate
 COARSEST = 2  # bits of noise of the first images
 NONCES = 16
-SPARE = 2**18  # words that the stack may hold beyond what it needs, before they go to the file
 SEED = 0x6A657400  # first of the words that the stack begins with, and must end with
 
 
@@ -60,9 +70,7 @@ def write(
   Raises:
     ValueError: images of another shape or range, or a flow whose `batch` is too large for a file.
   """
-  header = Header(flow.digest[:8], flow.probe, flow.shape, flow.levels, step, flow.batch, flow.is_portable)
-  check_batch(header)
-  encoder = _Encoder(flow, Writer(file, header), expected)
+  encoder = _Encoder(flow, file, step, expected)
   waiting = np.zeros((0, *flow.shape), np.uint8)
   for part in images:
     if part.shape[1:] != flow.shape or part.dtype != np.uint8 or part.max(initial=0) >= flow.levels:
@@ -81,12 +89,20 @@ def write(
 class _Encoder:
   """Fills the stack, batch by batch."""
 
-  def __init__(self, flow: IntegerFlow, writer: Writer, expected: float):
-    self.flow, self.writer, self.dims = flow, writer, math.prod(flow.shape)
+  def __init__(self, flow: IntegerFlow, file: IO[bytes] | None, step: int, expected: float):
+    self.flow, self.dims = flow, math.prod(flow.shape)
     self.stack, self.plan, self.crc, self.written = BitStack(_seed()), [], 0, Written()
     self.raw = math.log2(flow.levels)  # bits of a number of an image that is written as it is
     self.bits_per_dim = expected if expected < self.raw else self.raw  # NaN too
     self.most = flow.batch  # images that may be tried at once
+    self.kept = _words_of_noise(flow) + 2
+    price = math.ceil(self._needed(flow.noise_bits) / max(self.bits_per_dim, 1e-9))
+    self.header = Header(
+      flow.digest[:8], flow.probe, flow.shape, flow.levels, step, flow.batch,
+      min(max(1, price), LARGEST_PRICE), flow.is_portable,
+    )  # fmt: skip
+    check_numbers(self.header)
+    self.writer = Writer(file, self.header)
 
   def add(self, images: np.ndarray) -> int:
     """Codes the first of some images; returns how many of them."""
@@ -113,7 +129,7 @@ class _Encoder:
     noise_bits = self.flow.noise_bits
     while noise_bits:
       if count := int(self.stack.bits / (self.dims * self._needed(noise_bits))):
-        return min(available, count, self.most), noise_bits
+        return min(available, count, self.most, usual_count(self.written.images, self.header)), noise_bits
       noise_bits = self._less(noise_bits)
     return 1, 0
 
@@ -147,11 +163,9 @@ class _Encoder:
     self.stack = stack
     self.crc = (self.crc + crc_of(images, self.written.images)) % 2**32
     self.written.images += batch.count
-    needed = _enough(self.flow, self.flow.batch)
-    if (excess := len(self.stack.words) - needed if self.stack.bits > 32 * (needed + SPARE) else 0) > 0:
-      self.writer.block(self.stack.take_below(excess))
-      batch = batch._replace(taken=excess)
     self.plan.append(batch)
+    while self.stack.bits > 32 * (self.kept + BLOCK):
+      self.writer.block(self.stack.take_below(BLOCK))
     return batch.count
 
 
@@ -170,21 +184,22 @@ def read(reader: Reader, flow: IntegerFlow) -> Iterator[tuple[int, np.ndarray]]:
   """
   check_header(reader.header, flow.shape, flow.levels)
   check_flow(reader.header, flow)
-  most = reader.header.batch
-  largest = _enough(flow, most) + SPARE + math.ceil(most * math.prod(flow.shape) * math.log2(flow.levels) / 32) + 4
-  reader.plan.check(most, flow.noise_bits, largest)
+  if (most := reader.plan.noise_bits.max(initial=0)) > flow.noise_bits:
+    raise Unreadable(f"the file is damaged: noise of {most} bits, where {flow.noise_bits} are the most; copy it again")
+  blocks = reader.blocks()
+  words = next(blocks)
+  if not words[-1]:
+    raise Unreadable("the file is damaged: no stack has such last words; copy it again")
   try:
-    stack, end, crc = BitStack(_top(reader.last_block(), largest)), reader.count, 0
+    stack, end, crc = BitStack(words, blocks), reader.count, 0
     for batch in reversed(reader.plan):
-      if batch.taken:
-        stack.put_below(reader.block_before(batch.taken))
       images = _decoded(flow, stack, batch)
       end -= batch.count
       crc = (crc + crc_of(images, end)) % 2**32
       yield end, images
   except (TooFewBits, OutOfRange) as error:
     raise Unreadable(NOT_AS_WRITTEN) from error
-  if not np.array_equal(stack.words, _seed()) or crc != reader.crc:
+  if next(blocks, None) is not None or not np.array_equal(stack.words, _seed()) or crc != reader.crc:
     raise Unreadable(NOT_AS_WRITTEN)
 
 
@@ -216,7 +231,6 @@ def check_header(header: Header, shape, levels: int) -> None:
       f"the file has images {header.shape} of {header.levels} levels, and the flow is for {tuple(shape)} of {levels}; "
       "give the work directory that it was written with"
     )
-  check_batch(header)
 
 
 def _decoded(flow: IntegerFlow, stack: BitStack, batch: Batch) -> np.ndarray:
@@ -225,19 +239,12 @@ def _decoded(flow: IntegerFlow, stack: BitStack, batch: Batch) -> np.ndarray:
   return stack.pop(flow.levels, (batch.count, *flow.shape)).astype(np.uint8)
 
 
-def _enough(flow: IntegerFlow, count: int) -> int:
-  """Words that a batch of so many images may need, at the most."""
+def _words_of_noise(flow: IntegerFlow) -> int:
+  """Words that the noise of a whole batch is likely to take."""
   bits = LATENT_BITS - math.log2(flow.step(flow.noise_bits)) + MARGIN
-  return math.ceil(count * math.prod(flow.shape) * bits / 32)
-
-
-def _top(words: np.ndarray, largest: int) -> np.ndarray:
-  """Checks the last block of a file: not too long, and such as a stack writes."""
-  if not 2 < len(words) <= largest or not words[-1]:
-    raise Unreadable("the file is damaged: no stack has such a last block; copy it again")
-  return words
+  return math.ceil(flow.batch * math.prod(flow.shape) * bits / 32)
 
 
 def _seed() -> np.ndarray:
-  """The words that a stack begins with: 128 bits, of which the coder keeps 64 at all times."""
-  return np.arange(SEED, SEED + 4, dtype=np.uint32)
+  """The words that a stack begins with: 64 bits, of which some always stay in the coder."""
+  return np.array([SEED, SEED + 1], np.uint32)

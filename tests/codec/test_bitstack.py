@@ -51,19 +51,25 @@ def test_numbers_by_a_table_take_the_bits_of_their_probabilities():
 def test_more_than_the_stack_holds_is_refused_and_a_reserve_stays():
   stack = BitStack(WORDS[:10])
   with pytest.raises(TooFewBits):
-    stack.pop(2**16, (16,))  # 256 bits of 320
-  stack.pop(2**16, (15,))
+    stack.pop(2**16, (19,))  # 304 bits of 320
+  stack.pop(2**16, (17,))
   assert stack.bits >= RESERVE
   with pytest.raises(TooFewBits):
-    stack.pop(np.full(1, 2**16))
+    stack.pop(np.full(2, 2**16))
 
 
-def test_words_taken_off_the_bottom_can_be_put_back():
-  stack, copy = BitStack(WORDS), BitStack(WORDS).copy()
-  below = stack.take_below(400)
-  assert len(stack.words) == 100
-  stack.put_below(below)
-  np.testing.assert_array_equal(stack.words, copy.words)
+def test_words_taken_off_the_bottom_come_back_when_they_are_needed():
+  whole, stack = BitStack(WORDS), BitStack(WORDS)
+  parts = [stack.take_below(200), stack.take_below(250)]
+  assert len(stack.words) == 50
+  rest = iter(reversed(parts))
+  stack, table = BitStack(stack.words, rest), BitStack.table(np.full(4, 0.25))
+  np.testing.assert_array_equal(stack.pop_by(table, (20,)), whole.pop_by(table, (20,)))
+  assert len(stack.words) < 50
+  for pop in (lambda each: each.pop(2**16, (120,)), lambda each: each.pop_by(table, (3000,))):
+    np.testing.assert_array_equal(pop(stack), pop(whole))
+  assert next(rest, None) is None
+  np.testing.assert_array_equal(stack.words, whole.words)
 
 
 def test_without_the_library_the_error_says_what_to_install(monkeypatch):
