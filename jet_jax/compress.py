@@ -22,14 +22,14 @@ from absl import logging
 from PIL import Image
 from tqdm import tqdm
 
-from jet_jax import codec, data
+from jet_jax import codec, data, places
 from jet_jax import config as config_lib
 from jet_jax.data import sources
 from jet_jax.devices import processes, settings, sharding
 from jet_jax.devices.compile import keep_compiled
 from jet_jax.training.evaluator import Evaluator, mean_and_error
 from jet_jax.training.splits_of_run import open_splits_of_run
-from jet_jax.workdir import atomic, bad_images, load_run
+from jet_jax.workdir import bad_images, load_run
 from jet_jax.workdir.metrics import as_json
 from jet_jax.workdir.trained import name_weights, step_argument
 
@@ -84,7 +84,7 @@ def _compress(args) -> dict[str, Any]:
   bits = flow_bits(run, list(opened.values()), flow.batch)
   pngs = _Pngs()
   start = time.monotonic()
-  with atomic.replacing(args.out) as unfinished:
+  with places.replacing(args.out) as unfinished:
     with unfinished.open("wb") as file:
       written = codec.write(
         file, flow, pngs.counted(images_of(opened.values(), flow.batch)), run.step, float(bits.mean())

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from jet_jax import codec, data, likelihood
+from jet_jax import codec, data, likelihood, places
 from jet_jax import config as config_lib
 from jet_jax.config.checks import AT_ONCE
 from jet_jax.data import sources
@@ -25,7 +25,7 @@ from jet_jax.devices import processes, settings
 from jet_jax.devices.compile import keep_compiled
 from jet_jax.training.evaluator import Evaluator, with_interval
 from jet_jax.training.splits_of_run import open_splits_of_run
-from jet_jax.workdir import atomic, bad_images, load_run
+from jet_jax.workdir import bad_images, load_run
 from jet_jax.workdir.metrics import as_json
 from jet_jax.workdir.trained import Trained, name_weights, step_argument
 
@@ -162,7 +162,7 @@ def _write_per_image(path: Path, index: np.ndarray, bits: np.ndarray, names: Seq
   readable = [os.fsencode(name).decode(errors="backslashreplace") for name in names if name is not None]
   if readable:
     columns = {"index": index, "file_name": np.asarray(readable), "bits_per_dim": bits}
-  with atomic.replacing(path) as temporary:
+  with places.replacing(path) as temporary:
     if path.suffix.lower() == ".npz":
       with temporary.open("wb") as file:
         np.savez(file, **columns)  # pyright: ignore[reportArgumentType]  its other arguments have other types

@@ -265,9 +265,11 @@ def run_steps(job: Job, programs: Programs, state: TrainState, noise_key, checkp
     except (BadImage, ReaderDied) as error:
       if step > start and alone:  # of several processes the others go on, and a save needs all
         monitor.check()
+        log.flush()
         checkpoints.save(state.items())
       raise end_of_reading(job, reader, error) from error
     monitor.check()
+    log.flush()
     if step:
       checkpoints.save(state.items())  # the end is saved whatever the config says, and before the log is closed
     reader.share_bad()
@@ -312,6 +314,7 @@ def evaluate_sample_save(run: Run, programs: Programs, step: int, state: TrainSt
       log.samples(step, samples, programs.sampler.num_nonfinite)
   if run.is_due("checkpoint", step) or (is_best and config.keep_best):
     with log.pause(PAUSES["checkpoint"]):
+      log.flush()
       checkpoints.save(state.items())
 
 

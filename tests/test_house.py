@@ -13,16 +13,17 @@ from PIL import Image
 COMMANDS = {"train", "evaluate", "sample", "compress", "decompress", "console"}
 # What each wing of jet_jax may import of the others: a folder, or a file that stands on top. Commands may import all.
 ALLOWED = {
+  "places": set(),
   "likelihood": {"devices"},
-  "config": set(),
+  "config": {"places"},
   "devices": {"config"},
   "flow": {"devices"},
   "jet": {"flow"},
   "data": {"config", "devices"},
-  "workdir": {"config", "devices", "jet"},
+  "workdir": {"config", "devices", "jet", "places"},
   "codec": {"devices", "flow", "jet", "likelihood", "workdir"},
   "sampling": {"devices", "jet", "likelihood", "workdir"},
-  "training": {"config", "data", "devices", "flow", "jet", "likelihood", "workdir"},
+  "training": {"config", "data", "devices", "flow", "jet", "likelihood", "places", "workdir"},
   "__init__": {"jet", "likelihood", "sampling"},
 }
 

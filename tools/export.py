@@ -23,10 +23,11 @@ import jax
 from absl import logging
 
 from jet_jax import config as config_lib
+from jet_jax import places
 from jet_jax.config.overrides import flatten
 from jet_jax.devices import processes, settings
 from jet_jax.sampling import TrainedFlow
-from jet_jax.workdir import atomic, exported, load_run, same_data
+from jet_jax.workdir import exported, load_run, same_data
 from jet_jax.workdir.checkpoint import read_record
 from jet_jax.workdir.image_grid import make_grid, save_png
 from jet_jax.workdir.metrics import read_lines
@@ -76,12 +77,12 @@ def export(workdir: pathlib.Path, out: pathlib.Path, step: Step = None) -> dict:
   exported.write_weights(out, variables, trained.step, best)
   config_lib.save(config, out / "config.json")
   for name, program in programs.items():
-    atomic.write_bytes(out / name, program)
+    places.write_bytes(out / name, program)
   save_png(make_grid(samples, config.levels), out / "samples.png")
-  atomic.write_bytes(out / "metrics.jsonl", "".join(json.dumps(values) + "\n" for values in lines).encode())
+  places.write_bytes(out / "metrics.jsonl", "".join(json.dumps(values) + "\n" for values in lines).encode())
   if record:
-    atomic.write_json(out / same_data.FILE, record_without_folders(record))
-  atomic.write_bytes(out / CARD, write_card(config, trained, weights, evaluation).encode())
+    places.write_json(out / same_data.FILE, record_without_folders(record))
+  places.write_bytes(out / CARD, write_card(config, trained, weights, evaluation).encode())
   exported.write_sums(out, editable=CARD)  # last: without it, an export that was broken off is none
   return {
     "step": trained.step,
@@ -115,7 +116,7 @@ def main(argv=None) -> None:
   """Exports a run, and prints one JSON object."""
   parser = config_lib.Parser("tools.export", __doc__)
   parser.add_argument("--workdir", required=True, type=config_lib.of_run, help="work directory of a training run")
-  parser.add_argument("--out", required=True, type=config_lib.of_run, help="new folder for the export")
+  parser.add_argument("--out", required=True, type=config_lib.on_disk, help="new folder for the export")
   parser.add_argument(
     "--step", type=step_argument, metavar="N|best", help="checkpoint to export; the latest by default"
   )

@@ -28,12 +28,12 @@ from tqdm import tqdm
 
 import jet_jax
 from jet_jax import config as config_lib
+from jet_jax import places
 from jet_jax.config.checks import AT_ONCE
 from jet_jax.data.npz import Npz
 from jet_jax.devices import processes, settings
 from jet_jax.devices.compile import keep_compiled
 from jet_jax.training.evaluator import mean_and_error
-from jet_jax.workdir import atomic
 from jet_jax.workdir.metrics import as_json
 
 from .scoring import distances, inception
@@ -121,7 +121,7 @@ def _by_features(
     floor = distances.frechet(*halves) if halves else math.nan
     result |= {"kid": kid, "kid_stderr": kid_error, "fid_floor": floor, "fid_floor_images": half}
     if args.stats:
-      with atomic.replacing(args.stats) as temporary, temporary.open("wb") as file:
+      with places.replacing(args.stats) as temporary, temporary.open("wb") as file:
         np.savez(file, mu=known.mean, sigma=known.covariance)
   assert known is not None
   return {"fid": distances.frechet(distances.moments(of_samples), known)} | result

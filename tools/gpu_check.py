@@ -44,13 +44,13 @@ import numpy as np
 from absl import logging
 
 from jet_jax import config as config_lib
-from jet_jax import data, likelihood
+from jet_jax import data, likelihood, places
 from jet_jax import train as train_lib
 from jet_jax.devices import compile as compile_lib
 from jet_jax.devices import settings, sharding
 from jet_jax.flow.attention import IMPLEMENTATIONS, attend, broken_rule
 from jet_jax.flow.reorder import Reorder
-from jet_jax.workdir import atomic, checkpoint, verify
+from jet_jax.workdir import checkpoint, verify
 
 from .compile_pod import image_shape_of
 from .import_big_vision import convert
@@ -178,10 +178,10 @@ class Check:
     seconds = round(time.monotonic() - self.began, 1)
     small = self.sizes is SMALL
     result = {"small": small, "minutes": self.minutes, "seconds": seconds, "parts": self.parts}
-    atomic.write_json(self.out / "gpu_check.json", result)
+    places.write_json(self.out / "gpu_check.json", result)
     head = f"# Check of a device\n\n{seconds:,.0f} s{', at small sizes: no speed means anything' if small else ''}\n"
     sections = [section(name, part) for name, part in self.parts.items()]
-    atomic.write_bytes(self.out / "gpu_check.md", "\n".join([head, *sections]).encode())
+    places.write_bytes(self.out / "gpu_check.md", "\n".join([head, *sections]).encode())
 
 
 def text_of(value: Any) -> str:

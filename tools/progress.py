@@ -21,7 +21,6 @@ leaves pauses out. Prints a table, and one JSON object last; with --watch only t
 import argparse
 import datetime
 import math
-import os
 import pathlib
 import sys
 import time
@@ -30,6 +29,7 @@ from typing import Any
 from absl import logging
 
 from jet_jax import config as config_lib
+from jet_jax import places
 from jet_jax.devices import processes
 from jet_jax.workdir import checkpoint, exported, lock, metrics, versions
 from jet_jax.workdir.progress import for_locale
@@ -49,14 +49,10 @@ def find_runs(folder: pathlib.Path) -> dict[str, pathlib.Path]:
   Raises:
     ValueError: the folder has none.
   """
-  found = []
-  for path, below, files in os.walk(folder):  # which passes over a folder that a run removes meanwhile
-    place = pathlib.Path(path)
-    if "config.json" in files and not exported.is_export(place):
-      found.append(place)
-    if len(place.relative_to(folder).parts) == DEPTH:
-      below.clear()
-  found.sort()
+  with places.explained(folder):
+    found = sorted(
+      place for place in places.folders_with("config.json", folder, DEPTH) if not exported.is_export(place)
+    )
   if not found:
     raise ValueError(
       f"{folder} has no run: no config.json in it or up to {DEPTH} folders below; give a --workdir of training, or the "
@@ -120,7 +116,7 @@ def status_of(workdir: pathlib.Path, so_far: run_figures.Figures) -> tuple[str, 
 def seconds_since_line(workdir: pathlib.Path) -> float | None:
   """Returns the age of the last line of metrics; None without any."""
   try:
-    return max(0.0, time.time() - (workdir / "metrics.jsonl").stat().st_mtime)
+    return max(0.0, time.time() - places.modified(workdir / "metrics.jsonl"))
   except FileNotFoundError:
     return None
 
@@ -232,7 +228,7 @@ def main(argv=None) -> None:
 
 def read_all(folders: list[pathlib.Path]) -> list[Row]:
   """Describes the runs of all folders, each once. Raises ValueError for a folder without any."""
-  found = {path.resolve(): (name, path) for folder in folders for name, path in find_runs(folder).items()}
+  found = {places.resolved(path): (name, path) for folder in folders for name, path in find_runs(folder).items()}
   return [describe(name, path) for name, path in found.values()]
 
 

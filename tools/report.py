@@ -16,9 +16,9 @@ from typing import Any
 from absl import logging
 
 from jet_jax import config as config_lib
+from jet_jax import places
 from jet_jax.devices import processes, settings
 from jet_jax.devices.compile import keep_compiled
-from jet_jax.workdir import atomic
 from jet_jax.workdir.trained import Step, step_argument
 
 from .reporting.charts import NEEDED
@@ -56,7 +56,7 @@ def report(
   for run, one in zip(runs, measured, strict=True):
     run.notes.extend(one.warnings if one else ())
   page = render(runs, measured).encode()
-  atomic.write_bytes(out, page)
+  places.write_bytes(out, page)
   left_out = [f"{run.name}: {note}" for run in runs for note in run.notes]
   return {"runs": [run.name for run in runs], "bytes": len(page), "left_out": left_out}
 

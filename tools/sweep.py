@@ -245,7 +245,7 @@ def main(argv=None) -> None:
   """Trains, then writes the tables and prints one JSON object."""
   parser = config_lib.Parser("tools.sweep", __doc__)
   parser.add_argument("--sweep", type=config_lib.local, help="Python file with get_sweep")
-  parser.add_argument("--out", type=config_lib.of_run, required=True, help="folder of the runs and tables")
+  parser.add_argument("--out", type=config_lib.on_disk, required=True, help="folder of the runs and tables")
   parser.add_argument(
     "--define", nargs="*", action="extend", default=[], metavar="NAME=VALUE", help="arguments of get_sweep"
   )

@@ -7,10 +7,10 @@ from jet_jax.config.durations import duration_in_steps
 from jet_jax.config.fields import Config, default_config, microbatch_size
 from jet_jax.config.files import differences, from_file, load, save, split_argument
 from jet_jax.config.overrides import override, with_argument
-from jet_jax.config.paths import check_output, local, of_run
+from jet_jax.config.paths import check_output, local, of_run, on_disk
 
 __all__ = [
   "Config", "Parser", "check_output", "check_ranges", "default_config", "describe_fields", "differences",
-  "duration_in_steps", "from_file", "load", "local", "microbatch_size", "of_run", "override", "printable",
+  "duration_in_steps", "from_file", "load", "local", "microbatch_size", "of_run", "on_disk", "override", "printable",
   "resolve", "save", "set_from_data", "split_argument", "with_argument",
 ]  # fmt: skip

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
-from jet_jax.config.paths import check_output, local, of_run
+from jet_jax.config.paths import check_output, local, of_run, on_disk
 
 FIELD = "--config."  # starts a flag that sets a field of the config
 METAVARS: dict[Any, str] = {
@@ -16,6 +16,7 @@ METAVARS: dict[Any, str] = {
   local: "PATH",
   pathlib.Path: "PATH",
   of_run: "DIR",
+  on_disk: "DIR",
   check_output: "FILE",
 }
 

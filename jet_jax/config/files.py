@@ -11,6 +11,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from jet_jax import places
 from jet_jax.config.checks import LARGEST, LARGEST_SIDE, complete, resolve
 from jet_jax.config.fields import Config
 from jet_jax.config.overrides import flatten, with_argument, with_flags
@@ -65,9 +66,7 @@ def from_file(argument: str, flags: Mapping[str, str] | None = None) -> Config:
 
 def save(config: Config, path: pathlib.Path) -> None:
   """Writes the config as JSON, atomically: a run killed meanwhile leaves the old file or the new one."""
-  temporary = path.with_suffix(".tmp")
-  temporary.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
-  temporary.replace(path)
+  places.write_json(path, config.to_dict())
 
 
 def load(workdir: str | pathlib.Path) -> Config:
@@ -94,7 +93,8 @@ def load(workdir: str | pathlib.Path) -> Config:
 
 def _read_json(path: pathlib.Path) -> Any:
   try:
-    return json.loads(path.read_text())
+    with places.explained(path.parent):
+      return json.loads(path.read_text())
   except FileNotFoundError as error:
     raise ValueError(f"{path.parent} has no config.json; give the --workdir of a training run") from error
   except OSError as error:

@@ -1,7 +1,8 @@
 """Paths as users write them: in flags, in fields of a config and in calls from Python.
 
-Every path goes through `local` before it is used: that of a work directory through `of_run`, and that of a file to
-write through `check_output`, before anything expensive. All raise `BadPath`, to which argparse adds the flag's name.
+Every path goes through `local` before it is used: that of a work directory, which may be in a bucket, through `of_run`,
+and that of a file to write through `check_output`, before anything expensive. All raise `BadPath`, to which argparse
+adds the flag's name.
 """
 
 import argparse
@@ -9,6 +10,8 @@ import os
 import pathlib
 import re
 import tempfile
+
+from jet_jax import places
 
 # "gs://bucket/x", "file:///x", also with one slash, as pathlib leaves of two; and "gs:x", which no folder is called.
 NOT_LOCAL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/|(gs|gcs|s3|s3a|r2|az|abfss?|wasbs?|hdfs|https?|ftp|ssh|file):")
@@ -31,7 +34,7 @@ def local(path: str | pathlib.Path) -> pathlib.Path:
   if NOT_LOCAL.match(text):
     raise BadPath(
       f"{text} is an address, and only paths of this machine can be used; mount the bucket (gcsfuse, mount-s3) or copy "
-      "the files, and give that path"
+      "the files, and give that path. Work directories alone may be in a bucket, as gs://BUCKET/FOLDER"
     )
   expanded = os.path.expanduser(text)  # noqa: PTH111  pathlib's raises RuntimeError
   if expanded.startswith("~"):
@@ -40,12 +43,29 @@ def local(path: str | pathlib.Path) -> pathlib.Path:
 
 
 def of_run(workdir: str | pathlib.Path) -> pathlib.Path:
-  """Returns the absolute path of a work directory. Works as the `type` of a flag.
+  """Returns the absolute path of a work directory, on a disk or in a bucket. Works as the `type` of a flag.
+
+  Raises:
+    BadPath: as `on_disk`; an address that is not `gs://BUCKET/FOLDER`, or no library for buckets.
+  """
+  if not places.in_bucket(workdir):
+    return on_disk(workdir)
+  try:
+    return _readable(places.bucket_path(os.fspath(workdir)))
+  except ValueError as error:
+    raise BadPath(str(error)) from error
+
+
+def on_disk(workdir: str | pathlib.Path) -> pathlib.Path:
+  """Returns the absolute path of a work directory, or of a folder of some, of this machine.
 
   Raises:
     BadPath: as `local`, or characters with which no checkpoint could be read again.
   """
-  path = local(workdir).absolute()
+  return _readable(local(workdir).absolute())
+
+
+def _readable(path: pathlib.Path) -> pathlib.Path:
   if wrong := [character for character in NOT_IN_A_RUN if character in str(path)]:
     raise BadPath(
       f"the work directory {path} has {' '.join(wrong)} in its path, and its checkpoints could not be read; rename "

@@ -18,6 +18,7 @@ import jax
 from einops import rearrange
 
 from jet_jax import config as config_lib
+from jet_jax import places
 from jet_jax.devices import processes
 from jet_jax.flow.factor_out import at_resolution
 from jet_jax.flow.front import FrontConstants
@@ -26,7 +27,6 @@ from jet_jax.jet import Jet
 from jet_jax.training.run import Run
 from jet_jax.training.step import TrainState
 from jet_jax.workdir import choose_step, fingerprint, load_run
-from jet_jax.workdir.atomic import write_json
 from jet_jax.workdir.checkpoint import check_resumable, identity, saved_steps
 from jet_jax.workdir.trained import check_own_code
 
@@ -56,7 +56,7 @@ def resolve_source(config: config_lib.Config, workdir: str | pathlib.Path) -> st
   path, step = path_and_step(config.init_from) if config.init_from else ("", "")
   if saved_steps(workdir):
     check_resumable(workdir)
-    before = _read(pathlib.Path(workdir) / RECORD)
+    before = _read(config_lib.of_run(workdir) / RECORD)
     is_same = _is_source(path, before) and config.init_ema == (before["weights"] == "ema")
     if not is_same or step not in ("", "best", str(before["step"])):
       raise ValueError(
@@ -123,7 +123,7 @@ def start(run: Run, workdir: pathlib.Path, fit_front: Callable[[], FrontConstant
   record = {"source": path, "step": source.step, "weights": weights, "sha256": identity(path, source.step)}
   processes.say("; ".join([f"starting from step {step} of {path} ({weights})", *changed]))
   if processes.is_writer():
-    write_json(workdir / RECORD, record | {"changed": changed})
+    places.write_json(workdir / RECORD, record | {"changed": changed})
   return run.state_from(variables)
 
 
@@ -177,9 +177,9 @@ def path_and_step(init_from: str) -> tuple[str, str]:
   """Returns the absolute path and the step of "WORKDIR[@STEP]"; the step is "" if there is none."""
   path, _, step = init_from.rpartition("@")
   is_step = step == "best" or (step.isascii() and step.isdecimal())
-  if not path or not is_step or config_lib.local(init_from).is_dir():  # the @ belongs to the path
+  if not path or not is_step or config_lib.of_run(init_from).is_dir():  # the @ belongs to the path
     path, step = init_from, ""
-  return str(config_lib.of_run(path).resolve()), step
+  return str(places.resolved(config_lib.of_run(path))), step
 
 
 def _read(path: pathlib.Path) -> dict[str, Any]:

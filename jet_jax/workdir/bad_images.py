@@ -3,7 +3,8 @@
 import pathlib
 from collections.abc import Mapping, Sequence
 
-from jet_jax.workdir import atomic
+from jet_jax import config as config_lib
+from jet_jax import places
 
 NAME = "bad_images.txt"
 SHOWN = 3  # of them, in the line that is printed
@@ -22,14 +23,15 @@ def record(workdir: str | pathlib.Path, skipped: Mapping[str, Sequence[str]]) ->
   lines = [f"{split}: {image}".replace("\n", "\\n") for split, images in skipped.items() for image in images]
   if not lines:
     return None
-  path = pathlib.Path(workdir) / NAME
+  path = config_lib.of_run(workdir) / NAME
   try:
-    before = path.read_bytes().decode(errors="surrogateescape").splitlines() if path.exists() else []
-    content = "".join(f"{line}\n" for line in dict.fromkeys([*before, *lines]))
-    atomic.write_bytes(path, content.encode(errors="surrogateescape"))
+    with places.explained(path.parent):
+      before = path.read_bytes().decode(errors="surrogateescape").splitlines() if path.exists() else []
+      content = "".join(f"{line}\n" for line in dict.fromkeys([*before, *lines]))
+      places.write_bytes(path, content.encode(errors="surrogateescape"))
     where = f"all are in {path}"
-  except OSError as error:
-    where = f"{path} cannot be written ({error.strerror or error})"
+  except (OSError, ValueError) as error:
+    where = f"{path} cannot be written ({getattr(error, 'strerror', None) or error})"
   counts = ", ".join(f"{len(images)} of {split}" for split, images in skipped.items() if images)
   names = "; ".join(lines[:SHOWN])
   return f"skipped unreadable images, {counts}: {names}{'; ...' if len(lines) > SHOWN else ''}; {where}"

@@ -10,15 +10,16 @@ A checkpoint is complete once its commit file exists. `verify` compares restored
 import contextlib
 import dataclasses
 import pathlib
-import shutil
 import time
 from typing import Any, Literal
 
 import jax
 import orbax.checkpoint as ocp
 
+from jet_jax import config as config_lib
+from jet_jax import places
 from jet_jax.devices import processes
-from jet_jax.workdir import exported, fingerprint, verify
+from jet_jax.workdir import exported, fingerprint, lock, verify
 from jet_jax.workdir.best import Best
 from jet_jax.workdir.fingerprint import ArrayFingerprint
 from jet_jax.workdir.verify import Damaged
@@ -28,9 +29,10 @@ COMMIT_FILE = "commit_success.txt"  # orbax's mark of a complete step
 
 def saved_steps(workdir: str | pathlib.Path) -> list[int]:
   """Lists the steps of the complete checkpoints that a work directory has now, in ascending order; one of an export."""
-  if exported.is_export(workdir):
-    return [exported.read_step(workdir)]
-  names = [commit.parent.name for commit in (pathlib.Path(workdir) / "checkpoints").glob(f"*/{COMMIT_FILE}")]
+  with places.explained(workdir):
+    if exported.is_export(workdir):
+      return [exported.read_step(workdir)]
+    names = [commit.parent.name for commit in (config_lib.of_run(workdir) / "checkpoints").glob(f"*/{COMMIT_FILE}")]
   return sorted(int(name) for name in names if _is_step(name))
 
 
@@ -71,8 +73,8 @@ def choose_step(workdir: str | pathlib.Path, step: int | Literal["best"] | None)
 def read_record(workdir: str | pathlib.Path, step: int) -> tuple[dict[str, ArrayFingerprint], dict[str, Any]]:
   """Reads the fingerprints of what a step has saved, and the best evaluation. Raises ValueError or OSError."""
   if exported.is_export(workdir):
-    return exported.read_record(pathlib.Path(workdir))
-  return verify.read_record(pathlib.Path(workdir) / "checkpoints" / str(step))
+    return exported.read_record(config_lib.of_run(workdir))
+  return verify.read_record(config_lib.of_run(workdir) / "checkpoints" / str(step))
 
 
 def identity(workdir: str | pathlib.Path, step: int) -> str:
@@ -87,7 +89,7 @@ def open_saved(workdir: str | pathlib.Path) -> "Checkpoints | exported.Export":
 
 def check_resumable(workdir: str | pathlib.Path) -> None:
   """Raises ValueError for a work directory without any state of training, such as an export."""
-  saved = [pathlib.Path(workdir) / "checkpoints" / str(step) for step in saved_steps(workdir)]
+  saved = [config_lib.of_run(workdir) / "checkpoints" / str(step) for step in saved_steps(workdir)]
   if saved and not any((folder / "training").exists() for folder in saved):  # of some it may be damaged
     raise ValueError(
       f"{workdir} has the weights of a run without its optimizer state, so training cannot resume; start a new run in "
@@ -111,7 +113,7 @@ class Checkpoints:
   def __init__(
     self, workdir: str | pathlib.Path, keep: int | None = None, keep_every: int = 0, keep_best: bool = False
   ):
-    self.directory = pathlib.Path(workdir).absolute() / "checkpoints"
+    self.directory = config_lib.of_run(workdir) / "checkpoints"
     self.best = Best()
     self._writes, self._keep_best = keep is not None, keep_best
     self._bytes, self._saving = 0, 0  # size and step of the state that was saved last
@@ -145,7 +147,7 @@ class Checkpoints:
     for step in self.directory.glob("*") if processes.is_writer() else ():
       if _is_step(step.name) and step.is_dir() and not (step / COMMIT_FILE).exists():
         print(f"removing {step}, which was not saved to the end", flush=True)
-        shutil.rmtree(step)
+        places.remove(step)
 
   def steps(self) -> list[int]:
     """Lists the steps of the complete checkpoints, in ascending order."""
@@ -162,7 +164,10 @@ class Checkpoints:
 
   def name_latest(self) -> str:
     """Names the latest complete checkpoint, in a clause for an error message."""
-    steps = saved_steps(self.directory.parent)
+    try:
+      steps = saved_steps(self.directory.parent)
+    except (OSError, ValueError):  # the bucket or the disk is away
+      return "the checkpoints that were complete stay"
     return f"the last good checkpoint is of step {steps[-1]}" if steps else "there is no checkpoint yet"
 
   def save(self, items: dict[str, Any], step: int | None = None) -> None:
@@ -178,6 +183,7 @@ class Checkpoints:
     step = int(items["training"]["step"]) if step is None else step
     if step in self.steps():
       return
+    lock.check(self.directory.parent / "lock")
     self._bytes, self._saving = sum(leaf.nbytes for leaf in jax.tree.leaves(items)), step
     try:
       prints = fingerprint.fingerprints(items)
@@ -190,7 +196,8 @@ class Checkpoints:
         raise ValueError(f"step {step} is older than the latest")
 
   def check(self) -> None:
-    """Raises ValueError if a save that was started has failed by now."""
+    """Raises ValueError if a save that was started has failed by now, or another run has taken the work directory."""
+    lock.check(self.directory.parent / "lock")
     if not self._manager.is_saving_in_progress():
       self.wait()
 
@@ -208,11 +215,15 @@ class Checkpoints:
       if not self._writes:
         raise
       time.sleep(1)  # tensorstore's threads still write, and nothing waits for them
-      self._remove_unfinished()
+      with contextlib.suppress(OSError, ValueError), places.explained(self.directory):  # else the next start removes it
+        self._remove_unfinished()
+      free, advice = places.free_bytes(self.directory), "once it can be reached"
+      room = ""
+      if free is not None:
+        room, advice = f"{free:,} bytes are free there, it takes about {self._bytes:,}; ", "make room and"
       raise processes.Failure(
         f"the checkpoint of step {self._saving} could not be saved in {self.directory} ({verify.first_line(error)}): "
-        f"{shutil.disk_usage(self.directory).free:,} bytes are free there, it takes about {self._bytes:,}; "
-        f"{self.name_latest()}; make room and give the same command again"
+        f"{room}{self.name_latest()}; {advice} give the same command again"
       ) from error
 
   def restore_latest(self, like: dict[str, Any]) -> dict[str, Any] | None:

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from jet_jax import config as config_lib
+from jet_jax import places
 from jet_jax.devices import processes
 from jet_jax.workdir import same_data
-from jet_jax.workdir.atomic import write_json
 from jet_jax.workdir.checkpoint import saved_steps
 from jet_jax.workdir.lock import hold, release
 from jet_jax.workdir.metrics import check_places
@@ -39,19 +39,20 @@ def claim_workdir(
   """
   workdir = config_lib.of_run(workdir)
   try:
-    workdir.mkdir(parents=True, exist_ok=True)
-    if processes.is_writer():
-      check_places(workdir)
-      hold(workdir / "lock")
-    record = same_data.started(config, images)
-    if _holds_run(workdir):
-      has_config = (workdir / "config.json").exists()  # a damaged one may have been removed, as its error advises
-      before = config_lib.load(workdir) if has_config else config
-      _check_same_run(workdir, before, config)
-      record = same_data.resumed(workdir, before, config, images, accept_changed)
-    if processes.is_writer():
-      config_lib.save(config, workdir / "config.json")
-      write_json(workdir / same_data.FILE, record)
+    with places.explained(workdir):
+      workdir.mkdir(parents=True, exist_ok=True)  # a bucket has no empty folders, and is left as it is
+      if processes.is_writer():
+        check_places(workdir)
+        hold(workdir / "lock")
+      record = same_data.started(config, images)
+      if _holds_run(workdir):
+        has_config = (workdir / "config.json").exists()  # a damaged one may have been removed, as its error advises
+        before = config_lib.load(workdir) if has_config else config
+        _check_same_run(workdir, before, config)
+        record = same_data.resumed(workdir, before, config, images, accept_changed)
+      if processes.is_writer():
+        config_lib.save(config, workdir / "config.json")
+        places.write_json(workdir / same_data.FILE, record)
   except OSError as error:
     raise ValueError(f"workdir {workdir} cannot be used ({error}); give a folder that can be written") from error
   return workdir

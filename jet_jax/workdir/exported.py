@@ -6,6 +6,7 @@ DIR/config.json        of the run
 DIR/SHA256SUMS         digests of both and of the other files, for `sha256sum --check`; a file that differs is rejected
 """
 
+import functools
 import hashlib
 import json
 import pathlib
@@ -15,7 +16,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from jet_jax.workdir import atomic, fingerprint, verify
+from jet_jax import config as config_lib
+from jet_jax import places
+from jet_jax.workdir import fingerprint, verify
 from jet_jax.workdir.fingerprint import ArrayFingerprint
 
 WEIGHTS, SUMS = "model.safetensors", "SHA256SUMS"
@@ -24,7 +27,7 @@ NOTES = "jet_jax"  # the one key of the metadata: with several, safetensors writ
 
 def is_export(workdir: str | pathlib.Path) -> bool:
   """Returns True if a work directory is an export."""
-  return (pathlib.Path(workdir) / WEIGHTS).exists()
+  return (config_lib.of_run(workdir) / WEIGHTS).exists()
 
 
 def write_weights(folder: pathlib.Path, variables: dict, step: int, best: dict[str, Any]) -> None:
@@ -39,23 +42,24 @@ def write_weights(folder: pathlib.Path, variables: dict, step: int, best: dict[s
   # In C order: safetensors writes the memory of an array as it is.
   arrays = {name: np.asarray(leaf, order="C") for name, leaf in fingerprint.by_path(variables).items()}
   notes = json.dumps({"step": step, "best": best})
-  atomic.write_bytes(folder / WEIGHTS, _safetensors().numpy.save(arrays, {NOTES: notes}))
+  places.write_bytes(folder / WEIGHTS, _safetensors().numpy.save(arrays, {NOTES: notes}))
 
 
 def write_sums(folder: pathlib.Path, editable: str) -> None:
   """Writes SHA256SUMS for all files of a folder but one, which its owner may edit. Without it, an export is none."""
   files = sorted(path for path in folder.iterdir() if path.name not in (SUMS, editable))
   lines = [f"{_sha256(path)}  {path.name}\n" for path in files]
-  atomic.write_bytes(folder / SUMS, "".join(lines).encode())
+  places.write_bytes(folder / SUMS, "".join(lines).encode())
 
 
 def read_step(folder: str | pathlib.Path) -> int:
   """Returns the step of an export. Raises ValueError if its weights cannot be read."""
-  return _read_notes(pathlib.Path(folder))["step"]
+  return _read_notes(_fetched(folder))["step"]
 
 
 def read_record(folder: pathlib.Path) -> tuple[dict[str, ArrayFingerprint], dict[str, Any]]:
   """Returns the fingerprint of the file of weights, and the notes of a checkpoint, as `verify.read_record` does."""
+  folder = _fetched(folder)
   size = (folder / WEIGHTS).stat().st_size
   return {WEIGHTS: ArrayFingerprint((size,), "uint8", _read_sums(folder)[WEIGHTS])}, _read_notes(folder)["best"]
 
@@ -64,7 +68,7 @@ class Export:
   """The one checkpoint of an export, with the methods by which `load_run` reads `Checkpoints`."""
 
   def __init__(self, folder: str | pathlib.Path):
-    self.folder = pathlib.Path(folder)
+    self.folder = _fetched(folder)
 
   def __enter__(self):
     return self
@@ -99,6 +103,12 @@ class Export:
     place = lambda name, leaf: jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda at: arrays[name][at])
     placed = [place(name, leaf) for name, leaf in fingerprint.by_path(wanted).items()]
     return jax.tree.unflatten(jax.tree.structure(wanted), placed)
+
+
+@functools.cache
+def _fetched(folder: str | pathlib.Path) -> pathlib.Path:
+  """Returns an export on this machine: itself, or a copy of one in a bucket."""
+  return places.local_copy(config_lib.of_run(folder), [WEIGHTS, SUMS, "config.json"])
 
 
 def _check_sums(folder: pathlib.Path) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 from einops import rearrange
 from PIL import Image
 
-from jet_jax.workdir.atomic import replacing
+from jet_jax.places import replacing
 
 SHORTEST_SIDE = 48  # of an image in a grid, in pixels; smaller ones are enlarged
 GAP = 2  # between the images of a grid, in pixels

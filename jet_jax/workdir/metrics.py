@@ -4,6 +4,7 @@ A NaN or infinite metric is null in `metrics.jsonl`, so that every line is valid
 """
 
 import contextlib
+import functools
 import json
 import math
 import os
@@ -12,11 +13,11 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from jet_jax import places
 from jet_jax.devices import processes
-from jet_jax.workdir.atomic import write_bytes
 from jet_jax.workdir.image_grid import make_grid, save_png
 from jet_jax.workdir.progress import Clock, Terminal
-from jet_jax.workdir.sinks import Sink
+from jet_jax.workdir.sinks import PATIENCE, Sink
 from jet_jax.workdir.tensorboard import TensorBoard, as_markdown
 from jet_jax.workdir.wandb_page import WandbPage
 
@@ -48,11 +49,14 @@ class MetricLog:
       return
     terminal, lines, folder = Terminal(start, total), workdir / "metrics.jsonl", workdir / "tensorboard"
     self._has_bar = terminal.has_bar
+    self._lines = JsonLines(lines, start)
+    patience = places.patience(workdir, PATIENCE)
+    in_workdir = functools.partial(Sink, patience=patience)
     self._sinks = {
       "terminal": Sink("the terminal", terminal, "metrics.jsonl has all figures"),
-      "file": Sink(str(lines), JsonLines(lines, start), "and its lines are written once they can be"),
-      "pictures": Sink(str(workdir / "samples"), Pictures(workdir / "samples"), "without this picture"),
-      "tensorboard": Sink(
+      "file": in_workdir(str(lines), self._lines, "and its lines are written once they can be"),
+      "pictures": in_workdir(str(workdir / "samples"), Pictures(workdir / "samples"), "without this picture"),
+      "tensorboard": in_workdir(
         str(folder), TensorBoard(folder, start, as_markdown(config.to_dict())), "and metrics.jsonl has all figures"
       ),
     }
@@ -70,8 +74,14 @@ class MetricLog:
 
   @property
   def is_behind(self) -> bool:
-    """True if the last line of `metrics.jsonl` could not be written."""
-    return "file" in self._sinks and self._sinks["file"].failed
+    """True if the last line of `metrics.jsonl` could not be written on this machine."""
+    return "file" in self._sinks and self._sinks["file"].failed and self._lines.is_behind
+
+  def flush(self) -> None:
+    """Brings all lines to their place: before a checkpoint, from which a resumed run writes only later ones."""
+    if self._sinks:
+      self._send("file", "flush")
+      self._sinks["file"].wait(PROMPT)
 
   def finished(self, step: int) -> None:
     """Notes that the devices have finished a step, and moves the progress bar."""
@@ -151,25 +161,36 @@ class JsonLines:
   """
 
   def __init__(self, path: pathlib.Path, start: int):
-    self._path, self._start = path, start
+    self._mirror, self._start = places.Mirror(path), start
     self._file, self._pending = None, b""
+
+  @property
+  def is_behind(self) -> bool:
+    """True while lines wait to be written on this machine."""
+    return bool(self._pending)
 
   def metrics(self, step: int, metrics: Mapping[str, Any]) -> None:
     """Appends a line."""
     self._pending += as_json({"step": step, **metrics}).encode() + b"\n"
     self._write()
 
-  def close(self) -> None:
-    """Writes what is left, and closes the file."""
+  def flush(self) -> None:
+    """Brings all lines to their place, of which a bucket lags behind."""
     if self._pending:
       self._write()
+    self._mirror.send()
+
+  def close(self) -> None:
+    """Writes what is left, and closes the file."""
+    self.flush()
     if self._file:
       self._file.close()
 
   def _write(self) -> None:
     if self._file is None:
-      _drop_steps_after(self._start, self._path)
-      self._file = self._path.open("ab", buffering=0)
+      self._mirror.fetch()
+      _drop_steps_after(self._start, self._mirror.path)
+      self._file = self._mirror.path.open("ab", buffering=0)
     whole, rest = self._file.seek(0, os.SEEK_END), self._pending
     try:
       while rest:
@@ -179,6 +200,7 @@ class JsonLines:
         self._file.truncate(whole)  # no torn line
       raise
     self._pending = b""
+    self._mirror.send(now=False)
 
 
 class Pictures:
@@ -198,7 +220,7 @@ class Pictures:
 def _drop_steps_after(start: int, path: pathlib.Path) -> None:
   """Drops the lines of `metrics.jsonl` after step `start`, and those that a crash has torn."""
   if path.exists():
-    write_bytes(path, b"".join(line + b"\n" for line, values in read_lines(path) if values["step"] <= start))
+    places.write_bytes(path, b"".join(line + b"\n" for line, values in read_lines(path) if values["step"] <= start))
 
 
 def read_lines(path: pathlib.Path) -> list[tuple[bytes, dict[str, Any]]]:
@@ -241,10 +263,10 @@ def _nulls(value):
   return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def check_places(workdir: str | pathlib.Path) -> None:
+def check_places(workdir: pathlib.Path) -> None:
   """Raises ValueError if a file or folder that a run writes to exists, but is of the other kind or read-only."""
   kinds = {"metrics.jsonl": "file", "tensorboard": "folder", "samples": "folder", "checkpoints": "folder"}
   for name, kind in kinds.items():
-    path = pathlib.Path(workdir) / name
-    if path.exists() and (path.is_dir() != (kind == "folder") or not os.access(path, os.W_OK)):
+    path = workdir / name
+    if path.exists() and (path.is_dir() != (kind == "folder") or not places.is_writable(path)):
       raise ValueError(f"{path} must be a {kind} that can be written; move it away, or give another --workdir")

@@ -13,6 +13,7 @@ import posixpath
 from collections.abc import Mapping
 from typing import Any
 
+from jet_jax import config as config_lib
 from jet_jax.config import Config
 from jet_jax.devices import processes
 from jet_jax.workdir.checkpoint import saved_steps
@@ -66,7 +67,7 @@ def differs_from_run(workdir: str | pathlib.Path, split: str, known: Mapping[str
     split: name of the split.
     known: the identity of the images of now: {"images": number, "sha256": digest}.
   """
-  old = read(pathlib.Path(workdir))
+  old = read(config_lib.of_run(workdir))
   return _difference_of(split, old["splits"][split], known) if old and split in old["splits"] else ""
 
 

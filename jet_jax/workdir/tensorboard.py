@@ -16,6 +16,8 @@ from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
 
+from jet_jax import places
+
 VALIDATION = "validation"  # folder of its event files, and name of its line
 
 
@@ -29,7 +31,7 @@ class TensorBoard:
   """
 
   def __init__(self, folder: pathlib.Path, start: int, config: str):
-    self._folder, self._start, self._config = folder, start, config
+    self._mirror, self._start, self._config = places.Mirror(folder), start, config
     self._files: dict[str, EventsWriter] = {}
     self._opened = []  # names of the files so far
     self._first: dict[str, tuple[int, int] | None] = {}  # of counts: step and value, until the value changes
@@ -61,6 +63,7 @@ class TensorBoard:
     """Closes the files."""
     for file in self._files.values():
       file.close()
+    self._mirror.send()
 
   def _to_chart(self, name: str, step: int, value: float) -> list[tuple[int, float]]:
     if not isinstance(value, int):
@@ -87,9 +90,10 @@ class TensorBoard:
       except Exception:
         del self._files[name]
         raise
+    self._mirror.send(now=False)
 
   def _open(self, name: str) -> EventsWriter:
-    folder = self._folder / name
+    folder = self._mirror.path / name
     folder.mkdir(parents=True, exist_ok=True)
     is_first = name not in self._opened
     self._opened.append(name)

@@ -16,6 +16,7 @@ import sys
 import warnings
 from typing import Any
 
+from jet_jax import places
 from jet_jax.devices import processes
 from jet_jax.workdir import fingerprint
 from jet_jax.workdir.fingerprint import ArrayFingerprint
@@ -66,8 +67,7 @@ def set_aside(folder: pathlib.Path) -> pathlib.Path:
   names = itertools.chain([folder.name], (f"{folder.name}.{number}" for number in itertools.count(1)))
   place = next(damaged / name for name in names if not (damaged / name).exists())
   if processes.is_writer():
-    damaged.mkdir(exist_ok=True)
-    folder.rename(place)
+    places.move(folder, place)
   processes.exchange()
   return place
 

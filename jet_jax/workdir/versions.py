@@ -11,13 +11,14 @@ import os
 import pathlib
 import platform
 import subprocess
-import sys
 from typing import Any
 
 import jax
 
 import jet_jax
+from jet_jax import places
 from jet_jax.devices import processes
+from jet_jax.workdir.sinks import reason
 
 NAME = "versions.jsonl"
 # Those of the device's compiler are there only if they are installed.
@@ -70,17 +71,17 @@ def record(workdir: pathlib.Path, step: int) -> None:
   path, now = workdir / NAME, versions()
   time = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
   try:
-    before = path.read_text(errors="replace") if path.exists() else ""
-    changes = describe_changes(last_line(before), now)
+    with places.explained(workdir):
+      before = path.read_bytes() if path.exists() else b""
+    changes = describe_changes(last_line(before.decode(errors="replace")), now)
     if changes:
       processes.say(f"changed since the last start: {changes}; results may differ in the last digits")
-    with path.open("a") as file:
-      file.write("\n" * (before != "" and not before.endswith("\n")))  # after a torn line
-      file.write(json.dumps({"step": step, "time": time, **now}) + "\n")
-  except OSError as error:
-    print(
-      f"warning: {path} cannot be read and written ({error.strerror}); training goes on", file=sys.stderr, flush=True
-    )
+    before += b"\n" * (before != b"" and not before.endswith(b"\n"))  # after a torn line
+    line = json.dumps({"step": step, "time": time, **now}) + "\n"
+    with places.explained(workdir):
+      places.write_bytes(path, before + line.encode())
+  except (OSError, ValueError) as error:
+    processes.warn(f"warning: {path} cannot be read and written ({reason(error)}); training goes on")
 
 
 def last_line(text: str) -> dict[str, Any]:

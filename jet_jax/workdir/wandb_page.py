@@ -6,6 +6,8 @@ import pathlib
 import secrets
 from typing import Any
 
+from jet_jax import places
+
 
 def check_wandb(project: str) -> None:
   """Raises ValueError if a project is configured, but the package is not installed or nobody is logged in."""
@@ -71,7 +73,7 @@ class WandbPage:
         name=self._workdir.name,
         id=id_file.read_text(),
         resume="allow",
-        dir=self._workdir,
+        dir=places.scratch(self._workdir),
         config=self._config,
       )
     return self._run

@@ -178,12 +178,13 @@ def test_commands_reject_addresses_before_anything_is_written(tmp_path, monkeypa
   monkeypatch.chdir(tmp_path)
   run, config = "--workdir=run", f"--config={configs}/digits.py"
   for main, *arguments in (
-    (train.main, config, "--workdir=gs://bucket/run"),
+    (train.main, config, "--workdir=s3://bucket/run"),
+    (train.main, config, "--workdir=gs:/bucket/run"),
     (train.main, config, run, "--config.data.source=folder:s3://bucket/x", "--config.levels=256"),
-    (train.main, f"{config}:init_from=gs://bucket/run", run),
+    (train.main, f"{config}:init_from=hdfs://bucket/run", run),
     (train.main, f"{config}:data_dir=gs://bucket", run),
     (train.main, "--config=gs://bucket/config.py", run),
-    (evaluate.main, "--workdir=gs://bucket/run"),
+    (evaluate.main, "--workdir=http://bucket/run"),
     (evaluate.main, run, "--data_dir=gs://bucket"),
     (sample.main, run, "--out=gs://bucket/a.png"),
     (sample.main, run, "--npz=gs://bucket/a.npz"),

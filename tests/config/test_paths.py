@@ -30,6 +30,7 @@ ENTRIES = {
   "data_dir": sources.absolute_data_dir,
   "source": sources.absolute,
 }
+OF_RUNS = ("work directory", "config of a run", "trained run", "init_from")  # which may be in a bucket
 
 
 @pytest.mark.parametrize("address", ADDRESSES)
@@ -41,9 +42,18 @@ def test_an_address_is_no_path(address):
 @pytest.mark.parametrize("entry", ENTRIES)
 def test_every_path_is_checked(entry, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
-  with pytest.raises(ValueError, match="gs://bucket/x is an address"):
-    ENTRIES[entry]("gs://bucket/x")
+  for address in ("s3://bucket/x", "gs:/bucket/x") + (() if entry in OF_RUNS else ("gs://bucket/x",)):
+    with pytest.raises(ValueError, match=f"{address} is an address, .* as gs://BUCKET/FOLDER"):
+      ENTRIES[entry](address)
   assert not list(tmp_path.iterdir())
+
+
+def test_a_work_directory_may_be_in_a_bucket():
+  assert str(paths.of_run("gs://bucket/runs/a b/")) == "gs://bucket/runs/a b"
+  with pytest.raises(paths.BadPath, match="gs://bucket is no folder of a bucket; give it as gs://BUCKET/FOLDER"):
+    paths.of_run("gs://bucket")
+  with pytest.raises(paths.BadPath, match="could not be read; rename that folder"):
+    paths.of_run("gs://bucket/a*")
 
 
 @pytest.mark.parametrize("path", ["a:b", "runs/a:b/c", "/x/y z", "a,b", "100%", "#1", "größe", "a@3", "C", "x/gs://y"])

@@ -67,7 +67,9 @@ def start_script(command, environment):
   [
     (["--workdir=~/a b"], "/home/me/a b\n", 0),
     (["--workdir", "a~/b:c"], "a~/b:c\n", 0),
-    (["--workdir=gs://bucket/run"], "error: --workdir=gs://bucket/run is an address; mount the bucket", 2),
+    (["--workdir=gs://bucket/run"], "gs://bucket/run\n", 0),
+    (["--workdir=gs:/bucket/run"], "error: --workdir=gs:/bucket/run is an address that is not gs://BUCKET/FOLDER", 2),
+    (["--workdir=s3://bucket/run"], "error: --workdir=s3://bucket/run is an address that is not gs://BUCKET/FOLDER", 2),
     ([], "error: no --workdir=DIR", 2),
   ],
 )

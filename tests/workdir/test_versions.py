@@ -44,7 +44,8 @@ def test_a_torn_record_is_skipped(tmp_path, capsys):
 
 def test_a_record_that_cannot_be_read_or_written_is_no_reason_to_end(tmp_path, capsys):
   (tmp_path / versions.NAME).mkdir()
-  for folder, reason in ((tmp_path / "missing", "No such file or directory"), (tmp_path, "Is a directory")):
+  (tmp_path / "file").touch()
+  for folder, reason in ((tmp_path / "file", "File exists"), (tmp_path, "Is a directory")):
     versions.record(folder, 0)
     assert f"versions.jsonl cannot be read and written ({reason}); training goes on" in capsys.readouterr().err
 

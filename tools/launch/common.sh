@@ -16,8 +16,9 @@ if [[ -z $workdir ]]; then
   echo "error: no --workdir=DIR among the arguments; give the work directory that training resumes from" >&2
   exit 2
 fi
-if [[ $workdir =~ ^[A-Za-z][A-Za-z0-9+.-]*:/ ]]; then
-  echo "error: --workdir=$workdir is an address; mount the bucket (gcsfuse, mount-s3) and give that path" >&2
+if [[ $workdir =~ ^[A-Za-z][A-Za-z0-9+.-]*:/ && ! $workdir =~ ^gs://[^/]+/. ]]; then
+  echo "error: --workdir=$workdir is an address that is not gs://BUCKET/FOLDER; mount the bucket (mount-s3, gcsfuse) and" \
+    "give that path" >&2
   exit 2
 fi
 folder=${workdir/#\~\//$HOME/} # no shell expands ~ behind "--workdir=", and training does
@@ -41,7 +42,12 @@ check_python() {
 }
 
 # Lists the complete checkpoints. A changed list means progress.
-complete_checkpoints() { find "$folder/checkpoints" -name commit_success.txt 2>/dev/null | sort || true; }
+complete_checkpoints() {
+  case $folder in
+    gs://*) gcloud storage ls "$folder/checkpoints/*/commit_success.txt" 2>/dev/null || true ;;
+    *) find "$folder/checkpoints" -name commit_success.txt 2>/dev/null | sort || true ;;
+  esac
+}
 
 child=
 stopping=

@@ -30,7 +30,7 @@ from jet_jax import config as config_lib
 from jet_jax import likelihood
 from jet_jax.flow.scales import forward_with_scales
 from jet_jax.flow.splits import Splits
-from jet_jax.workdir.atomic import replacing
+from jet_jax.places import replacing
 from jet_jax.workdir.image_grid import shown
 
 from . import images, pictures

@@ -24,8 +24,8 @@ import numpy as np
 from PIL import Image
 
 from jet_jax import config as config_lib
+from jet_jax import places
 from jet_jax.training.evaluator import mean_and_error
-from jet_jax.workdir import atomic
 from jet_jax.workdir.progress import for_locale
 
 from . import images
@@ -98,7 +98,7 @@ def read(args, flow: Flow) -> dict[str, Any]:
   rows = {name: row(one, sets["held out"]) for name, one in sets.items()}
   text = table(rows)
   if args.out:
-    atomic.write_bytes(args.out, text.encode())
+    places.write_bytes(args.out, text.encode())
   print(for_locale(text))
   print(f"warning: {WARNING}", file=sys.stderr)
   return {"split": args.split, "sets": rows, "warning": WARNING, **nonfinite.result()}

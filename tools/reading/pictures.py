@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from jet_jax import config as config_lib
-from jet_jax.workdir.atomic import replacing
+from jet_jax.places import replacing
 
 MILLISECONDS = 120  # of a frame
 HOLD = 8  # frames' time that the two ends are shown

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jet_jax import config as config_lib
+from jet_jax import places
 from jet_jax.training import transfer
 from jet_jax.workdir import bad_images, exported, fingerprint, metrics, same_data, verify, versions
 from jet_jax.workdir.checkpoint import saved_steps
@@ -22,6 +23,9 @@ from .files import Files, shown
 RECORD = 2**24  # bytes of the digests of a checkpoint, at most
 LINE = 2**16  # bytes of a line of metrics.jsonl, at most
 NAMES = 60  # metrics of a run, at most
+COPIED = (  # of a run in a bucket
+  "*.json", "*.jsonl", "*.txt", "samples/*.png", "checkpoints/*/commit_success.txt", "checkpoints/*/digests/metadata",
+)  # fmt: skip
 LARGEST = 1e30  # a larger number counts as infinite: no axis could show it beside others
 
 
@@ -68,7 +72,7 @@ class Run(NamedTuple):
 def read_runs(workdirs: Sequence[pathlib.Path]) -> list[Run]:
   """Reads runs. Raises ValueError for a directory without the config of a run, or one that is given twice."""
   for i, workdir in enumerate(workdirs):
-    if workdir.resolve() in [other.resolve() for other in workdirs[:i]]:
+    if places.resolved(workdir) in map(places.resolved, workdirs[:i]):
       raise ValueError(f"--workdir={workdir} is given twice; give each run once")
   return [_read_run(*named) for named in zip(workdirs, names_of(workdirs), strict=True)]
 
@@ -83,16 +87,16 @@ def names_of(workdirs: Sequence[pathlib.Path]) -> list[str]:
 
 
 def _read_run(workdir: pathlib.Path, name: str) -> Run:
-  files = Files(workdir)
+  files = Files(places.local_copy(workdir, COPIED))
   if not files.find("config.json") and files.notes:
     raise ValueError(f"{workdir}: {files.notes[0]}; copy the run with its own config.json")
   try:
-    config = config_lib.load(workdir)
+    config = config_lib.load(files.workdir)
   except RecursionError as error:
     raise ValueError(f"{workdir}/config.json is nested too deeply; give the --workdir of a training run") from error
   series, counts = read_metrics(files)
   try:
-    data = (same_data.read(workdir) if files.find(same_data.FILE) else None) or {}
+    data = (same_data.read(files.workdir) if files.find(same_data.FILE) else None) or {}
   except (ValueError, RecursionError):
     data = files.leave_out(f"{same_data.FILE} is damaged", {})
   return Run(

@@ -1,10 +1,5 @@
-"""A lock on a work directory, so that two runs cannot write to it at once.
+"""Locks on a disk: the operating system holds them (POSIX), and releases them when the process ends."""
 
-The operating system holds the lock (POSIX) and releases it when the process ends, for whatever reason: a crashed run
-never blocks the next.
-"""
-
-import atexit
 import contextlib
 import errno
 import fcntl
@@ -14,10 +9,10 @@ import pathlib
 import socket
 import struct
 import sys
-import time
 from typing import Any
 
 from jet_jax.devices import processes
+from jet_jax.workdir.lock.named import describe, own
 
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)  # errors of file systems that have none
 
@@ -51,7 +46,7 @@ def hold(path: pathlib.Path) -> None:
       holder = _read(file)
       os.close(file)
       raise ValueError(
-        f"{path.parent} is in use by {_describe(holder)}; stop it first (in a notebook: call "
+        f"{path.parent} is in use by {describe(holder)}; stop it first (in a notebook: call "
         "jet_jax.workdir.release_workdir(DIR) or restart the kernel), or give another --workdir"
       ) from error
     if error.errno not in NO_LOCKS:
@@ -61,25 +56,18 @@ def hold(path: pathlib.Path) -> None:
   holder = _read(file)
   if holder and not (has_locks and holder.get("host") == socket.gethostname()):
     processes.warn(
-      f"warning: {path} names {_describe(holder)}. It has crashed, or it still runs and this file system's locks do "
+      f"warning: {path} names {describe(holder)}. It has crashed, or it still runs and this file system's locks do "
       "not show it; in that case stop one of the two runs"
     )
   os.ftruncate(file, 0)
-  own = {"host": socket.gethostname(), "pid": os.getpid(), "program": pathlib.Path(sys.argv[0]).name}
-  os.pwrite(file, json.dumps(own | {"started": time.time()}).encode(), 0)
+  os.pwrite(file, json.dumps(own()).encode(), 0)
   _held[path] = file  # closing it would release the lock
 
 
 def holder(path: pathlib.Path) -> tuple[bool, str, bool]:
-  """Tells who holds a lock, without taking it and without writing. Raises OSError for a file that cannot be read.
-
-  Returns:
-    True if a process holds the lock. What the file names, "process 7 on host, started 60 s ago (train.py)", or "": a
-    file that was released is empty, and one whose process crashed is not. True if that process is of another machine,
-    whose lock this file system may not show.
-  """
+  """As `lock.holder`: a file that was released is empty, and one whose process crashed is not."""
   if path in _held:  # to open and close the file here would release the lock
-    return True, _describe(_read(_held[path])), False
+    return True, describe(_read(_held[path])), False
   try:
     file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
   except FileNotFoundError:
@@ -88,7 +76,7 @@ def holder(path: pathlib.Path) -> tuple[bool, str, bool]:
     named = _read(file)
     return (
       _is_locked(file),
-      _describe(named) if named else "",
+      describe(named) if named else "",
       bool(named) and named.get("host") != socket.gethostname(),
     )
   finally:
@@ -118,10 +106,9 @@ def release(path: pathlib.Path) -> None:
     os.close(file)
 
 
-@atexit.register
-def _release_all() -> None:
-  for path in list(_held):
-    release(path)
+def held() -> list[pathlib.Path]:
+  """Lists the locks that this process holds."""
+  return list(_held)
 
 
 def _is_file_at(path: pathlib.Path, file: int) -> bool:
@@ -139,10 +126,3 @@ def _read(file: int) -> dict[str, Any]:
     return holder if isinstance(holder, dict) else {}
   except ValueError:
     return {}
-
-
-def _describe(holder: dict[str, Any]) -> str:
-  started = holder.get("started")
-  age = f", started {max(0, time.time() - started):,.0f} s ago" if isinstance(started, int | float) else ""
-  program = f" ({holder['program']})" if holder.get("program") else ""
-  return f"process {holder.get('pid', '?')} on {holder.get('host', '?')}{age}{program}"

@@ -1,0 +1,59 @@
+"""A lock on a work directory, so that two runs cannot write to it at once.
+
+A crashed run does not block the next: on a disk the operating system releases the lock when its process ends, and in a
+bucket its holder renews it while it lives.
+"""
+
+import atexit
+import pathlib
+from types import ModuleType
+
+from jet_jax import places
+from jet_jax.workdir.lock import in_bucket, on_disk
+
+__all__ = ["check", "hold", "holder", "release"]
+
+
+def hold(path: pathlib.Path) -> None:
+  """Takes a lock until `release` or the end of this process, and writes the holder into its file.
+
+  A second call in the process does nothing, unless the file was removed or replaced.
+
+  Raises:
+    ValueError: another process holds the lock; names its machine, number and age.
+    OSError: the file cannot be opened or locked, or the bucket does not answer.
+  """
+  _kind(path).hold(path)
+
+
+def holder(path: pathlib.Path) -> tuple[bool, str, bool]:
+  """Tells who holds a lock, without taking it and without writing. Raises OSError for a file that cannot be read.
+
+  Returns:
+    True if a process holds the lock. What the file names, "process 7 on host, started 60 s ago (train.py)", or "": a
+    lock that was released names none, and that of a crashed process does. True if that process is of another machine,
+    whose lock this file system may not show.
+  """
+  return _kind(path).holder(path)
+
+
+def release(path: pathlib.Path) -> None:
+  """Gives up a lock that this process holds; does nothing for another."""
+  _kind(path).release(path)
+
+
+def check(path: pathlib.Path) -> None:
+  """Raises ValueError if another run has taken a lock of this process, which was away for long; only in a bucket."""
+  if places.in_bucket(path):
+    in_bucket.check(path)
+
+
+def _kind(path: pathlib.Path) -> ModuleType:
+  return in_bucket if places.in_bucket(path) else on_disk
+
+
+@atexit.register
+def _release_all() -> None:
+  for kind in (on_disk, in_bucket):
+    for path in kind.held():
+      kind.release(path)
