@@ -16,9 +16,9 @@ WORKDIR /work
 CMD ["jet-train", "--help"]
 
 FROM base AS cpu
-RUN pip install --constraint=/source/requirements.txt '/source[codec,export,report]'
+RUN pip install --constraint=/source/requirements.txt '/source[codec,export,gcs,report]'
 USER jet
 
 FROM base AS cuda
-RUN pip install --constraint=/source/requirements.txt '/source[codec,export,report,cuda]'
+RUN pip install --constraint=/source/requirements.txt '/source[codec,export,gcs,report,cuda]'
 USER jet

@@ -4,10 +4,11 @@ A path in a bucket is an `epath.Path`, which has the methods of `pathlib.Path`. 
 files need not ask:
 
 - An object is replaced whole, and nothing can be appended: a `Mirror` is a local file or folder that is copied there.
-- A folder exists while it has a file. To move one copies every file, inside of the bucket.
-- There is no free space to measure, and no library that reads one by its name: `local_copy`.
+- A folder need not be made, and exists while it has a file. To move one copies every file, inside of the bucket.
+- There is no free space to measure.
+- A library that opens files by their names needs a `local_copy`.
 
-The lock of a work directory is the other difference (workdir/bucket_lock.py).
+The lock of a work directory is the other difference (workdir/lock/).
 """
 
 import atexit
@@ -22,11 +23,10 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
-BUCKET = re.compile(r"gs://([a-z0-9][a-z0-9._-]{1,220}[a-z0-9])/(.+)")
-INTERVAL = 10  # seconds between two copies of a file that grows, at least; a bucket takes one a second of a name
+BUCKET = re.compile(r"gs://([a-z0-9][a-z0-9._-]{1,220}[a-z0-9])/(.+)", re.DOTALL)
 OUTAGE = 60  # seconds after which a bucket is given up
 
 
@@ -52,7 +52,14 @@ def bucket_path(text: str) -> pathlib.Path:
   found = BUCKET.fullmatch(text)
   parts = [part for part in found[2].split("/") if part] if found else []
   if not found or not parts or {".", ".."} & {*parts}:
-    raise ValueError(f"{text} is no folder of a bucket; give it as gs://BUCKET/FOLDER")
+    raise ValueError(
+      f"{text} is no folder of a bucket; give it as gs://BUCKET/FOLDER. A bucket's name has 3 characters or more: "
+      "lower case letters, digits, '-', '_' and '.'"
+    )
+  if wrong := sorted({character for character in text if character in "#?" or not character.isprintable()}):
+    raise ValueError(
+      f"{text!r} has {' '.join(map(repr, wrong))}, where checkpoints would be mixed up; give another name"
+    )
   if importlib.util.find_spec("gcsfs") is None:
     raise ValueError(f"{text} is in a bucket, which needs the package gcsfs; install it: pip install 'jet_jax[gcs]'")
   _settle()
@@ -63,19 +70,32 @@ def bucket_path(text: str) -> pathlib.Path:
 
 @functools.cache
 def _settle() -> None:
-  """Sets the libraries for buckets: to ask each time, as other processes write there; and to give up what hangs."""
+  """Sets the libraries for buckets, which read these values when they are imported, or first used."""
   logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # of every try it would print a traceback
+  for name, value in {
+    "EPATH_USE_TF": "false",  # TensorFlow may be installed beside
+    "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",  # else gcsfs asks for facts of the bucket, which needs more rights
+    "TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS": str(OUTAGE),
+    "TENSORSTORE_CURL_LOW_SPEED_LIMIT_BYTES": "1",
+  }.items():
+    os.environ.setdefault(name, value)
+  import aiohttp  # noqa: PLC0415  both come with gcsfs
   from fsspec import config  # noqa: PLC0415
 
-  for name, value in {"use_listings_cache": False, "requests_timeout": OUTAGE}.items():
-    config.conf.setdefault("gcs", {}).setdefault(name, value)
-  for name, value in {"TIME_SECONDS": OUTAGE, "LIMIT_BYTES": 1}.items():
-    os.environ.setdefault(f"TENSORSTORE_CURL_LOW_SPEED_{name}", str(value))
+  own = config.conf.setdefault("gcs", {})
+  own.setdefault("use_listings_cache", False)  # other processes write there
+  own.setdefault("requests_timeout", aiohttp.ClientTimeout(total=None, sock_connect=OUTAGE, sock_read=OUTAGE))
+
+
+def is_of_bucket(error: Exception) -> bool:
+  """Returns True for an error of a library for buckets: of the network, or of rights."""
+  libraries = {kind.__module__.partition(".")[0] for kind in type(error).__mro__}
+  return bool(libraries & {"gcsfs", "google", "aiohttp", "requests", "fsspec"}) or str(error).startswith("Forbidden: ")
 
 
 @contextlib.contextmanager
-def explained(path: str | os.PathLike) -> Iterator[None]:
-  """Makes the first error that a bucket gives an error with a line that says what to do.
+def reaching(path: str | os.PathLike) -> Iterator[None]:
+  """Makes an error of a bucket one with a line that says what to do; on a disk it does nothing.
 
   Raises:
     ValueError: no such bucket, no permission, or no credentials.
@@ -84,21 +104,26 @@ def explained(path: str | os.PathLike) -> Iterator[None]:
   try:
     yield
   except Exception as error:  # of any type: they come from gcsfs, google-cloud-storage, google-auth and aiohttp
-    libraries = {kind.__module__.partition(".")[0] for kind in type(error).__mro__}
-    text = str(error).strip().partition("\n")[0] or type(error).__name__
-    is_foreign = bool(libraries & {"gcsfs", "google", "aiohttp", "requests"}) or text.startswith("Forbidden: ")
-    if not in_bucket(path) or not is_foreign:
+    if not in_bucket(path):
       raise
-    code = str(getattr(error, "code", "")) if "Forbidden" not in text else "403"
-    if "DefaultCredentialsError" in type(error).__name__ or code == "401":
-      problem = "this machine has no credentials for it; run `gcloud auth application-default login`, or set "
-      raise ValueError(f"{path}: {problem}GOOGLE_APPLICATION_CREDENTIALS to the key of a service account") from None
-    if code == "403":
-      advice = "give this account the role Storage Object Admin of the bucket, or Viewer to read alone"
-      raise ValueError(f"{path}: no permission ({text}); {advice}") from None
-    if code == "404":
+    text = str(error).strip().partition("\n")[0] or type(error).__name__
+    code = "403" if text.startswith("Forbidden: ") else str(getattr(error, "code", ""))
+    bucket = os.fspath(path).split("/")[2]
+    if code == "404" or (isinstance(error, FileNotFoundError) and text == f"b/{bucket}/o"):
       raise ValueError(f"{path}: there is no such bucket; create it, or correct its name") from None
-    raise Unreachable(f"{path}: the bucket does not answer ({text}); give the same command again") from error
+    if type(error).__name__ in ("DefaultCredentialsError", "RefreshError") or code == "401":
+      raise ValueError(
+        f"{path}: this machine has no valid credentials ({text}); run `gcloud auth application-default login`, or set "
+        "GOOGLE_APPLICATION_CREDENTIALS to the key of a service account"
+      ) from None
+    if code == "403":
+      advice = "give this account the roles Storage Object Admin and Storage Legacy Bucket Reader of the bucket"
+      raise ValueError(f"{path}: no permission ({text}); {advice}") from None
+    if text.startswith("Project was not passed"):
+      raise ValueError(f"{path}: no project is known; set GOOGLE_CLOUD_PROJECT to the one of the bucket") from None
+    if is_of_bucket(error):
+      raise Unreachable(f"{path}: the bucket does not answer ({text}); give the same command again") from error
+    raise
 
 
 @contextlib.contextmanager
@@ -155,6 +180,12 @@ def remove(folder: pathlib.Path) -> None:
     shutil.rmtree(folder)
 
 
+def make_folder(folder: pathlib.Path) -> None:
+  """Makes a folder and those above it; a bucket needs none."""
+  if not in_bucket(folder):
+    folder.mkdir(parents=True, exist_ok=True)
+
+
 def free_bytes(folder: pathlib.Path) -> int | None:
   """Returns the free space of the disk; None for a bucket."""
   return None if in_bucket(folder) else shutil.disk_usage(folder).free
@@ -169,11 +200,6 @@ def modified(path: pathlib.Path) -> float:
   """Returns the time of a file's last change, in seconds since 1970. Raises FileNotFoundError."""
   status: Any = path.stat()
   return status.mtime if in_bucket(path) else status.st_mtime
-
-
-def is_writable(path: pathlib.Path) -> bool:
-  """Returns True if this account may write a file or folder; always for a bucket, which tells only when it is tried."""
-  return in_bucket(path) or os.access(path, os.W_OK)
 
 
 def resolved(path: pathlib.Path) -> pathlib.Path:
@@ -210,10 +236,11 @@ def local_copy(folder: pathlib.Path, patterns: Sequence[str]) -> pathlib.Path:
   if not in_bucket(folder):
     return folder
   copy = _temporary()
-  for path in sorted({path for pattern in patterns for path in folder.glob(pattern)}):
-    target = copy / path.relative_to(folder)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_bytes(path.read_bytes())
+  with reaching(folder):
+    for path in sorted({path for pattern in patterns for path in folder.glob(pattern)}):
+      target = copy / path.relative_to(folder)
+      target.parent.mkdir(parents=True, exist_ok=True)
+      target.write_bytes(path.read_bytes())
   return copy
 
 
@@ -222,26 +249,31 @@ class Mirror:
 
   Args:
     path: where it belongs.
+    interval: seconds between two copies, at least.
+    check: raises an error where the bucket must not be written any more.
 
   Attributes:
     path: where to write it: the same on a disk, a temporary place for a bucket.
+    is_copied: the place is a bucket.
   """
 
-  def __init__(self, path: pathlib.Path):
-    self.path = _temporary() / path.name if in_bucket(path) else path
-    self._target = path
+  def __init__(self, path: pathlib.Path, interval: float, check: Callable[[], None] = lambda: None):
+    self.is_copied = in_bucket(path)
+    self.path = _temporary() / path.name if self.is_copied else path
+    self._target, self._interval, self._check = path, interval, check
     self._sent: dict[str, tuple[int, int]] = {}  # size and time of each file when it was copied
     self._last = -float("inf")
 
   def fetch(self) -> None:
     """Gets the file as it is in the bucket; does nothing on a disk."""
-    if in_bucket(self._target) and self._target.exists():
+    if self.is_copied and self._target.exists():
       self.path.write_bytes(self._target.read_bytes())
 
   def send(self, now: bool = True) -> None:
-    """Copies files that have changed to the bucket; without `now`, at most one time in `INTERVAL` seconds."""
-    if not in_bucket(self._target) or not (now or time.monotonic() - self._last > INTERVAL):
+    """Copies files that have changed to the bucket; without `now`, if the last copies are older than the interval."""
+    if not self.is_copied or not (now or time.monotonic() - self._last > self._interval):
       return
+    self._check()
     self._last = time.monotonic()
     files = [self.path] if self.path.is_file() else [path for path in self.path.rglob("*") if path.is_file()]
     for path in files:

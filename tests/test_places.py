@@ -87,9 +87,9 @@ def test_the_age_of_a_file_is_known_and_the_free_space_of_a_disk(folder):
   assert places.patience(folder, 20) == (60 if places.in_bucket(folder) else 20)
 
 
-def test_a_mirror_is_the_file_itself_or_a_copy_of_it(folder, monkeypatch):
+def test_a_mirror_is_the_file_itself_or_a_copy_of_it(folder):
   write_bytes(folder / "log", b"1\n")
-  mirror = places.Mirror(folder / "log")
+  mirror = places.Mirror(folder / "log", interval=3600)
   mirror.fetch()
   with mirror.path.open("ab") as file:
     file.write(b"2\n")
@@ -99,10 +99,10 @@ def test_a_mirror_is_the_file_itself_or_a_copy_of_it(folder, monkeypatch):
     file.write(b"3\n")
   mirror.send(now=False)  # at most every few seconds
   assert (folder / "log").read_bytes() == (b"1\n2\n" if places.in_bucket(folder) else b"1\n2\n3\n")
-  monkeypatch.setattr(places, "INTERVAL", 0)
+  mirror._interval = 0
   mirror.send(now=False)
   assert (folder / "log").read_bytes() == b"1\n2\n3\n"
-  missing = places.Mirror(folder / "missing")
+  missing = places.Mirror(folder / "missing", 0)
   missing.fetch()
   missing.send()
   assert not (folder / "missing").exists()
@@ -110,7 +110,7 @@ def test_a_mirror_is_the_file_itself_or_a_copy_of_it(folder, monkeypatch):
 
 def test_of_a_folder_a_mirror_sends_what_has_changed(server, monkeypatch):
   folder = places.as_path("gs://places/events")
-  mirror, written = places.Mirror(folder), []
+  mirror, written = places.Mirror(folder, 0), []
   (mirror.path / "validation").mkdir(parents=True)
   (mirror.path / "a").write_bytes(b"1")
   (mirror.path / "validation" / "b").write_bytes(b"1")
@@ -126,7 +126,7 @@ def test_of_a_folder_a_mirror_sends_what_has_changed(server, monkeypatch):
 
 
 def test_a_mirror_that_was_not_sent_is_sent_the_next_time(server, monkeypatch):
-  mirror = places.Mirror(places.as_path("gs://places/log"))
+  mirror = places.Mirror(places.as_path("gs://places/log"), 0)
   mirror.path.write_bytes(b"1")
   kind, write = type(mirror._target), type(mirror._target).write_bytes
 
@@ -141,7 +141,7 @@ def test_a_mirror_that_was_not_sent_is_sent_the_next_time(server, monkeypatch):
   assert places.as_path("gs://places/log").read_bytes() == b"1"
 
 
-@pytest.mark.parametrize("text", ["gs://bucket/run", "gs://my-bucket.x_1/a b/größe/100%/#1/a@3", "gs://b12/a//b/"])
+@pytest.mark.parametrize("text", ["gs://bucket/run", "gs://my-bucket.x_1/a b/größe/100%/;1/a@3", "gs://b12/a//b/"])
 def test_a_folder_of_a_bucket_is_a_path(text):
   path = places.bucket_path(text)
   assert os.fspath(path) == text.replace("a//b/", "a/b")
@@ -154,8 +154,25 @@ def test_a_folder_of_a_bucket_is_a_path(text):
   "text", ["gs://", "gs:///run", "gs://bucket", "gs://bucket/", "gs://Bucket/run", "gs://b/../run", "gs://bucket/./x"]
 )
 def test_other_addresses_are_rejected(text):
-  with pytest.raises(ValueError, match="is no folder of a bucket; give it as gs://BUCKET/FOLDER"):
+  with pytest.raises(ValueError, match="is no folder of a bucket; give it as gs://BUCKET/FOLDER.*3 characters"):
     places.bucket_path(text)
+
+
+@pytest.mark.parametrize("text", ["gs://bucket/run#1", "gs://bucket/a?b", "gs://bucket/a\nb"])
+def test_a_character_that_mixes_up_checkpoints_is_rejected(text):
+  with pytest.raises(ValueError, match="where checkpoints would be mixed up; give another name"):
+    places.bucket_path(text)
+
+
+def test_what_must_not_be_written_is_not_sent(server):
+  def lost():
+    raise ValueError("taken")
+
+  mirror = places.Mirror(places.as_path("gs://places/lost"), 0, lost)
+  mirror.path.write_bytes(b"1")
+  with pytest.raises(ValueError, match="taken"):
+    mirror.send()
+  assert not places.as_path("gs://places/lost").exists()
 
 
 def test_without_the_library_the_error_says_what_to_install(monkeypatch):
@@ -169,15 +186,24 @@ def errors():
   import google.api_core.exceptions as api  # noqa: PLC0415
   import google.auth.exceptions as auth  # noqa: PLC0415
   import requests  # noqa: PLC0415
+  from fsspec.exceptions import FSTimeoutError  # noqa: PLC0415
   from gcsfs.retry import HttpError  # noqa: PLC0415
 
   return [
     (api.NotFound("bucket"), ValueError, "there is no such bucket; create it"),
-    (api.Forbidden("no"), ValueError, "no permission .* role Storage Object Admin"),
+    (api.Forbidden("no"), ValueError, "no permission .* roles Storage Object Admin"),
+    (FileNotFoundError("b/bucket/o"), ValueError, "there is no such bucket"),
+    (auth.RefreshError("Reauthentication is needed"), ValueError, "no valid credentials .*Reauthentication"),
+    (OSError("Project was not passed and could not be determined"), ValueError, "set GOOGLE_CLOUD_PROJECT"),
+    (FSTimeoutError(), places.Unreachable, "does not answer .FSTimeoutError"),
     (OSError("Forbidden: https://x\nno storage.objects.list"), ValueError, "no permission"),
-    (api.Unauthorized("no"), ValueError, "no credentials .*gcloud auth application-default login"),
-    (HttpError({"code": 401, "message": "Anonymous caller"}), ValueError, "no credentials"),
-    (auth.DefaultCredentialsError("none were found"), ValueError, "no credentials .*GOOGLE_APPLICATION_CREDENTIALS"),
+    (api.Unauthorized("no"), ValueError, "no valid credentials .*gcloud auth application-default login"),
+    (HttpError({"code": 401, "message": "Anonymous caller"}), ValueError, "no valid credentials"),
+    (
+      auth.DefaultCredentialsError("none were found"),
+      ValueError,
+      "no valid credentials .*GOOGLE_APPLICATION_CREDENTIALS",
+    ),
     (api.RetryError("late", None), places.Unreachable, "does not answer .*give the same command again"),
     (requests.ConnectionError("refused"), places.Unreachable, "does not answer"),
     (aiohttp.ClientError("refused"), places.Unreachable, "does not answer"),
@@ -185,13 +211,13 @@ def errors():
   ]
 
 
-@pytest.mark.parametrize("number", range(10))
+@pytest.mark.parametrize("number", range(14))
 def test_an_error_of_a_bucket_says_what_to_do(number):
   error, kind, message = errors()[number]
-  with pytest.raises(kind, match=f"gs://bucket/run: .*{message}"), places.explained("gs://bucket/run"):
+  with pytest.raises(kind, match=f"gs://bucket/run: .*{message}"), places.reaching("gs://bucket/run"):
     raise error
-  with pytest.raises(type(error)), places.explained("/tmp/run"):
+  with pytest.raises(type(error)), places.reaching("/tmp/run"):
     raise error
   for own in (ValueError("a value"), FileNotFoundError("a file")):
-    with pytest.raises(type(own), match=str(own)), places.explained("gs://bucket/run"):
+    with pytest.raises(type(own), match=str(own)), places.reaching("gs://bucket/run"):
       raise own

@@ -49,7 +49,7 @@ def find_runs(folder: pathlib.Path) -> dict[str, pathlib.Path]:
   Raises:
     ValueError: the folder has none.
   """
-  with places.explained(folder):
+  with places.reaching(folder):
     found = sorted(
       place for place in places.folders_with("config.json", folder, DEPTH) if not exported.is_export(place)
     )
@@ -74,11 +74,12 @@ def describe(name: str, workdir: pathlib.Path) -> Row:
     "status" and "note".
   """
   try:
-    config = config_lib.load(workdir)
-    so_far = run_figures.read(workdir, config)
-    status, note = status_of(workdir, so_far)
-    age = seconds_since_line(workdir)
-    steps = checkpoint.saved_steps(workdir)
+    with places.reaching(workdir):
+      config = config_lib.load(workdir)
+      so_far = run_figures.read(workdir, config)
+      status, note = status_of(workdir, so_far)
+      age = seconds_since_line(workdir)
+      steps = checkpoint.saved_steps(workdir)
   except (ValueError, OSError, TypeError, ArithmeticError) as error:  # the last two from odd values in config.json
     return {"run": name, "workdir": str(workdir), "status": "unreadable", "note": str(error)}
   return {

@@ -132,7 +132,7 @@ def main(argv=None) -> None:
   parser = config_lib.Parser("tools.results", __doc__)
   parser.add_argument("--check", action="store_true", help="change nothing; exit with status 1 if a table differs")
   parser.add_argument(
-    "--add", type=config_lib.local, nargs="+", default=[], metavar="WORKDIR",
+    "--add", type=config_lib.of_run, nargs="+", default=[], metavar="WORKDIR",
     help="work directory of a run to record, or one for each of its seeds",
   )  # fmt: skip
   parser.add_argument("--id", help="row of docs/results/runs.json that --add writes")

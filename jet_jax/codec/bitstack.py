@@ -115,7 +115,7 @@ class BitStack:
 
   def _check(self, bits: float) -> None:
     self._fill(bits)
-    if self.bits < bits + RESERVE:
+    if self.bits < math.floor(bits) + RESERVE:  # whole bits, as it counts them
       raise TooFewBits
 
   def _fill(self, bits: float) -> None:

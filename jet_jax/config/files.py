@@ -93,7 +93,7 @@ def load(workdir: str | pathlib.Path) -> Config:
 
 def _read_json(path: pathlib.Path) -> Any:
   try:
-    with places.explained(path.parent):
+    with places.reaching(path.parent):
       return json.loads(path.read_text())
   except FileNotFoundError as error:
     raise ValueError(f"{path.parent} has no config.json; give the --workdir of a training run") from error

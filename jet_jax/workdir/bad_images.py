@@ -25,7 +25,7 @@ def record(workdir: str | pathlib.Path, skipped: Mapping[str, Sequence[str]]) ->
     return None
   path = config_lib.of_run(workdir) / NAME
   try:
-    with places.explained(path.parent):
+    with places.reaching(path.parent):
       before = path.read_bytes().decode(errors="surrogateescape").splitlines() if path.exists() else []
       content = "".join(f"{line}\n" for line in dict.fromkeys([*before, *lines]))
       places.write_bytes(path, content.encode(errors="surrogateescape"))

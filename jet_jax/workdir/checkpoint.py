@@ -29,7 +29,7 @@ COMMIT_FILE = "commit_success.txt"  # orbax's mark of a complete step
 
 def saved_steps(workdir: str | pathlib.Path) -> list[int]:
   """Lists the steps of the complete checkpoints that a work directory has now, in ascending order; one of an export."""
-  with places.explained(workdir):
+  with places.reaching(workdir):
     if exported.is_export(workdir):
       return [exported.read_step(workdir)]
     names = [commit.parent.name for commit in (config_lib.of_run(workdir) / "checkpoints").glob(f"*/{COMMIT_FILE}")]
@@ -124,15 +124,14 @@ class Checkpoints:
     policies = [ocp.checkpoint_managers.LatestN(keep)]
     policies += [ocp.checkpoint_managers.EveryNSteps(keep_every)] if keep_every else []
     policies += [_KeepBest(self)] if keep_best else []
-    self._manager = ocp.CheckpointManager(
-      self.directory,
-      options=ocp.CheckpointManagerOptions(
-        preservation_policy=ocp.checkpoint_managers.AnyPreservationPolicy(policies),
-        read_only=not self._writes,
-        create=self._writes,
-        atomicity_options=ocp.options.AtomicityOptions(mode=ocp.options.AtomicityMode.COMMIT_FILE),
-      ),
+    options = ocp.CheckpointManagerOptions(
+      preservation_policy=ocp.checkpoint_managers.AnyPreservationPolicy(policies),
+      read_only=not self._writes,
+      create=self._writes,
+      atomicity_options=ocp.options.AtomicityOptions(mode=ocp.options.AtomicityMode.COMMIT_FILE),
     )
+    with places.reaching(self.directory):
+      self._manager = ocp.CheckpointManager(self.directory, options=options)
 
   def __enter__(self):
     return self
@@ -183,7 +182,7 @@ class Checkpoints:
     step = int(items["training"]["step"]) if step is None else step
     if step in self.steps():
       return
-    lock.check(self.directory.parent / "lock")
+    lock.ensure(self.directory.parent / "lock")
     self._bytes, self._saving = sum(leaf.nbytes for leaf in jax.tree.leaves(items)), step
     try:
       prints = fingerprint.fingerprints(items)
@@ -215,7 +214,8 @@ class Checkpoints:
       if not self._writes:
         raise
       time.sleep(1)  # tensorstore's threads still write, and nothing waits for them
-      with contextlib.suppress(OSError, ValueError), places.explained(self.directory):  # else the next start removes it
+      with contextlib.suppress(OSError, ValueError), places.reaching(self.directory):  # else the next start removes it
+        lock.ensure(self.directory.parent / "lock")
         self._remove_unfinished()
       free, advice = places.free_bytes(self.directory), "once it can be reached"
       room = ""

@@ -39,8 +39,8 @@ def claim_workdir(
   """
   workdir = config_lib.of_run(workdir)
   try:
-    with places.explained(workdir):
-      workdir.mkdir(parents=True, exist_ok=True)  # a bucket has no empty folders, and is left as it is
+    with places.reaching(workdir):
+      places.make_folder(workdir)
       if processes.is_writer():
         check_places(workdir)
         hold(workdir / "lock")

@@ -105,10 +105,16 @@ class Export:
     return jax.tree.unflatten(jax.tree.structure(wanted), placed)
 
 
-@functools.cache
 def _fetched(folder: str | pathlib.Path) -> pathlib.Path:
   """Returns an export on this machine: itself, or a copy of one in a bucket."""
-  return places.local_copy(config_lib.of_run(folder), [WEIGHTS, SUMS, "config.json"])
+  folder = config_lib.of_run(folder)
+  return _copied(folder, places.modified(folder / WEIGHTS)) if places.in_bucket(folder) else folder
+
+
+@functools.lru_cache(4)
+def _copied(folder: pathlib.Path, modified: float) -> pathlib.Path:
+  del modified  # another export at the same place is copied again
+  return places.local_copy(folder, [WEIGHTS, SUMS, "config.json"])
 
 
 def _check_sums(folder: pathlib.Path) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 from jet_jax import places
 from jet_jax.devices import processes
+from jet_jax.workdir import lock
 from jet_jax.workdir.image_grid import make_grid, save_png
 from jet_jax.workdir.progress import Clock, Terminal
 from jet_jax.workdir.sinks import PATIENCE, Sink
@@ -23,6 +24,7 @@ from jet_jax.workdir.wandb_page import WandbPage
 
 PROMPT = 10  # seconds that training waits for a file that a resumed run needs; more is a disk that hangs
 LARGEST_STEP = 2**53  # beyond, JSON of other programs has no integers, and no run gets so far
+UPLOADS = 10  # seconds between two copies of the lines to a bucket, which takes one a second
 BAR = 0.2  # seconds between two moves of the bar
 UPLOAD = 60  # seconds that the end of a run waits for Weights & Biases
 
@@ -74,8 +76,8 @@ class MetricLog:
 
   @property
   def is_behind(self) -> bool:
-    """True if the last line of `metrics.jsonl` could not be written on this machine."""
-    return "file" in self._sinks and self._sinks["file"].failed and self._lines.is_behind
+    """True if the last line of `metrics.jsonl` could not be written to its disk."""
+    return "file" in self._sinks and self._lines.is_behind
 
   def flush(self) -> None:
     """Brings all lines to their place: before a checkpoint, from which a resumed run writes only later ones."""
@@ -146,6 +148,7 @@ class MetricLog:
       self._send(name, "metrics", step, metrics)
     if self._sinks:
       self._sinks["file"].wait(PROMPT)  # before a checkpoint, as above
+      self._send("file", "upload")  # for which training does not wait
 
   def _print(self, step, *parts) -> None:
     digits = len(str(self.total))
@@ -158,24 +161,29 @@ class JsonLines:
   Args:
     path: of the file.
     start: step whose successors are dropped from it.
+
+  Attributes:
+    is_behind: the last line could not be written to its disk; a bucket may be away for a while.
   """
 
   def __init__(self, path: pathlib.Path, start: int):
-    self._mirror, self._start = places.Mirror(path), start
-    self._file, self._pending = None, b""
-
-  @property
-  def is_behind(self) -> bool:
-    """True while lines wait to be written on this machine."""
-    return bool(self._pending)
+    self._mirror = places.Mirror(path, UPLOADS, functools.partial(lock.ensure, path.parent / "lock"))
+    self._start = start
+    self._file, self._pending, self.is_behind = None, b"", False
 
   def metrics(self, step: int, metrics: Mapping[str, Any]) -> None:
     """Appends a line."""
     self._pending += as_json({"step": step, **metrics}).encode() + b"\n"
+    self.is_behind = not self._mirror.is_copied
     self._write()
+    self.is_behind = False
+
+  def upload(self) -> None:
+    """Copies the file to its bucket, if it was not just now; on a disk it is in its place."""
+    self._mirror.send(now=False)
 
   def flush(self) -> None:
-    """Brings all lines to their place, of which a bucket lags behind."""
+    """Brings all lines to their place."""
     if self._pending:
       self._write()
     self._mirror.send()
@@ -200,7 +208,6 @@ class JsonLines:
         self._file.truncate(whole)  # no torn line
       raise
     self._pending = b""
-    self._mirror.send(now=False)
 
 
 class Pictures:
@@ -230,11 +237,12 @@ def read_lines(path: pathlib.Path) -> list[tuple[bytes, dict[str, Any]]]:
     ValueError: the file cannot be read.
   """
   try:
-    lines = path.read_bytes().splitlines() if path.exists() else []  # bytes: a crash may leave zeros
+    with places.reaching(path.parent):
+      lines = path.read_bytes().splitlines() if path.exists() else []  # bytes: a crash may leave zeros
   except OSError as error:
     raise ValueError(
-      f"{path} cannot be read ({error.strerror}); it must be a file with a JSON object a line, so restore it or move "
-      "it away"
+      f"{path} cannot be read ({error.strerror or error}); it must be a file with a JSON object a line, so restore it "
+      "or move it away"
     ) from error
   return [(line, values) for line in lines if (values := parse_line(line)) is not None]
 
@@ -265,8 +273,10 @@ def _nulls(value):
 
 def check_places(workdir: pathlib.Path) -> None:
   """Raises ValueError if a file or folder that a run writes to exists, but is of the other kind or read-only."""
+  if places.in_bucket(workdir):  # one name may be both there, and rights are those of the whole bucket
+    return
   kinds = {"metrics.jsonl": "file", "tensorboard": "folder", "samples": "folder", "checkpoints": "folder"}
   for name, kind in kinds.items():
     path = workdir / name
-    if path.exists() and (path.is_dir() != (kind == "folder") or not places.is_writable(path)):
+    if path.exists() and (path.is_dir() != (kind == "folder") or not os.access(path, os.W_OK)):
       raise ValueError(f"{path} must be a {kind} that can be written; move it away, or give another --workdir")

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jet_jax import config as config_lib
+from jet_jax import places
 from jet_jax.config import Config
 from jet_jax.devices import processes
 from jet_jax.workdir.checkpoint import saved_steps
@@ -77,7 +78,12 @@ def read(workdir: pathlib.Path) -> dict[str, Any] | None:
   if not path.exists():
     return None
   try:
-    record = json.loads(path.read_text())
+    with places.reaching(workdir):
+      text = path.read_text()
+  except OSError as error:
+    raise ValueError(f"{path} cannot be read ({error}); check its owner and mode") from error
+  try:
+    record = json.loads(text)
     splits = {split: {name: known[name] for name in ("images", "sha256")} for split, known in record["splits"].items()}
     if "train" not in splits:
       raise KeyError("train")
@@ -85,7 +91,7 @@ def read(workdir: pathlib.Path) -> dict[str, Any] | None:
     if not all(isinstance(text, str) for text in texts) or not all(map(_is_identity, splits.values())):
       raise TypeError("a value of another type")
     return {name: record[name] for name in ("source", "data_dir", "changes")} | {"splits": splits}
-  except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+  except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
     raise ValueError(f"{path} is damaged ({error!r}); remove it and rerun the command") from error
 
 

@@ -4,6 +4,7 @@ Once a write of tensorboardX's SummaryWriter has failed, its callers wait for ev
 files are written here directly, in the thread of the sink.
 """
 
+import functools
 import json
 import math
 import os
@@ -17,7 +18,10 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
 
 from jet_jax import places
+from jet_jax.workdir import lock
 
+UPLOADS = 60  # seconds between two copies to a bucket
+LARGEST = 2**22  # bytes of a file that is copied to a bucket
 VALIDATION = "validation"  # folder of its event files, and name of its line
 
 
@@ -31,7 +35,8 @@ class TensorBoard:
   """
 
   def __init__(self, folder: pathlib.Path, start: int, config: str):
-    self._mirror, self._start, self._config = places.Mirror(folder), start, config
+    self._mirror = places.Mirror(folder, UPLOADS, functools.partial(lock.ensure, folder.parent / "lock"))
+    self._start, self._config = start, config
     self._files: dict[str, EventsWriter] = {}
     self._opened = []  # names of the files so far
     self._first: dict[str, tuple[int, int] | None] = {}  # of counts: step and value, until the value changes
@@ -87,8 +92,10 @@ class TensorBoard:
     for name, file in list(self._files.items()):
       try:
         file.flush()
+        if self._mirror.is_copied and pathlib.Path(file._file_name).stat().st_size > LARGEST:
+          self._files.pop(name).close()  # a file is copied whole each time, so the next event begins another
       except Exception:
-        del self._files[name]
+        self._files.pop(name, None)
         raise
     self._mirror.send(now=False)
 

@@ -23,8 +23,8 @@ from jet_jax.workdir.fingerprint import ArrayFingerprint
 
 # Tensorstore raises ValueError with these status codes, or the system's words, for what is not in the files.
 NOT_DAMAGE = (
-  "RESOURCE_EXHAUSTED", "PERMISSION_DENIED", "UNAVAILABLE", "INTERNAL", "DEADLINE_EXCEEDED", "ABORTED",
-  "Too many open", "Input/output error",
+  "RESOURCE_EXHAUSTED", "PERMISSION_DENIED", "UNAUTHENTICATED", "UNAVAILABLE", "INTERNAL", "DEADLINE_EXCEEDED",
+  "ABORTED", "CURL error", "Too many open", "Input/output error",
 )  # fmt: skip
 
 
@@ -52,7 +52,7 @@ def judged(folder: pathlib.Path):
     yield
   except Exception as error:  # orbax and tensorstore raise errors of any type
     of_system = isinstance(error, (OSError, MemoryError)) and not isinstance(error, FileNotFoundError)
-    if of_system or any(words in str(error) for words in NOT_DAMAGE):
+    if of_system or places.is_of_bucket(error) or any(words in str(error) for words in NOT_DAMAGE):
       raise
     silence_reports()
     problem = first_line(error)

@@ -71,14 +71,14 @@ def record(workdir: pathlib.Path, step: int) -> None:
   path, now = workdir / NAME, versions()
   time = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
   try:
-    with places.explained(workdir):
+    with places.reaching(workdir):
       before = path.read_bytes() if path.exists() else b""
     changes = describe_changes(last_line(before.decode(errors="replace")), now)
     if changes:
       processes.say(f"changed since the last start: {changes}; results may differ in the last digits")
     before += b"\n" * (before != b"" and not before.endswith(b"\n"))  # after a torn line
     line = json.dumps({"step": step, "time": time, **now}) + "\n"
-    with places.explained(workdir):
+    with places.reaching(workdir):
       places.write_bytes(path, before + line.encode())
   except (OSError, ValueError) as error:
     processes.warn(f"warning: {path} cannot be read and written ({reason(error)}); training goes on")

@@ -34,7 +34,6 @@ class Server:
     address = f"http://127.0.0.1:{self.port}"
     self.environment = {
       "STORAGE_EMULATOR_HOST": address, "TENSORSTORE_GCS_HTTP_URL": address, "GOOGLE_AUTH_TOKEN_FOR_TESTING": "none",
-      "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",
     }  # fmt: skip
     self._address, self._process = address, None
 

@@ -2,7 +2,8 @@
 
 {"ask_during": "compile" | "evaluation" | "save", "times": n, "stuck": bool}
                     n SIGTERMs when the first such thing begins, which may then take very long outside of Python
-{"kill_at": n}      a SIGKILL before the n-th thing that Python does to a file in the folder of checkpoints
+{"kill_at": n}      a SIGKILL before the n-th thing that Python does to a file in the folder of checkpoints, or the n-th
+                    request for one in a bucket
 {"count": path}     does nothing but write the number of such things to a file
 {"stop_after": k}   a SIGTERM that makes step k the last
 {"file_limit": n}   no file may be longer than n bytes, as on a full disk
@@ -54,18 +55,36 @@ def ask(times):
 def kill_at(number, count_file=None):
   seen = 0
 
-  def hook(event, arguments):
+  def see():
     nonlocal seen
+    seen += 1
+    if seen == number:
+      os.kill(os.getpid(), signal.SIGKILL)
+
+  def hook(event, arguments):
     if event in ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.listdir", "os.scandir", "os.utime"):
       path = arguments[0]
       if isinstance(path, (str, bytes, os.PathLike)) and "/checkpoints/" in os.fsdecode(path) + "/":
-        seen += 1
-        if seen == number:
-          os.kill(os.getpid(), signal.SIGKILL)
+        see()
 
   sys.addaudithook(hook)
+  if any("=gs://" in argument for argument in sys.argv):
+    see_requests(see)
   if count_file:
     atexit.register(lambda: pathlib.Path(count_file).write_text(str(seen)))
+
+
+def see_requests(see):
+  from gcsfs.core import GCSFileSystem  # noqa: PLC0415
+
+  request = GCSFileSystem._request
+
+  async def seen_request(system, *arguments, **settings):
+    if "checkpoints" in str(arguments):
+      see()
+    return await request(system, *arguments, **settings)
+
+  GCSFileSystem._request = seen_request
 
 
 def nan_between(start, stop):

@@ -294,6 +294,11 @@ class Cloud:
       echo "$answer"
     """
     gcloud = f"""
+      if [[ $1 == storage ]]; then
+        [[ "$2 $3" == "ls gs://bucket/run/checkpoints/*/commit_success.txt" ]] || exit 64
+        cat {folder}/listing
+        exit
+      fi
       echo "$4" >>{self.calls}
       [[ $1 $2 $3 $5 $6 == "compute tpus tpu-vm slice --zone=zone" ]] || exit 64
       case $4 in
@@ -398,6 +403,18 @@ def test_training_that_ends_early_on_a_pod_is_given_up_after_a_few_attempts(tmp_
   assert lines(cloud.calls) == ["describe", "ssh", "ssh"] * 3
 
 
+def test_the_attempts_are_counted_anew_after_a_checkpoint_in_a_bucket(tmp_path):
+  save = (
+    f"n=$(grep -c jet_jax.train {tmp_path}/trained); if ((n < 4)); then echo gs://$n >>{tmp_path}/listing; fi; exit 1"
+  )
+  cloud = Cloud(tmp_path, ["READY"], train=save)
+  (tmp_path / "listing").write_text("gs://bucket/run/checkpoints/1/commit_success.txt\n")
+  result = cloud.run("--workdir=gs://bucket/run", ATTEMPTS="2")
+  assert result.returncode == 1
+  assert lines(cloud.trained).count("jet_jax.train") == 5
+  assert lines(cloud.trained).count("--workdir=gs://bucket/run") == 5
+
+
 def test_a_pod_whose_training_is_rejected_does_not_try_again(tmp_path):
   cloud = Cloud(tmp_path, ["READY"], train="exit 2")
   result = cloud.run(ATTEMPTS="3")
@@ -409,7 +426,7 @@ def test_a_pod_whose_training_is_rejected_does_not_try_again(tmp_path):
 def test_the_hosts_of_a_pod_install_the_versions_of_the_commit(tmp_path):
   cloud = Cloud(tmp_path, ["READY"])
   assert cloud.run().returncode == 0
-  assert lines(tmp_path / "installed") == ["install --quiet -c requirements.txt -e .[tpu]"]
+  assert lines(tmp_path / "installed") == ["install --quiet -c requirements.txt -e .[tpu,gcs]"]
 
 
 def test_the_attempts_are_counted_anew_on_a_new_pod(tmp_path):

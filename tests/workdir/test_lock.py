@@ -13,7 +13,7 @@ import pytest
 
 import small_runs
 from jet_jax.workdir import holding, lock, release_workdir
-from jet_jax.workdir.lock import on_disk
+from jet_jax.workdir.lock import posix
 
 HOLD = """
 import pathlib, sys, time
@@ -122,10 +122,10 @@ def test_where_there_are_no_locks_a_warning_names_the_holder(tmp_path, monkeypat
   def no_locks(*_):
     raise OSError(errno.ENOLCK, "No locks available")
 
-  monkeypatch.setattr(on_disk.fcntl, "lockf", no_locks)
+  monkeypatch.setattr(posix.fcntl, "lockf", no_locks)
   lock.hold(tmp_path / "lock")
   assert not capsys.readouterr().err
-  del on_disk._held[tmp_path / "lock"]  # as another process would see it
+  del posix._held[tmp_path / "lock"]  # as another process would see it
   lock.hold(tmp_path / "lock")
   assert f"names process {os.getpid()} on {os.uname().nodename}, started 0 s ago" in capsys.readouterr().err
 
@@ -145,7 +145,7 @@ def test_an_error_of_the_file_system_is_not_called_another_run(tmp_path, monkeyp
   def broken(*_):
     raise OSError(errno.EIO, "Input/output error")
 
-  monkeypatch.setattr(on_disk.fcntl, "lockf", broken)
+  monkeypatch.setattr(posix.fcntl, "lockf", broken)
   with pytest.raises(OSError, match="Input/output"):
     lock.hold(tmp_path / "lock")
 

@@ -15,7 +15,7 @@ import buckets
 from jet_jax import places
 from jet_jax.devices import processes
 from jet_jax.workdir import lock
-from jet_jax.workdir.lock import in_bucket
+from jet_jax.workdir.lock import bucket
 
 pytestmark = [pytest.mark.process, pytest.mark.fault(26)]
 
@@ -23,8 +23,8 @@ HOLD = """
 import sys, time
 from jet_jax import places
 from jet_jax.workdir import lock
-from jet_jax.workdir.lock import in_bucket
-in_bucket.RENEWAL, in_bucket.SILENCE = 0.2, 2
+from jet_jax.workdir.lock import bucket
+bucket.RENEWAL, bucket.SILENCE = 0.2, 2
 lock.hold(places.as_path(sys.argv[1]))
 print("held", flush=True)
 time.sleep(60)
@@ -41,8 +41,8 @@ def server(tmp_path_factory):
 @pytest.fixture
 def path(server, tmp_path, monkeypatch):
   """The path of a lock; renewals are awaited for two seconds."""
-  monkeypatch.setattr(in_bucket, "RENEWAL", 0.2)
-  monkeypatch.setattr(in_bucket, "SILENCE", 2)
+  monkeypatch.setattr(bucket, "RENEWAL", 0.2)
+  monkeypatch.setattr(bucket, "SILENCE", 2)
   path = places.as_path(f"gs://locks/{tmp_path.name}/lock")
   yield path
   lock.release(path)
@@ -123,7 +123,7 @@ def test_of_two_that_wait_one_gets_the_lock(path):
 
   def take():
     try:
-      outcomes.append(in_bucket._Lock(path).write(in_bucket._await_end(path)))
+      outcomes.append(bucket._Lock(path).write(bucket._await_end(path)))
     except ValueError as error:  # another was quicker
       assert f"in use by process {os.getpid()}" in str(error)
       outcomes.append(False)
@@ -146,7 +146,7 @@ def test_a_process_that_was_silent_for_too_long_finds_out_and_leaves_the_lock_al
   until = time.monotonic() + 10
   while "was taken by" not in capsys.readouterr().err and time.monotonic() < until:
     time.sleep(0.05)
-  with pytest.raises(processes.Failure, match="is in use by process .* on elsewhere.*without another checkpoint") as e:
+  with pytest.raises(processes.Failure, match="was taken by process .* on elsewhere.*without another checkpoint") as e:
     lock.check(path)
   assert e.value.status == processes.REJECTED
   with pytest.raises(processes.Failure):
@@ -157,7 +157,7 @@ def test_a_process_that_was_silent_for_too_long_finds_out_and_leaves_the_lock_al
 
 def test_a_renewal_whose_answer_was_lost_keeps_the_lock(path):
   lock.hold(path)
-  own = in_bucket._locks[str(path)]
+  own = bucket._locks[str(path)]
   path.write_text(path.read_text())  # the same content, as another generation
   time.sleep(1)
   lock.check(path)
@@ -175,15 +175,15 @@ def test_a_lock_that_somebody_removed_is_made_again(path):
 
 
 def test_a_bucket_that_is_away_for_a_while_keeps_the_lock(path, server, monkeypatch):
-  monkeypatch.setattr(in_bucket, "TIMEOUT", 1)
+  monkeypatch.setattr(bucket, "TIMEOUT", 1)
   lock.hold(path)
-  before = in_bucket._read(in_bucket._blob(path))[1]
+  before = bucket._read(bucket._blob(path))[1]
   server.stop()
   time.sleep(3)
   server.start()
   time.sleep(2)
   lock.check(path)
-  assert in_bucket._read(in_bucket._blob(path))[1] > before
+  assert bucket._read(bucket._blob(path))[1] > before
 
 
 def test_a_lock_without_a_bucket_is_an_error(server):
@@ -191,6 +191,51 @@ def test_a_lock_without_a_bucket_is_an_error(server):
     ValueError, match="gs://none-of-these/run: there is no such bucket; create it, or correct its name"
   ):
     lock.hold(places.as_path("gs://none-of-these/run/lock"))
+
+
+def test_a_lock_that_is_missing_after_a_long_silence_was_another_runs(path):
+  lock.hold(path)
+  own = bucket._locks[str(path)]
+  with own._mutex:  # this process does not come to renew it
+    time.sleep(0.3)
+    path.unlink()  # another run took it, trained, and released it
+    own._renewed -= 10
+  until = time.monotonic() + 10
+  while not own.taken_by and time.monotonic() < until:
+    time.sleep(0.05)
+  with pytest.raises(processes.Failure, match="was taken by another run that has ended while this process was silent"):
+    lock.ensure(path)
+  assert not path.exists()
+
+
+def test_before_a_save_a_lock_that_is_old_is_renewed(path, monkeypatch):
+  monkeypatch.setattr(bucket, "RENEWAL", 1000)
+  monkeypatch.setattr(bucket, "TIMEOUT", 5)
+  lock.hold(path)
+  own = bucket._locks[str(path)]
+  before = own._generation
+  lock.ensure(path)
+  assert own._generation == before
+  own._renewed -= 2000  # a suspended machine
+  lock.ensure(path)
+  assert own._generation != before
+  path.write_text(json.dumps({"token": "other", "host": "elsewhere"}))
+  lock.check(path)  # which asks nobody
+  own._renewed -= 2000
+  with pytest.raises(processes.Failure, match="on elsewhere"):
+    lock.ensure(path)
+
+
+def test_before_a_save_a_bucket_that_is_away_is_an_error(path, server, monkeypatch):
+  monkeypatch.setattr(bucket, "RENEWAL", 1000)
+  lock.hold(path)
+  bucket._locks[str(path)]._renewed -= 2000
+  server.stop()
+  with pytest.raises(places.Unreachable, match="does not answer"):
+    lock.ensure(path)
+  lock.check(path)
+  server.start()
+  lock.ensure(path)
 
 
 @pytest.mark.parametrize("text", ["", "{", '"text"'])

@@ -22,6 +22,7 @@ if [[ $workdir =~ ^[A-Za-z][A-Za-z0-9+.-]*:/ && ! $workdir =~ ^gs://[^/]+/. ]]; 
   exit 2
 fi
 folder=${workdir/#\~\//$HOME/} # no shell expands ~ behind "--workdir=", and training does
+folder=${folder%/}
 
 # Exit statuses of training that the scripts act on: docs/reference/reliability.md has the table.
 rejected=2 # the command or its data; another attempt would end in the same way
@@ -41,12 +42,28 @@ check_python() {
   fi
 }
 
-# Lists the complete checkpoints. A changed list means progress.
+# Lists the complete checkpoints; fails if those of a bucket cannot be listed.
 complete_checkpoints() {
+  local told
   case $folder in
-    gs://*) gcloud storage ls "$folder/checkpoints/*/commit_success.txt" 2>/dev/null || true ;;
+    gs://*)
+      if told=$(gcloud storage ls "$folder/checkpoints/*/commit_success.txt" 2>&1); then
+        grep '^gs://' <<<"$told" || true
+      elif [[ $told != *"matched no objects"* ]]; then
+        echo "$told" >&2
+        return 1
+      fi
+      ;;
     *) find "$folder/checkpoints" -name commit_success.txt 2>/dev/null | sort || true ;;
   esac
+}
+
+# Returns true if there are other complete checkpoints than at the last call. What cannot be listed is no progress.
+saved=
+has_progressed() {
+  local now
+  now=$(complete_checkpoints) && [[ $now != "$saved" ]] || return 1
+  saved=$now
 }
 
 child=

@@ -23,8 +23,8 @@ export PYTHONPATH=$repository${PYTHONPATH:+:$PYTHONPATH}
 
 check_python "$python"
 left=$attempts
+has_progressed || true
 while ((left > 0)); do
-  before=$(complete_checkpoints)
   status=0
   run "$python" -m jet_jax.train "$@" || status=$?
   if [[ $status == 0 || -n $stopping ]]; then
@@ -34,11 +34,8 @@ while ((left > 0)); do
     echo "training ended with status $status: its arguments or its data are rejected; not tried again" >&2
     exit "$status"
   fi
-  if [[ $(complete_checkpoints) == "$before" ]]; then
-    left=$((left - 1))
-  else
-    left=$attempts
-  fi
+  left=$((left - 1))
+  if has_progressed; then left=$attempts; fi
   echo "training ended with status $status; $left attempts left" >&2
   run sleep "$pause" || exit "$status"
 done

@@ -31,11 +31,12 @@ if [[ -n ${SLURM_CPUS_PER_TASK:-} ]]; then
 fi
 python=${PYTHON:-.venv/bin/python}
 check_python "$python"
-mkdir -p "$folder"
-count=$folder/slurm_ends_without_progress # a file, so that the count survives when the job is queued again
+notes=${folder/#gs:\/\//$HOME/.jet_jax/} # of a run in a bucket, in the home directory
+mkdir -p "$notes"
+count=$notes/slurm_ends_without_progress # a file, so that the count survives when the job is queued again
 if ((${SLURM_RESTART_COUNT:-0} == 0)); then rm -f "$count"; fi
 
-before=$(complete_checkpoints)
+has_progressed || true
 status=0
 # A failed process ends the others itself within a minute. SLURM would kill them at once, and report the kill as the
 # status of all; it waits for them, with a limit.
@@ -50,10 +51,8 @@ fi
 if [[ $job != *JobState=RUNNING* ]]; then
   exit "$status"
 fi
-failures=0
-if [[ $(complete_checkpoints) == "$before" ]]; then
-  failures=$(($(cat "$count" 2>/dev/null || echo 0) + 1))
-fi
+failures=$(($(cat "$count" 2>/dev/null || echo 0) + 1))
+if has_progressed; then failures=0; fi
 echo "$failures" >"$count"
 if ((status == rejected || failures >= ${ATTEMPTS:-3})); then
   echo "training ended with status $status, $failures times in a row without a new checkpoint; given up" >&2

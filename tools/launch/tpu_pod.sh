@@ -3,10 +3,11 @@
 # repository on every host and trains on all hosts. After a preemption it creates a new slice and resumes.
 #
 #   TPU=jet ZONE=us-west4-a TYPE=v5litepod-256 tools/launch/tpu_pod.sh \
-#     --config=configs/imagenet64.py:large,dtype=bfloat16,mesh.fsdp=16 --workdir=/mnt/shared/runs/imagenet64
+#     --config=configs/imagenet64.py:large,dtype=bfloat16,mesh.fsdp=16 --workdir=gs://my-bucket/runs/imagenet64
 #
-# The work directory and the data must be on a file system that all hosts mount (Filestore, or a bucket by gcsfuse).
-# `python -m tools.compile_pod` computes on a CPU beforehand whether the run fits.
+# The work directory is in a bucket, or on a file system that all hosts mount. The data must be on such a file system:
+# Filestore, or a bucket that SETUP mounts by gcsfuse. The service account of the slice needs the role Storage Object
+# Admin of the bucket. `python -m tools.compile_pod` computes on a CPU beforehand whether the run fits.
 #
 # THE SLICE COSTS MONEY UNTIL IT IS DELETED, also after success. The last line of output has the command to delete it.
 # Ctrl-C stops this script, but not always training on the hosts. A rerun of the script stops such training first.
@@ -21,8 +22,8 @@
 #   PAUSE=60                       seconds between checks of the slice
 #   ATTEMPTS=5                     failures of training on one slice; rejected arguments or data (status 2) end the script
 #
-# The script waits for a slice without limit. It counts failures without regard to progress, because it cannot read the
-# work directory from your machine.
+# The script waits for a slice without limit. A new checkpoint in a bucket, which `gcloud storage` lists, gives training
+# all its attempts again. On another file system this machine cannot see checkpoints, and every failure counts.
 set -euo pipefail
 # shellcheck source=tools/launch/common.sh
 source "$(dirname "$0")/common.sh"
@@ -46,7 +47,7 @@ on_all() { tpu ssh --worker=all --command="$1"; }
 
 deleted=
 errors=$(mktemp)
-# shellcheck disable=SC2317 # called by the trap
+# shellcheck disable=SC2317,SC2329 # called by the trap
 at_exit() {
   rm -f "$errors"
   if [[ -z $deleted ]]; then
@@ -81,7 +82,7 @@ await_slice() {
 }
 
 # Prepares a host. It may run repeatedly. Its "error: on HOST" ends the script, because a new attempt would fail too.
-# shellcheck disable=SC2317 # called on the hosts
+# shellcheck disable=SC2317,SC2329 # called on the hosts
 prepare() {
   set -e
   give_up() { echo "error: on $(hostname): $1" && exit 1; }
@@ -106,10 +107,11 @@ add-apt-repository -y ppa:deadsnakes/ppa && sudo apt-get install -y python3.11-v
   git checkout --quiet --detach "$commit" || give_up "commit $commit is not in $url; push it, or set COMMIT"
   "$python" -m venv .venv
   # The versions of the commit, so that a slice made later has those of the first.
-  .venv/bin/pip install --quiet -c requirements.txt -e '.[tpu]'
+  .venv/bin/pip install --quiet -c requirements.txt -e '.[tpu,gcs]'
 }
 
 left=$attempts
+has_progressed || true
 while ((left > 0)); do
   await_slice
   status=0
@@ -130,6 +132,7 @@ while ((left > 0)); do
     fi
   fi
   left=$((left - 1))
+  if has_progressed; then left=$attempts; fi
   echo "training failed; $left attempts left on this slice" >&2
   sleep "$pause"
 done

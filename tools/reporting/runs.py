@@ -91,7 +91,7 @@ def _read_run(workdir: pathlib.Path, name: str) -> Run:
   if not files.find("config.json") and files.notes:
     raise ValueError(f"{workdir}: {files.notes[0]}; copy the run with its own config.json")
   try:
-    config = config_lib.load(files.workdir)
+    config = config_lib.load(workdir)
   except RecursionError as error:
     raise ValueError(f"{workdir}/config.json is nested too deeply; give the --workdir of a training run") from error
   series, counts = read_metrics(files)

@@ -9,9 +9,9 @@ import pathlib
 from types import ModuleType
 
 from jet_jax import places
-from jet_jax.workdir.lock import in_bucket, on_disk
+from jet_jax.workdir.lock import bucket, posix
 
-__all__ = ["check", "hold", "holder", "release"]
+__all__ = ["check", "ensure", "hold", "holder", "release"]
 
 
 def hold(path: pathlib.Path) -> None:
@@ -43,17 +43,28 @@ def release(path: pathlib.Path) -> None:
 
 
 def check(path: pathlib.Path) -> None:
-  """Raises ValueError if another run has taken a lock of this process, which was away for long; only in a bucket."""
+  """Raises ValueError if another run is known to have taken a lock of this process; only in a bucket that happens."""
   if places.in_bucket(path):
-    in_bucket.check(path)
+    bucket.check(path)
+
+
+def ensure(path: pathlib.Path) -> None:
+  """As `check`, after it was renewed if that is long ago: before something is written that another run would miss.
+
+  Raises:
+    ValueError: another run has taken the lock.
+    Unreachable: the bucket does not answer.
+  """
+  if places.in_bucket(path):
+    bucket.ensure(path)
 
 
 def _kind(path: pathlib.Path) -> ModuleType:
-  return in_bucket if places.in_bucket(path) else on_disk
+  return bucket if places.in_bucket(path) else posix
 
 
 @atexit.register
 def _release_all() -> None:
-  for kind in (on_disk, in_bucket):
+  for kind in (posix, bucket):
     for path in kind.held():
       kind.release(path)

@@ -23,26 +23,28 @@ from jet_jax.devices import processes
 from jet_jax.workdir.lock.named import describe, own
 
 RENEWAL = 20  # seconds between two renewals
+AGAIN = 2  # seconds after which one that failed is tried again
 SILENCE = 60  # seconds without one after which a lock counts as left behind
-TIMEOUT = 30  # seconds for which a request is tried again
+TIMEOUT = 30  # seconds that a request may take
 
 _locks: dict[str, "_Lock"] = {}  # of this process, by path
 
 
 def hold(path: pathlib.Path) -> None:
-  """Takes a lock until `release` or the end of this process; waits while its holder may have crashed.
+  """As `lock.hold`; waits while the holder may have crashed.
 
   Raises:
-    ValueError: another process holds it; no such bucket, no permission or no credentials.
+    Failure: another process holds it, and so may end later.
+    ValueError: no such bucket, no permission or no credentials.
     Unreachable: the bucket does not answer.
   """
   if str(path) in _locks:
     check(path)
     return
-  with places.explained(path.parent):
+  with places.reaching(path.parent):
     lock = _Lock(path)
-    if not lock.write(generation=0) and not lock.write(_await_end(path)):
-      raise ValueError(f"{path.parent} was taken by another run just now; stop it first, or give another --workdir")
+    if not lock.write(0, _retry()) and not lock.write(_await_end(path), _retry()):
+      raise _in_use(path, "another run that began just now")
   lock.start()
   _locks[str(path)] = lock
 
@@ -65,14 +67,21 @@ def release(path: pathlib.Path) -> None:
 
 
 def check(path: pathlib.Path) -> None:
-  """Raises Failure if another run has taken a lock of this process."""
-  lock = _locks.get(str(path))
-  if lock and lock.taken_by:
+  """As `lock.check`."""
+  if (lock := _locks.get(str(path))) and lock.taken_by:
     raise processes.Failure(
-      f"{path.parent} is in use by {lock.taken_by}, which took the lock while this process was silent for {SILENCE} s; "
-      "this run ends without another checkpoint",
+      f"{path.parent} was taken by {lock.taken_by} while this process was silent for {SILENCE} s; this run ends "
+      "without another checkpoint",
       processes.REJECTED,
     )
+
+
+def ensure(path: pathlib.Path) -> None:
+  """As `lock.ensure`."""
+  if (lock := _locks.get(str(path))) and lock.age() > RENEWAL + TIMEOUT:
+    with places.reaching(path.parent):
+      lock.renew()
+  check(path)
 
 
 class _Lock:
@@ -85,16 +94,17 @@ class _Lock:
 
   def __init__(self, path: pathlib.Path):
     self.path, self.taken_by = path, ""
-    self._blob, self._generation = _blob(path), 0
+    self._blob, self._generation, self._renewed = _blob(path), 0, 0.0
+    self._mutex = threading.Lock()  # of the thread, and of `ensure`
     self._content = own() | {"machine": _machine(), "token": secrets.token_hex(8)}
     self._ended = threading.Event()
-    self._thread = threading.Thread(target=self._renew, name=f"lock {path}", daemon=True)
+    self._thread = threading.Thread(target=self._renew_always, name=f"lock {path}", daemon=True)
 
-  def write(self, generation: int) -> bool:
+  def write(self, generation: int, retry: Any = None) -> bool:
     """Writes the object if it has a generation, 0 for none. Returns False if it has another one, and is not ours."""
     from google.api_core.exceptions import PreconditionFailed  # noqa: PLC0415  an extra
 
-    text, options = json.dumps(self._content), {"timeout": TIMEOUT, "retry": _retry()}
+    text, options, now = json.dumps(self._content), {"timeout": TIMEOUT, "retry": retry}, time.time()
     try:
       self._blob.upload_from_string(text, "application/json", if_generation_match=generation, **options)
       self._generation = self._blob.generation
@@ -103,7 +113,21 @@ class _Lock:
       if named.get("token") != self._content["token"]:
         return False
       self._generation = seen
+    self._renewed = now
     return True
+
+  def age(self) -> float:
+    """Seconds since the last renewal, of which a process that was suspended knows by the clock alone."""
+    return abs(time.time() - self._renewed)
+
+  def renew(self) -> None:
+    """Renews the lock, or finds out who has it. A lock that was removed is made again, if no run can have had it."""
+    with self._mutex:
+      if self.taken_by or self.write(self._generation) or (self.age() < SILENCE and self.write(0)):
+        return
+      named = _read(_blob(self.path))[0]
+      self.taken_by = describe(named) if named else "another run that has ended"
+      processes.warn(f"warning: {self.path} was taken by {self.taken_by}; this run ends at its next log or checkpoint")
 
   def start(self) -> None:
     """Begins to renew the lock."""
@@ -118,17 +142,17 @@ class _Lock:
     with contextlib.suppress(Exception):  # a bucket that is away; the next run sees that this process has ended
       self._blob.delete(if_generation_match=self._generation, timeout=TIMEOUT, retry=None)
 
-  def _renew(self) -> None:
-    while not self._ended.wait(RENEWAL):
-      with contextlib.suppress(Exception):  # of any type: the bucket is away, and the next renewal tries again
-        if not self.write(self._generation) and not self.write(generation=0):  # 0 where somebody has removed it
-          self.taken_by = describe(_read(_blob(self.path))[0])
-          processes.warn(f"warning: {self.path} was taken by {self.taken_by}; this run ends at its next checkpoint")
-          return
+  def _renew_always(self) -> None:
+    pause = RENEWAL
+    while not self._ended.wait(pause) and not self.taken_by:
+      pause = AGAIN
+      with contextlib.suppress(Exception):  # of any type: the bucket is away
+        self.renew()
+        pause = RENEWAL
 
 
 def _await_end(path: pathlib.Path) -> int:
-  """Returns the generation of a lock once its holder has ended. Raises ValueError if that renews it."""
+  """Returns the generation of a lock once its holder has ended. Raises Failure if that renews it."""
   named, generation, _ = _read(_blob(path))
   if not named or (named.get("machine") == _machine() and not _is_running(named.get("pid"))):
     return generation
@@ -140,20 +164,29 @@ def _await_end(path: pathlib.Path) -> int:
     if not seen:  # released meanwhile
       return 0
     if seen != generation:
-      raise ValueError(f"{path.parent} is in use by {describe(named)}; stop it first, or give another --workdir")
+      raise _in_use(path, describe(named))
   return generation
+
+
+def _in_use(path: pathlib.Path, who: str) -> processes.Failure:
+  return processes.Failure(f"{path.parent} is in use by {who}; stop it first, or give another --workdir")
 
 
 def _read(blob: Any) -> tuple[dict[str, Any], int, float]:
   """Returns what a lock names, its generation, and the seconds since its last renewal; ({}, 0, 0) without a lock."""
-  from google.api_core.exceptions import NotFound  # noqa: PLC0415  an extra
+  from google.api_core.exceptions import NotFound, PreconditionFailed  # noqa: PLC0415  an extra
 
   options = {"timeout": TIMEOUT, "retry": _retry()}
-  try:
-    blob.reload(**options)
-    text = blob.download_as_bytes(if_generation_match=blob.generation, **options)
-  except NotFound:
-    return {}, 0, 0.0
+  while True:
+    try:
+      blob.reload(**options)
+    except NotFound:
+      return {}, 0, 0.0
+    try:
+      text = blob.download_as_bytes(if_generation_match=blob.generation, **options)
+      break
+    except (NotFound, PreconditionFailed):  # it was renewed in between
+      continue
   try:
     named = json.loads(text)
   except ValueError:
@@ -170,7 +203,7 @@ def _blob(path: pathlib.Path) -> Any:
 def _client() -> Any:
   from google.cloud import storage  # noqa: PLC0415  an extra
 
-  return storage.Client()
+  return storage.Client(project=None)  # a bucket is named without its project
 
 
 def _retry() -> Any:
