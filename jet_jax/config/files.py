@@ -94,11 +94,17 @@ def load(workdir: str | pathlib.Path) -> Config:
 def _read_json(path: pathlib.Path) -> Any:
   try:
     with places.reaching(path.parent):
-      return json.loads(path.read_text())
+      content = path.read_text()
   except FileNotFoundError as error:
     raise ValueError(f"{path.parent} has no config.json; give the --workdir of a training run") from error
+  except places.Unreachable:
+    raise
   except OSError as error:
     raise ValueError(f"{path} cannot be read ({error}); check its owner and mode") from error
+  except UnicodeDecodeError as error:
+    raise ValueError(f"{path} is not JSON ({error}); {REMOVE}") from error
+  try:
+    return json.loads(content)
   except (ValueError, RecursionError) as error:
     raise ValueError(f"{path} is not JSON ({error}); {REMOVE}") from error
 

@@ -80,6 +80,8 @@ def read(workdir: pathlib.Path) -> dict[str, Any] | None:
   try:
     with places.reaching(workdir):
       text = path.read_text()
+  except places.Unreachable:
+    raise
   except OSError as error:
     raise ValueError(f"{path} cannot be read ({error}); check its owner and mode") from error
   try:

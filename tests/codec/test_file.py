@@ -240,6 +240,15 @@ def test_hostile_counts_are_refused_without_memory_for_them(flow):
   assert peak < 12 * LARGEST_PLAN  # the plan itself may be unpacked to its limit, as int64
 
 
+def test_a_long_plan_is_refused_before_it_is_read(content, tmp_path):
+  with (tmp_path / "file").open("w+b") as file:
+    file.write(content)
+    file.seek(2**30)  # nothing but zeros, which take no room
+    file.write(file_lib._FOOTER.pack(2**30 - 1000, 0) + bytes(4))
+    with pytest.raises(Unreadable, match="a plan of 1,073,740,824 bytes is longer than any"):
+      Reader(file)
+
+
 def test_other_weights_shapes_and_machines_are_told_apart(content, flow):
   header = Reader(io.BytesIO(content)).header
   check_flow(header, flow)
