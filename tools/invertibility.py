@@ -232,7 +232,7 @@ def main(argv=None) -> None:
   settings.settle()
   try:
     (config, model, variables, step, _), images = _open_run(args)
-  except ValueError as error:
+  except (ValueError, OSError) as error:
     processes.fail(error)
   rows = report(model, variables, images, config.levels)
   print(table(rows))
