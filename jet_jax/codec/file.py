@@ -197,7 +197,9 @@ class Reader:
     footer = self._bytes(self._size - tail, tail)
     plan_bytes, self.crc = _FOOTER.unpack(footer[: _FOOTER.size])
     if plan_bytes > LARGEST_PLAN:
-      raise Unreadable(f"the file is damaged: a plan of {plan_bytes:,} bytes is longer than any; copy it again")
+      raise Unreadable(
+        f"the file is cut off, or damaged: a plan of {plan_bytes:,} bytes is longer than any; copy it again"
+      )
     start = len(packed_header)
     block = 4 * BLOCK + _CRC.size
     self._blocks, last = divmod(self._size - tail - plan_bytes - start, block)

