@@ -13,6 +13,7 @@ The lock of a work directory is the other difference (workdir/lock/).
 
 import atexit
 import contextlib
+import errno
 import functools
 import importlib.util
 import json
@@ -35,7 +36,7 @@ class Unreachable(OSError):
 
   def __init__(self, message: str):
     super().__init__(message)
-    self.errno = 113  # EHOSTUNREACH; such an error ends the process with status 1 and not 2
+    self.errno = errno.EHOSTUNREACH  # an error with a number ends the process with status 1: try again
 
 
 def in_bucket(path: str | os.PathLike) -> bool:
