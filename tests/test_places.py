@@ -14,11 +14,7 @@ from jet_jax.places import replacing, write_bytes, write_json
 pytestmark = pytest.mark.process
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-  with buckets.running(tmp_path_factory.mktemp("buckets")) as server:
-    server.create("places")
-    yield server
+server = buckets.server_with("places")
 
 
 @pytest.fixture(params=["disk", "bucket"])

@@ -217,7 +217,7 @@ class Checkpoints:
       with contextlib.suppress(OSError, ValueError), places.reaching(self.directory):  # else the next start removes it
         lock.ensure(self.directory.parent / "lock")
         self._remove_unfinished()
-      free, advice = places.free_bytes(self.directory), "once it can be reached"
+      free, advice = places.free_bytes(self.directory), "once it can be reached,"
       room = ""
       if free is not None:
         room, advice = f"{free:,} bytes are free there, it takes about {self._bytes:,}; ", "make room and"

@@ -59,11 +59,7 @@ class Run:
     return said
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-  with buckets.running(tmp_path_factory.mktemp("buckets")) as server:
-    server.create("runs")
-    yield server
+server = buckets.server_with("runs")
 
 
 @pytest.fixture

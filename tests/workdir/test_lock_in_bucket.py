@@ -31,11 +31,7 @@ time.sleep(60)
 """
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-  with buckets.running(tmp_path_factory.mktemp("buckets")) as server:
-    server.create("locks")
-    yield server
+server = buckets.server_with("locks")
 
 
 @pytest.fixture

@@ -14,11 +14,7 @@ from jet_jax.workdir.lock import bucket
 pytestmark = pytest.mark.process
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-  with buckets.running(tmp_path_factory.mktemp("buckets")) as server:
-    server.create("logs")
-    yield server
+server = buckets.server_with("logs")
 
 
 @pytest.fixture

@@ -49,7 +49,7 @@ def check(path: pathlib.Path) -> None:
 
 
 def ensure(path: pathlib.Path) -> None:
-  """As `check`, after it was renewed if that is long ago: before something is written that another run would miss.
+  """Renews a lock of this process if that was long ago, and checks it: before whatever only its holder may do.
 
   Raises:
     ValueError: another run has taken the lock.
