@@ -109,7 +109,7 @@ def test_evaluate_and_the_report_show_the_coded_size(folder, capsys):
   report.main([f"--workdir={folder / 'run'}", f"--out={folder / 'page.html'}", "--evaluate", "--codec"])
   page = (folder / "page.html").read_text()
   assert f"{expected['bits_per_dim']:.4f}" in page
-  assert "coded by it without loss" in page
+  assert "compressed without loss" in page
   assert "add --evaluate" in rejected(
     report.main, capsys, f"--workdir={folder / 'run'}", f"--out={folder / 'page.html'}", "--codec"
   )

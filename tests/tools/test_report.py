@@ -274,7 +274,7 @@ def test_a_measured_figure_says_what_is_unknown_of_it(tmp_path, bits, expected):
   summary = {"step": 4, "num_images": len(bits), "num_nonfinite": int(np.isnan(bits).sum()), "weights": "params"}
   figures = summary | {"weights_sha256": "0"} | with_interval("bits_per_dim", np.array(bits))
   rows = tables.evaluation(runs.read_runs([write_run(tmp_path / "run", [])]), [Measured(figures, "", {}, [])]).rows
-  names = ["measured for this page", "95% interval", "of them with a NaN or infinite result"]
+  names = ["measured for this page", "95% interval", "measured images with a NaN or infinite result"]
   assert [dict(rows).get(name) for name in names] == expected
 
 
@@ -291,7 +291,7 @@ def test_a_page_measures_as_the_commands_do(tmp_path, tiny_config, document, cap
   measured = {row[0]: row[1] for table in Document(out.read_text()).tables for row in table if len(row) == 2}
   assert measured["measured for this page"] == f"{known['bits_per_dim']:.4f} ± {known['bits_per_dim_stderr']:.4f}"
   assert measured["95% interval"] == "{:.4f} to {:.4f}".format(*known["bits_per_dim_interval"])
-  assert measured["with weights_sha256"] == known["weights_sha256"]
+  assert measured["measured weights_sha256"] == known["weights_sha256"]
   # Rounding in float32, after 2 couplings.
   assert float(measured["images and back: largest error"]) < 1e-4
   recorded = {row[0]: row[1] for table in document(workdir)[0].tables for row in table if len(row) == 2}

@@ -60,15 +60,17 @@ def evaluation(runs: Sequence[Run], measured: Sequence[Measured | None]) -> Tabl
   rows |= {
     "measured for this page": [_with_error(values) for values in figures],
     "95% interval": [_interval(values) for values in figures],
-    "of the checkpoint of step": [_of(values, "step", "{:,}") for values in figures],
-    "on validation images": [_of(values, "num_images", "{:,}") for values in figures],
-    "of them with a NaN or infinite result": [_unless_zero(_of(values, "num_nonfinite", "{:,}")) for values in figures],
-    "coded by it without loss, bits/dim of the file": [
+    "measured checkpoint": [_of(values, "step", "{:,}") for values in figures],
+    "measured images": [_of(values, "num_images", "{:,}") for values in figures],
+    "measured images with a NaN or infinite result": [
+      _unless_zero(_of(values, "num_nonfinite", "{:,}")) for values in figures
+    ],
+    "compressed without loss, bits/dim of the file": [
       _of(values, "codec_bits_per_dim", "{:.4f}") for values in figures
     ],
-    "of that beyond the likelihood": [_of(values, "codec_overhead", "{:.4f}") for values in figures],
-    "of weights": [_of(values, "weights", "{}") for values in figures],
-    "with weights_sha256": [_of(values, "weights_sha256", "{}") for values in figures],
+    "compressed size above the likelihood, bits/dim": [_of(values, "codec_overhead", "{:.4f}") for values in figures],
+    "measured weights": [_of(values, "weights", "{}") for values in figures],
+    "measured weights_sha256": [_of(values, "weights_sha256", "{}") for values in figures],
   }
   return _with_content(runs, rows)
 
