@@ -22,7 +22,7 @@ import numpy as np
 MAGIC = b"jetc"
 VERSION = 1
 BLOCK = 2**18  # words
-LARGEST_PLAN = 2**24  # bytes
+LARGEST_PLAN = 2**22  # bytes, of a million batches
 LARGEST_BATCH = 1024  # images
 LARGEST_NUMBERS = 2**25  # of the images of a batch; a pass has some int64 arrays of so many
 LARGEST_PRICE = 2**16 - 1
@@ -103,12 +103,14 @@ class Plan(Sequence[Batch]):
       columns.append(np.frombuffer(content, dtype, length, start).astype(np.int64))
       start += length * np.dtype(dtype).itemsize
     fewer, self.noise_bits, self.nonces = columns
-    self.counts, before = np.zeros(length, np.int64), 0
+    self.counts, before = header.batch - fewer, 0
     for i in range(length):
-      self.counts[i] = count = usual_count(before, header) - int(fewer[i])
-      if count < 1:
-        raise Unreadable(f"the file is damaged: its batch {i} has {count} images; copy it again")
-      before += count
+      if (usual := usual_count(before, header)) == header.batch:
+        break  # and so it is from here on
+      self.counts[i] = usual - fewer[i]
+      before += int(self.counts[i])
+    if len(wrong := np.flatnonzero(self.counts < 1)):
+      raise Unreadable(f"the file is damaged: its batch {wrong[0]} has {self.counts[wrong[0]]} images; copy it again")
 
   @staticmethod
   def content(batches: Sequence[Batch], header: Header) -> bytes:
