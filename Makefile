@@ -1,6 +1,6 @@
 # make demo       trains Jet on handwritten digits, evaluates and samples it; under 5 minutes on 2 cores, all included
 # make check      style, types and the tests that start no process; 7 minutes on 2 cores from the second time on
-# make test       passes the tests, those that start processes included; about 40 minutes on 2 cores on a clean clone
+# make test       passes the tests, those that start processes included; about half an hour on 2 cores on a clean clone
 # make test-all   passes all of them, those that take minutes and `make test-faults` included
 # make test-faults  kills, corrupts and starves runs, and prints the table of docs/reference/reliability.md; SOAK=30 for a longer soak
 # make gpu-check  measures parity, speed, learning and determinism on a GPU in 8 minutes, into GPU_CHECK=runs/gpu_check

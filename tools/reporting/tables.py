@@ -60,7 +60,7 @@ def evaluation(runs: Sequence[Run], measured: Sequence[Measured | None]) -> Tabl
   rows |= {
     "measured for this page": [_with_error(values) for values in figures],
     "95% interval": [_interval(values) for values in figures],
-    "measured checkpoint": [_of(values, "step", "{:,}") for values in figures],
+    "step of the measured checkpoint": [_of(values, "step", "{:,}") for values in figures],
     "measured images": [_of(values, "num_images", "{:,}") for values in figures],
     "measured images with a NaN or infinite result": [
       _unless_zero(_of(values, "num_nonfinite", "{:,}")) for values in figures
